@@ -1,0 +1,9 @@
+"""Array annotations. One letter a dimension, everywhere in the package:
+
+B batch, M media of a row, F frames, P patches, R visual tokens a medium, T query length, S key length, N heads,
+K key/value heads, H head dimension, D width, V vocabulary, C colour channels, L targets of a row, G label groups.
+"""
+
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+
+__all__ = ["Array", "Bool", "Float", "Int", "PyTree", "UInt8"]

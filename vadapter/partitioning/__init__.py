@@ -1,0 +1,17 @@
+"""Mesh, logical axis rules and shardings: where every array of a run lies."""
+
+from vadapter.partitioning.initialization import abstract_params, init_params
+from vadapter.partitioning.mesh import MeshConfig, make_mesh
+from vadapter.partitioning.partitioner import Partitioner
+from vadapter.partitioning.rules import DEFAULT_RULES, Rules, constrain
+
+__all__ = [
+    "DEFAULT_RULES",
+    "MeshConfig",
+    "Partitioner",
+    "Rules",
+    "abstract_params",
+    "constrain",
+    "init_params",
+    "make_mesh",
+]

@@ -1,0 +1,119 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from tests.models import small
+from vadapter import trees
+from vadapter.errors import UserError
+from vadapter.models import adapters
+from vadapter.models.adapters import LMAdapterConfig, make_adapter
+from vadapter.models.resampler import PerceiverConfig
+
+VISUAL = np.random.default_rng(0).normal(size=(2, 2, 4, 32)).astype(np.float32)
+
+
+def run(config, visual=VISUAL, params=None):
+    module = make_adapter(config, 24)
+    if params is None:
+        params = nn.unbox(module.init(jax.random.key(0), visual)["params"])
+    return params, np.asarray(module.apply({"params": params}, visual))
+
+
+@pytest.mark.parametrize("name", small.ADAPTERS)
+def test_soft_tokens_are_as_many_as_announced(name):
+    config = small.ADAPTERS[name]
+    _, soft = run(config)
+    assert soft.shape == (2, adapters.num_tokens(config, 2, 4), 24)
+
+
+PLACEMENTS = {
+    "final": {"resampler/final_norm"},
+    "shared": {"resampler/layer_0/norm"},
+    "separate": {"resampler/layer_0/norm_query", "resampler/layer_0/norm_key"},
+    "separate_final": {"resampler/layer_0/norm_query", "resampler/layer_0/norm_key", "resampler/final_norm"},
+}
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_table_1_layer_norms(placement):
+    params, _ = run(small.perceiver(num_layers=1, layer_norm=placement))
+    norms = {p.rsplit("/", 1)[0] for p in trees.flatten(params) if "norm" in p and "ffn" not in p}
+    assert norms == PLACEMENTS[placement]
+
+
+def test_table_1_ffn_time_and_dimensions():
+    with_all = trees.flatten(run(small.perceiver(query_dim=8, hidden_dim=32))[0])
+    assert with_all["resampler/layer_1/attention/query/kernel"].shape == (8, 4, 8)
+    assert with_all["resampler/time_embedding"].shape == (2, 32)
+    without = trees.flatten(run(small.perceiver(ffn=False, time_embedding=False))[0])
+    assert not [p for p in without if "ffn" in p or "time" in p]
+
+
+def test_time_embedding_makes_the_order_of_frames_matter():
+    params, soft = run(small.perceiver(time_embedding=False))
+    _, swapped = run(small.perceiver(time_embedding=False), VISUAL[:, ::-1], params)
+    np.testing.assert_allclose(swapped, soft, atol=1e-5)
+    params, soft = run(small.perceiver())
+    _, swapped = run(small.perceiver(), VISUAL[:, ::-1], params)
+    assert np.abs(swapped - soft).max() > 1e-3
+
+
+def test_concatenated_keys_let_queries_see_one_another():
+    for concat, seen in [(True, True), (False, False)]:
+        config = small.perceiver(num_layers=1, concat_keys=concat)
+        params, soft = run(config)
+        queries = params["resampler"]["queries"]
+        params["resampler"]["queries"] = queries.at[0].multiply(-1.0)
+        change = np.abs(run(config, VISUAL, params)[1] - soft).max(axis=(0, 2))
+        assert (change[1:] > 1e-6).all() == seen
+        assert change[0] > 1e-3
+
+
+def test_every_combination_of_table_1_runs():
+    options = itertools.product(PLACEMENTS, (True, False), (True, False))
+    for placement, ffn, concat in options:
+        config = small.perceiver(num_layers=1, layer_norm=placement, ffn=ffn, concat_keys=concat)
+        shape = jax.eval_shape(make_adapter(config, 24).init_with_output, jax.random.key(0), VISUAL)[0].shape
+        assert shape == (2, 4, 24)
+
+
+def test_a_residual_pooler_starts_as_the_pooler_of_stage_1():
+    params, soft = run(small.pooler())
+    fresh, _ = run(small.pooler(residual=True))
+    taken = trees.flatten(fresh) | trees.flatten(params)
+    np.testing.assert_allclose(run(small.pooler(residual=True), VISUAL, trees.unflatten(taken))[1], soft, atol=1e-6)
+
+
+def test_causal_lm_reads_out_appended_queries_after_the_visual_tokens():
+    params, soft = run(small.ADAPTERS["queries"])
+    changed = VISUAL.copy()
+    changed[:, -1, -1] += 1.0
+    assert (np.abs(run(small.ADAPTERS["queries"], changed, params)[1] - soft).max(axis=(0, 2)) > 1e-5).all()
+
+
+def test_slots_of_a_causal_lm_see_earlier_slots_only_and_of_a_bidirectional_one_all():
+    for causal in (True, False):
+        config = LMAdapterConfig(small.decoder(width=32, causal=causal), small.mlp())
+        params, soft = run(config)
+        changed = VISUAL.copy()
+        changed[:, -1, -1] += 1.0  # the last slot
+        change = np.abs(run(config, changed, params)[1] - soft).max(axis=(0, 2))
+        assert (change[:-1] > 1e-6).any() != causal
+
+
+def test_the_adapter_lm_has_neither_table_nor_head():
+    params = trees.flatten(run(small.ADAPTERS["paper"])[0])
+    lm = {p.split("/")[1] for p in params if p.startswith("lm/")}
+    assert lm == {"layers", "final_norm"}
+
+
+def test_bad_configurations():
+    with pytest.raises(UserError, match="num_queries"):
+        LMAdapterConfig(small.TINY, small.mlp(), "appended")
+    with pytest.raises(UserError, match="layer_norm"):
+        PerceiverConfig(layer_norm="everywhere")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="num_frames"):
+        run(small.perceiver(num_frames=1))

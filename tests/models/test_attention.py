@@ -1,0 +1,48 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vadapter.models.attention import attend
+from vadapter.models.positions import RopeScaling, apply_rope, rope_angles, rope_frequencies
+
+
+def reference(q, k, v, mask, scale, cap):
+    """Attention of one head, in plain numpy."""
+    logits = q @ k.T * scale
+    logits = cap * np.tanh(logits / cap) if cap else logits
+    logits = np.where(mask, logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ v
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_grouped_heads_read_their_own_key_head(cap):
+    rng = np.random.default_rng(0)
+    q = rng.integers(-2, 3, (1, 3, 4, 2)).astype(np.float32)
+    k = rng.integers(-2, 3, (1, 5, 2, 2)).astype(np.float32)
+    v = rng.integers(-2, 3, (1, 5, 2, 2)).astype(np.float32)
+    mask = np.tril(np.ones((3, 5), bool), 2)
+    out = attend(q, k, v, jnp.asarray(mask)[None, None], scale=0.5, softcap=cap)
+    for head in range(4):
+        expected = reference(q[0, :, head], k[0, :, head // 2], v[0, :, head // 2], mask, 0.5, cap)
+        np.testing.assert_allclose(out[0, :, head], expected, atol=1e-5)
+
+
+def test_rope_turns_each_pair_by_position_times_frequency():
+    x = np.array([[[[1.0, 2.0, 0.0, 0.0]]]], np.float32)
+    frequencies = rope_frequencies(4, 100.0)
+    np.testing.assert_allclose(frequencies, [1.0, 0.1])
+    y = apply_rope(x, rope_angles(np.array([[3]]), frequencies))
+    np.testing.assert_allclose(y[0, 0, 0], [np.cos(3), 2 * np.cos(0.3), np.sin(3), 2 * np.sin(0.3)], rtol=1e-5)
+
+
+def test_rope_scalings():
+    plain = rope_frequencies(64, 500_000.0)
+    np.testing.assert_allclose(rope_frequencies(64, 500_000.0, RopeScaling("linear", 8.0)), plain / 8, rtol=1e-6)
+    scaled = rope_frequencies(64, 500_000.0, RopeScaling("llama3", 8.0, 1.0, 4.0, 8192))
+    wavelengths = 2 * np.pi / plain
+    np.testing.assert_allclose(scaled[wavelengths < 8192 / 4], plain[wavelengths < 8192 / 4], rtol=1e-6)
+    np.testing.assert_allclose(scaled[wavelengths > 8192], plain[wavelengths > 8192] / 8, rtol=1e-6)
+    between = (wavelengths > 8192 / 4) & (wavelengths < 8192)
+    assert between.any()
+    assert np.all((scaled < plain)[between] & (scaled > plain / 8)[between])

@@ -1,0 +1,108 @@
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from tests.models import small
+from vadapter import trees
+from vadapter.errors import UserError
+from vadapter.models.decoder import Decoder
+from vadapter.models.positions import RopeScaling
+
+VARIANTS = {
+    "plain": {},
+    "palm": dict(parallel_block=True, num_kv_heads=1, norm="layer_no_bias", scale_embedding=True),
+    "gemma2": dict(
+        norm="rms_plus_one", post_norms=True, attention_pattern=("local", "global"), window=3, final_softcap=30.0,
+        attention_softcap=50.0, query_scale=0.2, scale_embedding=True,
+    ),  # fmt: skip
+    "gemma3": dict(
+        norm="rms_plus_one", post_norms=True, qk_norm=True, attention_pattern=("local", "global"), window=2,
+        rope_base=1e6, rope_local_base=1e4, rope_scaling=RopeScaling("linear", 8.0),
+    ),  # fmt: skip
+    "qwen": dict(activation="silu", qkv_bias=True, tied_head=False),
+    "llama": dict(activation="silu", rope_scaling=RopeScaling("llama3", 8.0)),
+    "ungated": dict(gated=False, activation="relu", remat="full"),
+}
+
+
+def forward(config, params, tokens, segments=None, positions=None):
+    model = Decoder(config)
+    segments = np.ones_like(tokens) if segments is None else segments
+    positions = np.tile(np.arange(tokens.shape[1]), (tokens.shape[0], 1)) if positions is None else positions
+
+    def run(m):
+        return m.logits(m(m.embed(tokens), segments, positions)[0])
+
+    if params is None:
+        return nn.unbox(model.init(jax.random.key(0), method=run)["params"])
+    return np.asarray(model.apply({"params": params}, method=run))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_cached_decoding_equals_a_full_pass(name):
+    config = small.decoder(**VARIANTS[name])
+    tokens = np.random.default_rng(0).integers(1, 64, (2, 7))
+    params = forward(config, None, tokens)
+    full = forward(config, params, tokens)
+
+    def cached(m):
+        cache = m.empty_cache(2, 7)
+        steps = []
+        for start, end in [(0, 4), (4, 5), (5, 6), (6, 7)]:
+            at = np.tile(np.arange(start, end), (2, 1))
+            hidden, cache = m(m.embed(tokens[:, start:end]), np.ones_like(at), at, cache)
+            steps.append(m.logits(hidden))
+        return jax.numpy.concatenate(steps, axis=1)
+
+    np.testing.assert_allclose(Decoder(config).apply({"params": params}, method=cached), full, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["plain", "gemma3"])
+def test_packed_documents_do_not_see_one_another(name):
+    config = small.decoder(**VARIANTS[name])
+    tokens = np.random.default_rng(0).integers(1, 64, (1, 6))
+    params = forward(config, None, tokens)
+    packed = forward(config, params, tokens, np.array([[1, 1, 1, 2, 2, 0]]), np.array([[0, 1, 2, 0, 1, 0]]))
+    np.testing.assert_allclose(packed[:, :3], forward(config, params, tokens[:, :3]), atol=1e-5)
+    np.testing.assert_allclose(packed[:, 3:5], forward(config, params, tokens[:, 3:5]), atol=1e-5)
+
+
+def test_a_local_layer_forgets_what_lies_behind_its_window():
+    config = small.decoder(depth=1, attention_pattern=("local",), window=2)
+    tokens = np.random.default_rng(0).integers(1, 64, (1, 6))
+    params = forward(config, None, tokens)
+    other = tokens.copy()
+    other[0, 3] += 1
+    change = np.abs(forward(config, params, other) - forward(config, params, tokens)).max(axis=(0, 2))
+    assert (change > 1e-6).tolist() == [False, False, False, True, True, False]
+
+
+def test_soft_cap_bounds_the_logits():
+    config = small.decoder(final_softcap=0.1)
+    tokens = np.arange(1, 6)[None]
+    params = forward(config, None, tokens)
+    assert np.abs(forward(config, params, tokens)).max() <= 0.1
+    assert np.abs(forward(small.decoder(), params, tokens)).max() > 0.1
+
+
+def test_parameters_are_stacked_and_named():
+    params = trees.flatten(forward(small.decoder(qk_norm=True, tied_head=False), None, np.ones((1, 2), int)))
+    assert params["layers/attention/query/kernel"].shape == (2, 32, 4, 8)
+    assert params["layers/attention/key_norm/scale"].shape == (2, 8)
+    assert params["head/kernel"].shape == (32, 64)
+    assert params["embedder/embedding"].shape == (64, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(num_heads=3), "multiple of num_kv_heads"),
+        (dict(head_dim=5), "even head_dim"),
+        (dict(attention_pattern=("near",)), "'global' and 'local'"),
+        (dict(attention_pattern=("local",)), "window"),
+    ],
+)
+def test_impossible_shapes_are_refused(change, words):
+    with pytest.raises(UserError, match=words):
+        small.decoder(**change)

@@ -1,0 +1,125 @@
+"""The published sizes, by shapes alone: nothing is allocated."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from vadapter.errors import UserError
+from vadapter.models import variants
+from vadapter.models.decoder import Decoder
+from vadapter.models.vit import ViT
+
+# Parameters of the published checkpoints. Each total was also added up by hand from the published configuration files.
+DECODERS = {
+    "gemma2_2b": 2_614_341_888,
+    "gemma2_9b": 9_241_705_984,
+    "gemma3_270m": 268_098_176,
+    "gemma3_1b": 999_885_952,
+    # The published checkpoints hold a SigLIP encoder at 896 pixels and a projection as well, which are subtracted.
+    "gemma3_4b": 4_300_079_472 - 416_866_032 - (1152 * 2560 + 1152),
+    "gemma3_12b": 12_187_325_040 - 416_866_032 - (1152 * 3840 + 1152),
+    "qwen3_0.6b": 596_049_920,
+    "qwen3_1.7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+    "llama3.2_1b": 1_235_814_400,
+    "llama3.2_3b": 3_212_749_824,
+    "llama3.1_8b": 8_030_261_248,
+}
+ENCODERS = {
+    "so400m_14_224": 412_442_352,  # PaliGemma's vision tower
+    "siglip_b_16_224": 92_884_224 - 7_087_104,  # the checkpoint without its pooling head
+    "clip_l_14_224": 303_179_776 - 2 * 1024,  # the checkpoint without the norm of its pooled token
+    "clip_l_14_336": 303_507_456 - 2 * 1024,
+}
+
+
+def count(params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(params)))
+
+
+def decoder_shapes(name: str):
+    def everything(model: Decoder, tokens):
+        hidden, _ = model(model.embed(tokens), jnp.ones_like(tokens), jnp.zeros_like(tokens))
+        return model.logits(hidden)
+
+    model = Decoder(variants.decoder(name))
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, method=everything)["params"])
+
+
+def encoder_shapes(name: str, **fields):
+    config = variants.encoder(name, **fields)
+    frame = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
+    return jax.eval_shape(lambda x: ViT(config).init(jax.random.key(0), x)["params"], frame)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_have_the_published_number_of_parameters(name):
+    assert count(decoder_shapes(name)) == DECODERS[name]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_have_the_published_number_of_parameters(name):
+    assert count(encoder_shapes(name)) == ENCODERS[name]
+
+
+def test_gemma3_encoder_is_so400m_at_896_pixels():
+    assert count(encoder_shapes("so400m_14_224", image_size=896)) == 416_866_032
+
+
+@pytest.mark.parametrize(("name", "millions"), [("vit_b", 86), ("vit_l", 303), ("vit_g", 1000)])
+def test_the_papers_encoders(name, millions):
+    config = variants.encoder(name)
+    assert (config.image_size, config.num_patches) == (288, 256)
+    assert count(encoder_shapes(name)) == pytest.approx(millions * 1e6, rel=0.015)
+
+
+@pytest.mark.parametrize(("name", "billions"), [("palm_1b", 1.60), ("palm_8b", 9.68)])
+def test_the_papers_large_decoders_count_in_all(name, billions):
+    assert round(count(decoder_shapes(name)) / 1e9, 2) == billions
+
+
+def test_the_papers_tiny_decoder_counts_without_its_table():
+    shapes = decoder_shapes("palm_108m")
+    assert 107e6 < count(shapes) - count(shapes["embedder"]) < 109e6
+
+
+def test_every_variant_is_a_valid_configuration():
+    for name in variants.ENCODERS:
+        assert variants.encoder(name).num_patches > 0
+    for name in variants.DECODERS:
+        config = variants.decoder(name)
+        assert len(config.local_layers) == config.depth
+    assert variants.encoder("so400m_14_384").num_patches == 729
+
+
+def test_gemma3_sees_far_in_every_sixth_layer():
+    config = variants.decoder("gemma3_1b")
+    assert [i for i, local in enumerate(config.local_layers) if not local] == [5, 11, 17, 23]
+    assert (config.window, config.rope_base, config.rope_local_base, config.rope_scaling) == (512, 1e6, 1e4, None)
+    large = variants.decoder("gemma3_4b")
+    assert large.window == 1024 and large.rope_scaling is not None and large.rope_scaling.factor == 8
+
+
+def test_fields_override_the_variant():
+    assert variants.decoder("qwen3_4b", depth=2, dtype="float32") == dataclasses.replace(
+        variants.decoder("qwen3_4b"), depth=2, dtype="float32"
+    )
+
+
+def test_without_a_variant_the_fields_are_the_configuration():
+    config = variants.encoder(image_size=32, patch_size=8, width=16, depth=1, num_heads=2, mlp_dim=32)
+    assert config.num_patches == 16
+    with pytest.raises(UserError, match="encoder needs width, depth.*vit_b"):
+        variants.encoder(image_size=32, patch_size=8, num_heads=2, mlp_dim=32)
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(UserError, match="nearest is gemma3_1b.*llama3.1_8b"):
+        variants.decoder("gemma_3_1b")
+    with pytest.raises(UserError, match="widht.*width"):
+        variants.decoder("gemma3_1b", widht=3)

@@ -1,0 +1,57 @@
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from tests.models import small
+from vadapter import trees
+from vadapter.errors import UserError
+from vadapter.models.vit import ViT
+
+FRAMES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+
+
+def init(config):
+    return nn.unbox(ViT(config).init(jax.random.key(0), FRAMES)["params"])
+
+
+def test_big_vision_names_and_shapes():
+    shapes = {path: x.shape for path, x in trees.flatten(init(small.vit())).items()}
+    block = "Transformer/encoderblock"
+    assert shapes["embedding/kernel"] == (8, 8, 3, 32)
+    assert shapes["pos_embedding"] == (1, 4, 32)
+    assert shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"] == (2, 32, 4, 8)
+    assert shapes[f"{block}/MultiHeadDotProductAttention_0/out/kernel"] == (2, 4, 8, 32)
+    assert shapes[f"{block}/MlpBlock_0/Dense_0/kernel"] == (2, 32, 64)
+    assert shapes[f"{block}/LayerNorm_1/bias"] == (2, 32)
+    assert shapes["Transformer/encoder_norm/scale"] == (32,)
+
+
+def test_clip_options_add_and_remove_parameters():
+    clip = trees.flatten(init(small.vit(class_token=True, pre_norm=True, final_norm=False, patch_bias=False)))
+    assert clip["pos_embedding"].shape == (1, 5, 32)
+    assert {"cls", "pre_norm/scale"} <= clip.keys()
+    assert not {"embedding/bias", "Transformer/encoder_norm/scale"} & clip.keys()
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_patch_tokens_of_each_frame(class_token):
+    config = small.vit(class_token=class_token)
+    params = init(config)
+    tokens = ViT(config).apply({"params": params}, FRAMES)
+    assert tokens.shape == (3, 4, 32)
+    alone = ViT(config).apply({"params": params}, FRAMES[1:2])
+    np.testing.assert_allclose(alone[0], tokens[1], atol=1e-5)
+
+
+def test_pixels_are_normalised_by_mean_and_std():
+    params = init(small.vit())
+    inverted = ViT(small.vit(std=(-0.5, -0.5, -0.5))).apply({"params": params}, 255 - FRAMES)
+    np.testing.assert_allclose(inverted, ViT(small.vit()).apply({"params": params}, FRAMES), atol=1e-4)
+
+
+def test_another_resolution_is_refused():
+    with pytest.raises(UserError, match="image_size"):
+        ViT(small.vit()).init(jax.random.key(0), np.zeros((1, 24, 24, 3), np.uint8))
+    with pytest.raises(UserError, match="patch_size"):
+        small.vit(patch_size=5)

@@ -1,0 +1,190 @@
+"""What stands between the vision encoder and the decoder: visual tokens in, soft tokens out.
+
+    MlpAdapter     a map of each token (LLaVA); with one layer, the projection of stage 1
+    Resampler      perceiver resampler (the paper's baseline) or attentional pooler (stage 1 of the paper), then a map
+    LMAdapter      a tiny language model between two maps: the paper's proposal and its variants
+
+The LM adapter is a line of three choices:
+
+    visual tokens --front--> tokens --FC--> tiny LM --read-out--> outputs --FC--> soft tokens
+                   |                                  |
+                   perceiver   (new: the paper)        slots     the outputs of the front's own tokens (the paper)
+                   pooler      (stage 1's, reused)     appended  outputs of learned queries after them
+                   projection  (stage 1's, reused)
+
+Front `projection` with read-out `appended` is the *queries* wiring: the aligned LM reads what it read in stage 1, and
+answers where it answered in stage 1, after it.
+"""
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vadapter.array_types import Array, Float
+from vadapter.errors import UserError
+from vadapter.models import layers
+from vadapter.models.decoder import Decoder, DecoderConfig
+from vadapter.models.layers import dense
+from vadapter.models.resampler import (
+    AttentionalPooler,
+    Perceiver,
+    PerceiverConfig,
+    PoolerConfig,
+    flatten_frames,
+)
+from vadapter.partitioning import constrain
+
+Readout = Literal["slots", "appended"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MlpConfig:
+    """A map of each visual token by itself.
+
+    Attributes:
+        depth: 1 is linear, 2 is LLaVA 1.5's.
+        hidden_dim: width between the maps; None is the output's.
+        dtype: of the computation.
+    """
+
+    depth: int = 1
+    hidden_dim: int | None = None
+    dtype: str = "bfloat16"
+
+
+@dataclasses.dataclass(frozen=True)
+class LMAdapterConfig:
+    """A tiny language model as adapter (paper, section 3).
+
+    Attributes:
+        lm: the tiny LM; its `causal` says whether the causal mask stays.
+        front: what makes the LM's input of the visual tokens: a `PerceiverConfig` (new resampler: the paper), a
+            `PoolerConfig` (stage 1's pooler) or an `MlpConfig` (stage 1's projection).
+        readout: `slots`, the outputs of the input's own tokens (the paper), or `appended`, the outputs of learned
+            queries that stand after them.
+        num_queries: queries of read-out `appended`.
+        query_init: `normal`, or `positions`: queries start as the front's tokens of a blank image, so that they start
+            at places (`vadapter.training.initialize`).
+    """
+
+    lm: DecoderConfig
+    front: PerceiverConfig | PoolerConfig | MlpConfig
+    readout: Readout = "slots"
+    num_queries: int = 0
+    query_init: Literal["normal", "positions"] = "normal"
+
+    def __post_init__(self):
+        layers.known("LMAdapterConfig.readout", self.readout, get_args(Readout))
+        layers.known("LMAdapterConfig.query_init", self.query_init, ("normal", "positions"))
+        if (self.readout == "appended") != (self.num_queries > 0):
+            raise UserError(
+                f"LMAdapterConfig: read-out 'appended' needs num_queries of one or more and 'slots' needs 0; found "
+                f"{self.readout!r} with num_queries={self.num_queries}."
+            )
+
+
+AdapterConfig = MlpConfig | PerceiverConfig | PoolerConfig | LMAdapterConfig
+
+
+def num_tokens(config: AdapterConfig, frames: int, patches: int) -> int:
+    """Returns R, the soft tokens that an adapter makes of one medium.
+
+    Args:
+        config: the adapter's.
+        frames: F as the adapter sees it.
+        patches: P.
+    """
+    if isinstance(config, MlpConfig):
+        return frames * patches
+    if isinstance(config, LMAdapterConfig):
+        return config.num_queries or num_tokens(config.front, frames, patches)
+    return config.num_queries
+
+
+class MlpAdapter(nn.Module):
+    """Maps each visual token: `[B, F, P, E]` to `[B, F * P, D]`."""
+
+    config: MlpConfig
+    output_dim: int
+
+    @nn.compact
+    def __call__(self, visual: Float[Array, "B F P E"]) -> Float[Array, "B S D"]:
+        c = self.config
+        x = flatten_frames(visual).astype(jnp.dtype(c.dtype))
+        for i in range(c.depth):
+            last = i == c.depth - 1
+            width = self.output_dim if last else c.hidden_dim or self.output_dim
+            x = dense(width, ("embed", "mlp"), name=f"dense_{i}", bias=True, dtype=c.dtype)(x)
+            x = x if last else layers.activation("gelu")(x)
+        return constrain(x, "batch", "length", "activation_embed")
+
+
+class Resampler(nn.Module):
+    """Perceiver or pooler and a map to the decoder's width: `[B, F, P, E]` to `[B, R, D]`."""
+
+    config: PerceiverConfig | PoolerConfig
+    output_dim: int
+
+    @nn.compact
+    def __call__(self, visual: Float[Array, "B F P E"]) -> Float[Array, "B R D"]:
+        c = self.config
+        kind = Perceiver if isinstance(c, PerceiverConfig) else AttentionalPooler
+        x = kind(c, name="resampler")(visual)
+        x = dense(self.output_dim, ("embed", "mlp"), name="projection", bias=True, dtype=c.dtype)(x)
+        return constrain(x, "batch", "length", "activation_embed")
+
+
+def make_adapter(config: AdapterConfig, output_dim: int, name: str | None = None) -> nn.Module:
+    """Makes the module of a configuration.
+
+    Args:
+        config: the adapter's.
+        output_dim: width of the soft tokens.
+        name: name of the submodule, for compact modules.
+    """
+    if isinstance(config, MlpConfig):
+        return MlpAdapter(config, output_dim, name=name)
+    if isinstance(config, LMAdapterConfig):
+        return LMAdapter(config, output_dim, name=name)
+    return Resampler(config, output_dim, name=name)
+
+
+class LMAdapter(nn.Module):
+    """Tiny LM between two maps: `[B, F, P, E]` to `[B, R, D]`.
+
+    Parameters: `front/...` (with its map to the LM's width, the one fully connected layer before it), `queries`,
+    `lm/{layers,final_norm}`, `projection` (the one after it).
+    """
+
+    config: LMAdapterConfig
+    output_dim: int
+
+    def setup(self):
+        c = self.config
+        self.front = make_adapter(c.front, c.lm.width)
+        self.lm = Decoder(c.lm)
+        self.projection = dense(self.output_dim, ("embed", "mlp"), bias=True, dtype=c.lm.dtype)
+        if c.num_queries:
+            init = layers.named(nn.initializers.normal(c.lm.width**-0.5), "queries", "embed")
+            self.queries = self.param("queries", init, (c.num_queries, c.lm.width))
+
+    def __call__(self, visual: Float[Array, "B F P E"]) -> Float[Array, "B R D"]:
+        """Returns the soft tokens of each row."""
+        c = self.config
+        x = self.front(visual)
+        read = x.shape[1]
+        if c.num_queries:
+            queries = jnp.broadcast_to(self.queries.astype(x.dtype), (x.shape[0], *self.queries.shape))
+            x = jnp.concatenate([x, constrain(queries, "batch", "queries", "activation_embed")], axis=1)
+            read = c.num_queries
+        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        hidden, _ = self.lm(x, jnp.ones_like(positions), positions)
+        return constrain(self.projection(hidden[:, -read:]), "batch", "length", "activation_embed")
+
+    def places(self, visual: Float[Array, "1 F P E"]) -> Float[Array, "Q D"]:
+        """Returns the front's tokens at evenly spaced places of one medium, the start of position queries."""
+        tokens = self.front(visual)[0]
+        at = jnp.round(jnp.linspace(0, tokens.shape[0] - 1, self.config.num_queries)).astype(jnp.int32)
+        return tokens[at].astype(jnp.float32)

@@ -1,0 +1,47 @@
+"""Keys and values of the slots that a decoder has read."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from vadapter.array_types import Array, Float, Int
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Cache of a decoder. Slots are shared by the rows; positions and segments say what a slot holds in each row.
+
+    Prefill writes a row's prompt and its padding; generated tokens of all rows then take the same next slot, whatever
+    the length of their prompts. Padding has segment 0 and is never attended to.
+
+    Attributes:
+        key: rotated keys of each layer.
+        value: values of each layer.
+        positions: position of the slot in its segment.
+        segment_ids: 0 where the slot is empty or padding.
+        length: slots written.
+    """
+
+    key: Float[Array, "layers B S K H"]
+    value: Float[Array, "layers B S K H"]
+    positions: Int[Array, "B S"]
+    segment_ids: Int[Array, "B S"]
+    length: Int[Array, ""]
+
+    @classmethod
+    def empty(cls, layers: int, batch: int, size: int, kv_heads: int, head_dim: int, dtype: Any) -> "KVCache":
+        """Makes a cache of `size` slots."""
+        shape = (layers, batch, size, kv_heads, head_dim)
+        slots = jnp.zeros((batch, size), jnp.int32)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), slots, slots, jnp.zeros((), jnp.int32))
+
+    def advance(self, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> "KVCache":
+        """Enters T new slots of every row; their keys and values are written by the layers."""
+        at = (jnp.zeros((), jnp.int32), self.length)
+        return self.replace(
+            positions=jax.lax.dynamic_update_slice(self.positions, positions.astype(jnp.int32), at),
+            segment_ids=jax.lax.dynamic_update_slice(self.segment_ids, segment_ids.astype(jnp.int32), at),
+            length=self.length + positions.shape[1],
+        )

@@ -1,0 +1,141 @@
+"""Projections, norms and gated MLPs whose parameters carry logical axis names."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vadapter.array_types import Array, Float
+from vadapter.errors import UserError
+from vadapter.partitioning import constrain
+
+NormKind = Literal["rms", "rms_plus_one", "layer", "layer_no_bias"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
+Remat = Literal["none", "full", "dots"]
+
+fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+def known(what: str, name: str, names: Sequence[str]) -> str:
+    """Returns `name`, or raises a `UserError` that lists `names`."""
+    if name not in names:
+        raise UserError(f"{what} {name!r} is unknown. Known: {', '.join(names)}.")
+    return name
+
+
+def activation(name: Activation) -> Callable[[Array], Array]:
+    """Returns the function. `quick_gelu` is CLIP's x * sigmoid(1.702 x)."""
+    functions: dict[str, Callable[[Array], Array]] = {
+        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "gelu_tanh": jax.nn.gelu,
+        "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+        "silu": jax.nn.silu,
+        "relu": jax.nn.relu,
+    }
+    return functions[known("Activation", name, get_args(Activation))]
+
+
+def remat(module: type[nn.Module], policy: Remat) -> type[nn.Module]:
+    """Wraps a layer so that its backward pass recomputes: nothing, everything, or all but matrix products' results."""
+    policies = jax.checkpoint_policies
+    if known("Remat policy", policy, get_args(Remat)) == "none":
+        return module
+    saveable = policies.nothing_saveable if policy == "full" else policies.dots_with_no_batch_dims_saveable
+    return nn.remat(module, policy=saveable, prevent_cse=False)
+
+
+def named(init: Callable, *names: str | None) -> Callable:
+    """Attaches logical axis names to what an initialiser makes."""
+    return nn.with_logical_partitioning(init, names)
+
+
+def dense(
+    features: int | Sequence[int],
+    names: Sequence[str | None],
+    *,
+    name: str | None = None,
+    axis: int | Sequence[int] = -1,
+    bias: bool = False,
+    dtype: str = "float32",
+    init: Callable = fan_in,
+) -> nn.DenseGeneral:
+    """A linear map over `axis` of its input to `features`, parameters `kernel` (input axes, then features) and `bias`.
+
+    Args:
+        features: size or sizes of the output dimensions.
+        names: logical axis names of the kernel.
+        name: name of the submodule, for compact modules.
+        axis: axes of the input that are summed over.
+        bias: whether there is one.
+        dtype: of the computation; parameters are made in f32.
+        init: kernel initialiser.
+    """
+    outputs = 1 if isinstance(features, int) else len(features)
+    return nn.DenseGeneral(
+        features=features,
+        axis=axis,
+        use_bias=bias,
+        dtype=jnp.dtype(dtype),
+        kernel_init=named(init, *names),
+        bias_init=named(nn.initializers.zeros, *tuple(names)[-outputs:]),
+        name=name,
+    )
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last axis, computed in f32; returns the input's dtype.
+
+    Attributes:
+        kind: `rms` (x * scale), `rms_plus_one` (x * (1 + scale), Gemma's, scale starts at 0), `layer`, `layer_no_bias`.
+        eps: added to the variance or mean square.
+        axis_name: logical name of the normalised axis.
+    """
+
+    kind: NormKind = "rms"
+    eps: float = 1e-6
+    axis_name: str | None = "embed"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        known("Norm", self.kind, get_args(NormKind))
+        y = x.astype(jnp.float32)
+        if self.kind.startswith("layer"):
+            y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        zero, one = nn.initializers.zeros, nn.initializers.ones
+        scale_init = zero if self.kind == "rms_plus_one" else one
+        scale = self.param("scale", named(scale_init, self.axis_name), (x.shape[-1],)).astype(jnp.float32)
+        y = y * (1 + scale if self.kind == "rms_plus_one" else scale)
+        if self.kind == "layer":
+            y = y + self.param("bias", named(zero, self.axis_name), (x.shape[-1],)).astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+class GatedMlp(nn.Module):
+    """`down(act(gate(x)) * up(x))`, or `down(act(up(x)))` when not gated.
+
+    Attributes:
+        mlp_dim: hidden size.
+        act: activation of the gate.
+        gated: whether there is a gate (GeGLU, SwiGLU, ...).
+        bias: biases on all maps.
+        dtype: of the computation.
+    """
+
+    mlp_dim: int
+    act: Activation = "gelu_tanh"
+    gated: bool = True
+    bias: bool = False
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        def wide(name: str) -> Array:
+            maps = dense(self.mlp_dim, ("embed", "mlp"), name=name, bias=self.bias, dtype=self.dtype)
+            return constrain(maps(x), "batch", "length", "activation_mlp")
+
+        act = activation(self.act)
+        hidden = act(wide("gate")) * wide("up") if self.gated else act(wide("up"))
+        return dense(x.shape[-1], ("mlp", "embed"), name="down", bias=self.bias, dtype=self.dtype)(hidden)

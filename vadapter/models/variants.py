@@ -1,0 +1,189 @@
+"""Published sizes as tables, and the two functions that look them up.
+
+A table entry has the fields in which a model differs from its family; the families have the rest. The figures are those
+of the published configuration files; the tests compare the parameter counts with the published ones.
+
+The paper's own language models (PaLM2 "tiny", "1B", "8B") are not published. `palm_*` have PaLM's kind of block (arXiv
+2204.02311) in sizes that match what the paper says. Its names do not count the embedding table ("1B" is 1.6B in all,
+"8B" is 9.7B), so `palm_108m` has 108M parameters in its layers, which are what an adapter has of it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vadapter.errors import UserError
+from vadapter.models.decoder import DecoderConfig
+from vadapter.models.positions import RopeScaling
+from vadapter.models.vit import ViTConfig
+from vadapter.trees import nearest
+
+__all__ = ["DECODERS", "ENCODERS", "decoder", "encoder"]
+
+Fields = Mapping[str, Any]
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_CLIP: Fields = {
+    "activation": "quick_gelu",
+    "norm_eps": 1e-5,
+    "class_token": True,
+    "pre_norm": True,
+    "final_norm": False,
+    "patch_bias": False,
+    "mean": _CLIP_MEAN,
+    "std": _CLIP_STD,
+}
+
+
+def _vit(image_size: int, patch_size: int, width: int, depth: int, num_heads: int, mlp_dim: int) -> dict[str, Any]:
+    return {
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_dim": mlp_dim,
+    }
+
+
+ENCODERS: Mapping[str, Fields] = {
+    # The paper's: CoCa's at 288 pixels, 256 patches. Sizes of "Scaling Vision Transformers" (arXiv 2106.04560).
+    "vit_b": _vit(288, 18, 768, 12, 12, 3072),
+    "vit_l": _vit(288, 18, 1024, 24, 16, 4096),
+    "vit_g": _vit(288, 18, 1408, 40, 16, 6144),
+    # SigLIP (arXiv 2303.15343), without the pooling head. 27 x 27 whole patches of a 384-pixel image are 378 pixels.
+    "so400m_14_224": _vit(224, 14, 1152, 27, 16, 4304),
+    "so400m_14_384": _vit(378, 14, 1152, 27, 16, 4304),
+    "siglip_b_16_224": _vit(224, 16, 768, 12, 12, 3072),
+    "siglip_b_16_384": _vit(384, 16, 768, 12, 12, 3072),
+    "siglip_l_16_256": _vit(256, 16, 1024, 24, 16, 4096),
+    "siglip_l_16_384": _vit(384, 16, 1024, 24, 16, 4096),
+    # OpenAI's CLIP, patch tokens of the last layer. LLaVA reads those of the layer before: depth=23.
+    "clip_l_14_224": _vit(224, 14, 1024, 24, 16, 4096) | _CLIP,
+    "clip_l_14_336": _vit(336, 14, 1024, 24, 16, 4096) | _CLIP,
+}
+
+_PALM: Fields = {
+    "vocab_size": 256_000,
+    "num_kv_heads": 1,
+    "head_dim": 256,
+    "norm": "layer_no_bias",
+    "activation": "silu",
+    "parallel_block": True,
+    "scale_embedding": True,
+}
+_GEMMA: Fields = {"norm": "rms_plus_one", "post_norms": True, "scale_embedding": True, "head_dim": 256}
+_GEMMA2: Fields = _GEMMA | {
+    "vocab_size": 256_000,
+    "attention_pattern": ("local", "global"),
+    "window": 4096,
+    "query_scale": 256**-0.5,
+    "attention_softcap": 50.0,
+    "final_softcap": 30.0,
+}
+_GEMMA3: Fields = _GEMMA | {
+    "vocab_size": 262_144,
+    "qk_norm": True,
+    "attention_pattern": ("local",) * 5 + ("global",),
+    "window": 512,
+    "query_scale": 256**-0.5,
+    "rope_base": 1_000_000.0,
+    "rope_local_base": 10_000.0,
+}
+# The multimodal sizes: 64 more ids (for images), a longer window, and a context stretched from 32k to 128k.
+_GEMMA3_LARGE: Fields = _GEMMA3 | {
+    "vocab_size": 262_208,
+    "window": 1024,
+    "rope_scaling": RopeScaling("linear", factor=8.0),
+}
+_QWEN3: Fields = {
+    "vocab_size": 151_936,
+    "num_kv_heads": 8,
+    "head_dim": 128,
+    "activation": "silu",
+    "qk_norm": True,
+    "rope_base": 1_000_000.0,
+}
+_LLAMA3: Fields = {
+    "vocab_size": 128_256,
+    "num_kv_heads": 8,
+    "norm_eps": 1e-5,
+    "activation": "silu",
+    "rope_base": 500_000.0,
+    "rope_scaling": RopeScaling("llama3", factor=32.0),
+}
+
+
+def _shape(width: int, depth: int, num_heads: int, mlp_dim: int, **more: Any) -> dict[str, Any]:
+    return {"width": width, "depth": depth, "num_heads": num_heads, "mlp_dim": mlp_dim, **more}
+
+
+DECODERS: Mapping[str, Fields] = {
+    "palm_108m": _PALM | _shape(768, 12, 4, 3072),
+    "palm_1b": _PALM | _shape(2048, 18, 8, 8192),
+    "palm_8b": _PALM | _shape(4096, 34, 24, 16_384),
+    "gemma2_2b": _GEMMA2 | _shape(2304, 26, 8, 9216, num_kv_heads=4),
+    "gemma2_9b": _GEMMA2 | _shape(3584, 42, 16, 14_336, num_kv_heads=8),
+    "gemma3_270m": _GEMMA3 | _shape(640, 18, 4, 2048, num_kv_heads=1),
+    "gemma3_1b": _GEMMA3 | _shape(1152, 26, 4, 6912, num_kv_heads=1),
+    "gemma3_4b": _GEMMA3_LARGE | _shape(2560, 34, 8, 10_240, num_kv_heads=4),
+    "gemma3_12b": _GEMMA3_LARGE | _shape(3840, 48, 16, 15_360, num_kv_heads=8),
+    "qwen3_0.6b": _QWEN3 | _shape(1024, 28, 16, 3072),
+    "qwen3_1.7b": _QWEN3 | _shape(2048, 28, 16, 6144),
+    "qwen3_4b": _QWEN3 | _shape(2560, 36, 32, 9728),
+    "qwen3_8b": _QWEN3 | _shape(4096, 36, 32, 12_288, tied_head=False),
+    "llama3.2_1b": _LLAMA3 | _shape(2048, 16, 32, 8192, head_dim=64),
+    "llama3.2_3b": _LLAMA3 | _shape(3072, 28, 24, 8192, head_dim=128),
+    "llama3.1_8b": _LLAMA3
+    | _shape(4096, 32, 32, 14_336, head_dim=128, tied_head=False, rope_scaling=RopeScaling("llama3", factor=8.0)),
+}
+
+
+def encoder(variant: str | None = None, **fields: Any) -> ViTConfig:
+    """Returns a vision encoder's configuration.
+
+    Args:
+        variant: a name of `ENCODERS`, or None to give every field.
+        **fields: fields of `ViTConfig`, over those of the variant.
+
+    Raises:
+        UserError: the variant or a field is unknown, or a field without default is missing.
+    """
+    return _make(ViTConfig, "encoder", ENCODERS, variant, fields)
+
+
+def decoder(variant: str | None = None, **fields: Any) -> DecoderConfig:
+    """Returns a language model's configuration.
+
+    Args:
+        variant: a name of `DECODERS`, or None to give every field.
+        **fields: fields of `DecoderConfig`, over those of the variant.
+
+    Raises:
+        UserError: the variant or a field is unknown, or a field without default is missing.
+    """
+    return _make(DecoderConfig, "decoder", DECODERS, variant, fields)
+
+
+def _make(kind: type, what: str, table: Mapping[str, Fields], variant: str | None, fields: Fields) -> Any:
+    if variant is not None and variant not in table:
+        raise UserError(
+            f"There is no {what} variant {variant!r}; the nearest is {nearest(variant, table, n=1)[0]}. "
+            f"The variants are: {', '.join(table)}."
+        )
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := sorted(fields.keys() - set(known)):
+        raise UserError(
+            f"{what} was given {', '.join(unknown)}, which {kind.__name__} does not have; "
+            f"the nearest fields are: {', '.join(nearest(unknown[0], known))}."
+        )
+    # gin can give lists; configurations are hashable.
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    chosen = {**(table[variant] if variant else {}), **given}
+    required = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+    if missing := [name for name in required if name not in chosen]:
+        raise UserError(
+            f"{what} needs {', '.join(missing)}. Give these, or a variant that has them: {', '.join(table)}."
+        )
+    return kind(**chosen)

@@ -1,0 +1,191 @@
+"""Vision transformer with big_vision's parameter names and semantics, and the switches of CLIP and SigLIP."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vadapter.array_types import Array, Float, UInt8
+from vadapter.errors import UserError
+from vadapter.models import layers
+from vadapter.models.attention import AttentionImpl, attend
+from vadapter.models.layers import Norm, dense, named
+from vadapter.partitioning import constrain
+
+_xavier = nn.initializers.xavier_uniform()
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Shape and kind of a ViT. `models/variants.py` has the published ones.
+
+    Attributes:
+        image_size: pixels of each side of the square input.
+        patch_size: pixels of each side of a patch.
+        width: D.
+        depth: layers.
+        num_heads: N; the head dimension is width / num_heads.
+        mlp_dim: hidden size of the MLP.
+        activation: `gelu_tanh` (big_vision), `gelu`, `quick_gelu` (OpenAI CLIP).
+        norm_eps: of every LayerNorm; 1e-6 (big_vision), 1e-5 (CLIP).
+        class_token: a learned token before the patches; it is dropped from the result (CLIP).
+        pre_norm: a LayerNorm between embedding and layers (CLIP).
+        final_norm: a LayerNorm after the layers; off for CLIP's patch tokens as LLaVA reads them.
+        patch_bias: bias of the patch embedding; off in CLIP.
+        mean: of the pixels in 0..1, for R, G, B; 0.5 with std 0.5 maps to -1..1 (big_vision, SigLIP).
+        std: likewise.
+        attention_impl: see `attention.attend`.
+        dtype: of the computation; patch and position embeddings are always in f32.
+        remat: what the backward pass recomputes: `none`, `full` or `dots`.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    activation: layers.Activation = "gelu_tanh"
+    norm_eps: float = 1e-6
+    class_token: bool = False
+    pre_norm: bool = False
+    final_norm: bool = True
+    patch_bias: bool = True
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    attention_impl: AttentionImpl = "xla"
+    dtype: str = "bfloat16"
+    remat: layers.Remat = "none"
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"ViTConfig: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}. Change one."
+            )
+        if self.width % self.num_heads:
+            raise UserError(f"ViTConfig: width {self.width} is not a multiple of num_heads {self.num_heads}. Change one.")
+
+    @property
+    def grid(self) -> int:
+        """Patches along each side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """P, the patch tokens of a frame."""
+        return self.grid**2
+
+
+class MlpBlock(nn.Module):
+    """big_vision's MLP: Dense_0, activation, Dense_1."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
+        c = self.config
+        x = dense(c.mlp_dim, ("embed", "mlp"), name="Dense_0", bias=True, dtype=c.dtype, init=_xavier)(x)
+        x = layers.activation(c.activation)(constrain(x, "batch", "length", "activation_mlp"))
+        return dense(c.width, ("mlp", "embed"), name="Dense_1", bias=True, dtype=c.dtype, init=_xavier)(x)
+
+
+class SelfAttention(nn.Module):
+    """Full attention among the patches of one frame."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
+        c = self.config
+        head_dim = c.width // c.num_heads
+
+        def heads(name: str) -> Array:
+            shape, names = (c.num_heads, head_dim), ("embed", "heads", "kv")
+            y = dense(shape, names, name=name, bias=True, dtype=c.dtype, init=_xavier)(x)
+            return constrain(y, "batch", "length", "activation_heads", None)
+
+        y = attend(
+            heads("query"), heads("key"), heads("value"), None, scale=head_dim**-0.5, impl=c.attention_impl
+        )
+        names = ("heads", "kv", "embed")
+        return dense(c.width, names, name="out", axis=(-2, -1), bias=True, dtype=c.dtype, init=_xavier)(y)
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm block, a scan body."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B P D"], _) -> tuple[Array, None]:
+        c = self.config
+        y = Norm("layer", c.norm_eps, name="LayerNorm_0")(x)
+        x = x + SelfAttention(c, name="MultiHeadDotProductAttention_0")(y)
+        y = Norm("layer", c.norm_eps, name="LayerNorm_1")(x)
+        x = x + MlpBlock(c, name="MlpBlock_0")(y)
+        return constrain(x, "batch", "length", "activation_embed"), None
+
+
+class Transformer(nn.Module):
+    """The blocks, stacked on a leading layer axis as big_vision's scanned checkpoints are."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
+        c = self.config
+        blocks = nn.scan(
+            layers.remat(EncoderBlock, c.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=c.depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x, _ = blocks(c, name="encoderblock")(x, None)
+        return Norm("layer", c.norm_eps, name="encoder_norm")(x) if c.final_norm else x
+
+
+class ViT(nn.Module):
+    """Frames to patch tokens."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, frames: UInt8[Array, "B h w C"]) -> Float[Array, "B P D"]:
+        """Encodes each frame by itself.
+
+        Args:
+            frames: RGB pixels 0..255 at `image_size`.
+
+        Returns:
+            Patch tokens, row by row of the image, in the compute dtype.
+        """
+        c = self.config
+        if frames.shape[1:] != (c.image_size, c.image_size, 3):
+            raise UserError(
+                f"The ViT takes frames of {(c.image_size, c.image_size, 3)} and was given {frames.shape[1:]}. "
+                "Make the loader's image_size the encoder's."
+            )
+        # bf16 pixels and positions lose what separates neighbours, hence f32 up to the first block.
+        pixels = (frames.astype(jnp.float32) / 255.0 - jnp.array(c.mean)) / jnp.array(c.std)
+        x = nn.Conv(
+            c.width,
+            (c.patch_size, c.patch_size),
+            strides=(c.patch_size, c.patch_size),
+            padding="VALID",
+            use_bias=c.patch_bias,
+            kernel_init=named(nn.initializers.lecun_normal(), None, None, None, "embed"),
+            bias_init=named(nn.initializers.zeros, "embed"),
+            name="embedding",
+        )(pixels)
+        x = x.reshape(x.shape[0], c.num_patches, c.width)
+        if c.class_token:
+            cls = self.param("cls", named(nn.initializers.zeros, None, None, "embed"), (1, 1, c.width))
+            x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, c.width)), x], axis=1)
+        init = named(nn.initializers.normal(c.width**-0.5), None, "positions", "embed")
+        x = x + self.param("pos_embedding", init, (1, x.shape[1], c.width)).astype(jnp.float32)
+        x = constrain(x.astype(jnp.dtype(c.dtype)), "batch", "length", "activation_embed")
+        if c.pre_norm:
+            x = Norm("layer", c.norm_eps, name="pre_norm")(x)
+        x = Transformer(c, name="Transformer")(x)
+        return x[:, 1:] if c.class_token else x

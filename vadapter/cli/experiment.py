@@ -1,0 +1,212 @@
+"""An experiment as gin describes it, and the objects that a command makes of it."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+from flax import linen as nn
+
+from vadapter import trees
+from vadapter.cli import config as gin_front
+from vadapter.data import tasks as data_tasks
+from vadapter.data.config import LoaderConfig, ScenesConfig
+from vadapter.data.loader import Loader
+from vadapter.errors import UserError
+from vadapter.evaluation import evaluators
+from vadapter.evaluation.decoding import make_generate
+from vadapter.evaluators_api import Evaluator
+from vadapter.models import adapters, classifier, resampler, variants, vlm
+from vadapter.models.decoder import DecoderConfig
+from vadapter.models.positions import RopeScaling
+from vadapter.models.vit import ViTConfig
+from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, abstract_params, make_mesh
+from vadapter.training import flops, freezing, initialize, loop, objectives, optimizers
+
+EvaluationKind = Literal["loss", "generation", "reliance"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a run.
+
+    Attributes:
+        data: what it reads; sizes are the model's.
+        kind: `loss` (loss, accuracy, perplexity), `generation` (CIDEr, exact match, VQA accuracy by greedy decoding) or
+            `reliance` (loss with the right, a shuffled and a blank image).
+        name: of its scalars; `val` is the loss curve of the report.
+        every_steps: steps between two calls in training; None takes the loop's interval, 0 is at the end only.
+        max_new_tokens: of a generated text.
+    """
+
+    data: LoaderConfig
+    kind: EvaluationKind = "loss"
+    name: str = "val"
+    every_steps: int | None = None
+    max_new_tokens: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A whole run. `gin/runs/train.gin` fills it from the macros that experiments set.
+
+    Attributes:
+        model: a VLM, a language model (a VLM without encoder) or a classifier.
+        model_dir: folder of the run.
+        data: what it trains on; sizes are the model's.
+        train: loop, freezing and optimizer.
+        objective: the language-modelling loss.
+        sources: other runs that parameters are taken from.
+        evaluations: in training and at its end.
+        mesh: how devices are laid out.
+        rules: where logical axes lie on the mesh.
+        seed: of random parameters.
+    """
+
+    model: vlm.VLMConfig | classifier.ClassifierConfig
+    model_dir: str
+    data: LoaderConfig
+    train: loop.TrainConfig
+    objective: objectives.ObjectiveConfig = dataclasses.field(default_factory=objectives.ObjectiveConfig)
+    sources: tuple[initialize.Source, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    rules: Sequence[tuple[str, Any]] = DEFAULT_RULES
+    seed: int = 0
+
+
+def register() -> None:
+    """Makes everything that experiments bind known to gin."""
+    gin_front.register(
+        [Experiment, Evaluation, LoaderConfig, ScenesConfig, MeshConfig],
+        [ViTConfig, DecoderConfig, RopeScaling, classifier.ClassifierConfig, vlm.VLMConfig],
+        [adapters.MlpConfig, adapters.LMAdapterConfig, resampler.PerceiverConfig, resampler.PoolerConfig],
+        [loop.TrainConfig, objectives.ObjectiveConfig, optimizers.OptimizerConfig, initialize.Source],
+        [variants.encoder, variants.decoder, data_tasks.scenes_task, data_tasks.jsonl_task],
+    )
+
+
+def configured() -> Experiment:
+    """Makes the experiment that gin was given.
+
+    Raises:
+        UserError: no file was given that describes one.
+    """
+    import gin
+
+    if not gin.config_str().strip():
+        raise UserError(
+            "No experiment was given. Name one or more gin files, such as --gin_file=experiments/scenes_stage1.gin; the "
+            "shipped ones are listed in docs/gin.md."
+        )
+    return gin.get_configurable("Experiment")()
+
+
+@dataclasses.dataclass
+class Parts:
+    """What a command needs of an experiment, each made when first asked for."""
+
+    experiment: Experiment
+
+    @functools.cached_property
+    def partitioner(self) -> Partitioner:
+        return Partitioner(make_mesh(self.experiment.mesh), tuple(self.experiment.rules))
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        config = self.experiment.model
+        return vlm.VLM(config) if isinstance(config, vlm.VLMConfig) else classifier.Classifier(config)
+
+    @functools.cached_property
+    def objective(self) -> objectives.Objective:
+        if isinstance(self.model, vlm.VLM):
+            return objectives.vlm_objective(self.model, self.experiment.objective)
+        return objectives.classifier_objective(self.model)
+
+    @functools.cached_property
+    def loader(self) -> Loader:
+        """The training data."""
+        return self.make_loader(self.experiment.data)
+
+    def make_loader(self, data: LoaderConfig) -> Loader:
+        """Makes a loader whose sizes are the model's."""
+        return Loader(for_model(data, self.experiment.model), jax.process_index(), jax.process_count())
+
+    @functools.cached_property
+    def example(self) -> Any:
+        """Shapes of a global batch."""
+        iterator = self.loader.batches(0)
+        batch = next(iterator)
+        iterator.close()
+        rows = self.experiment.data.batch_size
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
+
+    @functools.cached_property
+    def abstract(self) -> Any:
+        """Shapes of all parameters, with their logical axes."""
+        return abstract_params(self.model, self.example)
+
+    @functools.cached_property
+    def loss_sums(self) -> Any:
+        """Jitted `(params, batch) -> sums over the global batch`."""
+        run = jax.jit(self.objective, out_shardings=self.partitioner.replicated)
+
+        def loss_sums(params: Any, batch: Any) -> Any:
+            with self.partitioner.activate():
+                return run(params, batch)
+
+        return loss_sums
+
+    def flops(self) -> flops.FlopsOf:
+        """Counts the FLOPs of a batch by part."""
+        abstract = nn.unbox(self.abstract)
+        trainable = trees.flatten(freezing.partition(abstract, self.experiment.train.trainable)[0])
+        config = self.experiment.model
+        if isinstance(config, vlm.VLMConfig):
+            return flops.vlm_flops(config, abstract, trainable)
+        return flops.classifier_flops(config, abstract, trainable)
+
+    def evaluators(self) -> list[Evaluator]:
+        """Makes the experiment's evaluators."""
+        return [self.evaluator(e) for e in self.experiment.evaluations]
+
+    def evaluator(self, evaluation: Evaluation) -> Evaluator:
+        """Makes one evaluator. Raises `UserError` where the kind does not fit the model."""
+        loader = self.make_loader(evaluation.data)
+        put = self.partitioner.put_batch
+        common: dict[str, Any] = {"put": put, "name": evaluation.name, "every_steps": evaluation.every_steps}
+        if evaluation.kind == "loss":
+            return evaluators.LossEvaluator(self.loss_sums, loader.eval_batches, **common)
+        if not isinstance(self.model, vlm.VLM):
+            raise UserError(f"Evaluation {evaluation.name!r} is of the kind {evaluation.kind!r}, which needs a VLM; this model is a classifier.")
+        if evaluation.kind == "reliance":
+            return evaluators.RelianceEvaluator(self.loss_sums, loader.eval_batches, **common)
+        if evaluation.kind != "generation":
+            raise UserError(f"Evaluation.kind is {evaluation.kind!r}; expected 'loss', 'generation' or 'reliance'.")
+        generate = make_generate(
+            self.model,
+            self.partitioner,
+            max_new_tokens=evaluation.max_new_tokens,
+            eos_id=loader.vocabulary.eos_id,
+        )
+        batches = functools.partial(loader.eval_batches, for_decoding=True)
+        return evaluators.GenerationEvaluator(generate, batches, vocabulary=loader.vocabulary, **common)
+
+
+def for_model(data: LoaderConfig, model: vlm.VLMConfig | classifier.ClassifierConfig) -> LoaderConfig:
+    """Returns loader settings with the sizes that the model dictates: resolution, frames, visual tokens."""
+    encoder = model.encoder
+    if encoder is not None:
+        data = dataclasses.replace(data, image_size=encoder.image_size)
+    if isinstance(model, vlm.VLMConfig):
+        frames = model.num_frames
+        tokens = {n: model.num_visual_tokens(n) for n in {1, frames}}
+        data = dataclasses.replace(data, num_frames=frames, num_visual_tokens=tokens)
+    return data
+
+
+def data_info(experiment: Experiment) -> Mapping[str, Any]:
+    """What fixes the order and content of the training data, for the checkpoint."""
+    data = experiment.data
+    return {"mixture": data.mixture, "split": data.split, "seed": data.seed, "batch_size": data.batch_size}

@@ -1,0 +1,65 @@
+"""Trains one stage, as gin files describe it. The same command resumes a run that was stopped.
+
+vadapter train --gin_file=experiments/scenes_stage1.gin --gin.MODEL_DIR='"runs/stage1"'
+"""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vadapter.cli.config import add_gin_arguments, parse_gin_arguments, save_config
+
+if TYPE_CHECKING:
+    from vadapter.cli.experiment import Experiment
+    from vadapter.training.loop import TrainResult
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_gin_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains, evaluates and writes MODEL_DIR."""
+    from vadapter.cli import experiment
+
+    experiment.register()
+    parse_gin_arguments(args)
+    train(experiment.configured())
+
+
+def train(experiment: "Experiment") -> "TrainResult":
+    """Runs an experiment whose gin configuration is the current one; used by `vadapter demo` too.
+
+    Writes into `model_dir` what `training.loop.train` writes, `config.gin`, and the predictions of the last evaluation.
+    """
+    import jax
+
+    from vadapter.cli.experiment import Parts, data_info
+    from vadapter.training import initialize, loop
+
+    parts = Parts(experiment)
+    evaluators = parts.evaluators()
+    params, references = initialize.initial_params(
+        parts.model,
+        parts.example,
+        jax.random.key(experiment.seed),
+        parts.partitioner,
+        trainable=experiment.train.trainable,
+        sources=experiment.sources,
+        model_dir=experiment.model_dir,
+        frozen_dtype=experiment.train.frozen_dtype,
+    )
+    if jax.process_index() == 0:
+        save_config(experiment.model_dir)
+    return loop.train(
+        experiment.train,
+        objective=parts.objective,
+        params=params,
+        partitioner=parts.partitioner,
+        batches=parts.loader.batches,
+        model_dir=experiment.model_dir,
+        evaluators=evaluators,
+        references=references,
+        data_info=data_info(experiment),
+        flops=parts.flops(),
+    )

@@ -18,8 +18,8 @@ VISUAL = np.random.default_rng(0).normal(size=(2, 2, 4, 32)).astype(np.float32)
 def run(config, visual=VISUAL, params=None):
     module = make_adapter(config, 24)
     if params is None:
-        params = nn.unbox(module.init(jax.random.key(0), visual)["params"])
-    return params, np.asarray(module.apply({"params": params}, visual))
+        params = nn.unbox(jax.jit(module.init)(jax.random.key(0), visual)["params"])
+    return params, np.asarray(jax.jit(module.apply)({"params": params}, visual))
 
 
 @pytest.mark.parametrize("name", small.ADAPTERS)

@@ -35,8 +35,8 @@ def forward(config, params, tokens, segments=None, positions=None):
         return m.logits(m(m.embed(tokens), segments, positions)[0])
 
     if params is None:
-        return nn.unbox(model.init(jax.random.key(0), method=run)["params"])
-    return np.asarray(model.apply({"params": params}, method=run))
+        return nn.unbox(jax.jit(lambda key: model.init(key, method=run))(jax.random.key(0))["params"])
+    return np.asarray(jax.jit(lambda params: model.apply({"params": params}, method=run))(params))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -55,7 +55,8 @@ def test_cached_decoding_equals_a_full_pass(name):
             steps.append(m.logits(hidden))
         return jax.numpy.concatenate(steps, axis=1)
 
-    np.testing.assert_allclose(Decoder(config).apply({"params": params}, method=cached), full, atol=2e-5)
+    found = jax.jit(lambda params: Decoder(config).apply({"params": params}, method=cached))(params)
+    np.testing.assert_allclose(found, full, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["plain", "gemma3"])

@@ -12,7 +12,11 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
 
 
 def init(config):
-    return nn.unbox(ViT(config).init(jax.random.key(0), FRAMES)["params"])
+    return nn.unbox(jax.jit(ViT(config).init)(jax.random.key(0), FRAMES)["params"])
+
+
+def encode(config, params, frames=FRAMES):
+    return np.asarray(jax.jit(ViT(config).apply)({"params": params}, frames))
 
 
 def test_big_vision_names_and_shapes():
@@ -38,16 +42,16 @@ def test_clip_options_add_and_remove_parameters():
 def test_patch_tokens_of_each_frame(class_token):
     config = small.vit(class_token=class_token)
     params = init(config)
-    tokens = ViT(config).apply({"params": params}, FRAMES)
+    tokens = encode(config, params)
     assert tokens.shape == (3, 4, 32)
-    alone = ViT(config).apply({"params": params}, FRAMES[1:2])
+    alone = encode(config, params, FRAMES[1:2])
     np.testing.assert_allclose(alone[0], tokens[1], atol=1e-5)
 
 
 def test_pixels_are_normalised_by_mean_and_std():
     params = init(small.vit())
-    inverted = ViT(small.vit(std=(-0.5, -0.5, -0.5))).apply({"params": params}, 255 - FRAMES)
-    np.testing.assert_allclose(inverted, ViT(small.vit()).apply({"params": params}, FRAMES), atol=1e-4)
+    inverted = encode(small.vit(std=(-0.5, -0.5, -0.5)), params, 255 - FRAMES)
+    np.testing.assert_allclose(inverted, encode(small.vit(), params), atol=1e-4)
 
 
 def test_another_resolution_is_refused():

@@ -1,0 +1,154 @@
+"""The commands one after the other, as a user types them, on a tiny world and for a few steps."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vadapter.cli.main import main
+
+SMALL = [
+    "--gin.TRAIN_STEPS=3",
+    "--gin.BATCH_SIZE=8",
+    "--gin.OptimizerConfig.warmup_steps=1",
+    "--gin.val/LoaderConfig.eval_limit=8",
+    "--gin.MeshConfig.data=2",
+    "--gin.MeshConfig.fsdp=2",
+    "--gin.MeshConfig.tensor=2",
+    *(f"--gin.ScenesConfig.{split}=32" for split in ("train", "validation", "test", "video_train", "video_eval")),
+    *(f"--gin.ScenesConfig.{split}=32" for split in ("text_train", "text_eval")),
+]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A finished rehearsal of the demo, two arms of it."""
+    folder = tmp_path_factory.mktemp("demo")
+    parts = "--parts=vit,tiny,large,stage1,perceiver,queries,report"
+    assert main(["demo", f"--output={folder}", parts, *SMALL]) == 0
+    return folder
+
+
+def test_demo_writes_figures_and_a_report(demo):
+    results = json.loads((demo / "results.json").read_text())
+    assert results["seed"] == 0
+    assert list(results["arms"]) == ["perceiver", "queries"]
+    for arm in results["arms"].values():
+        assert arm["steps"] == 3
+        assert arm["curve"][-1][0] == 3
+        assert np.isfinite(arm["val_loss"])
+        assert arm["trainable_params"] > 10_000
+        assert {"cider", "exact_match", "vqa_accuracy", "steps_to_baseline", "seconds"} <= arm.keys()
+    page = (demo / "report.html").read_text()
+    assert "queries" in page
+    assert "data:image" in page
+
+
+def test_a_second_demo_trains_nothing(demo, capsys):
+    before = {p: p.stat().st_mtime_ns for p in demo.rglob("checkpoint_*")}
+    assert main(["demo", f"--output={demo}", "--parts=vit,queries", *SMALL]) == 0
+    assert capsys.readouterr().out.count("is finished") == 2
+    assert before == {p: p.stat().st_mtime_ns for p in demo.rglob("checkpoint_*")}
+    assert main(["demo", f"--output={demo}", "--parts=queries", *SMALL, "--gin.TRAIN_STEPS=4"]) == 2
+    assert "--fresh" in capsys.readouterr().err
+
+
+def test_frozen_parts_are_not_in_the_checkpoint(demo):
+    from vadapter.training.checkpoints import load_params
+
+    assert {path.split("/")[0] for path in load_params(str(demo / "queries"))} == {"adapter"}
+    assert {path.split("/")[0] for path in load_params(str(demo / "stage1"))} == {"adapter", "decoder"}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_infer_reads_an_image(demo, tmp_path, capsys, suffix):
+    path = tmp_path / f"picture.{suffix}"
+    Image.fromarray(np.full((60, 80, 3), 200, np.uint8)).save(path)
+    assert main(["infer", f"--model_dir={demo / 'queries'}", f"--media={path}", "--max_new_tokens=3"]) == 0
+    assert capsys.readouterr().err.count("error") == 0
+
+
+def test_infer_answers_about_a_video(demo, capsys):
+    from vadapter import resources
+
+    clip = resources.folder("data") / "samples" / "moves.mp4"
+    command = ["infer", f"--model_dir={demo / 'queries'}", f"--media={clip}", "--max_new_tokens=3"]
+    assert main([*command, "--question=what moves ?"]) == 0
+    assert main([*command, "--prompt=no place for the video"]) == 2
+    assert "<media>" in capsys.readouterr().err
+
+
+def test_eval_repeats_what_training_measured(demo):
+    assert main(["eval", f"--model_dir={demo / 'queries'}"]) == 0
+    scalars = json.loads((demo / "queries" / "evaluation.json").read_text())
+    done = json.loads((demo / "queries" / "done.json").read_text())
+    assert scalars["val/loss"] == pytest.approx(done["evals"]["val"]["loss"], rel=1e-4)
+
+
+def test_runs_can_be_moved_together_but_not_changed(demo, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree(demo, moved)
+    clip = ["--media", str(demo / "no.jpg")]
+    assert main(["infer", f"--model_dir={moved / 'queries'}", *clip]) == 2
+    assert "no.jpg" in capsys.readouterr().err
+    shutil.rmtree(moved / "vit")
+    assert main(["infer", f"--model_dir={moved / 'queries'}", *clip]) == 2
+    assert "vit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "No experiment"),
+        (["--gin_file=experiments/scenes_stage9.gin"], "scenes_stage9"),
+        (["--gin_file=experiments/scenes_vit.gin"], "DATA_DIR"),
+        (["--gin_file=experiments/scenes_vit.gin", "--gin.OptimizerConfig.learning_rat=1"], "learning_rate"),
+        (["--gin_file=experiments/scenes_vit.gin", "--gin.OptimizerConfg.eps=1"], "OptimizerConfig"),
+    ],
+)
+def test_wrong_configurations_are_explained(arguments, words, capsys):
+    assert main(["train", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("bindings", "words"),
+    [
+        (["--gin.TRAINABLE=['adaptor/.*']"], "adapter/"),
+        (["--gin.BATCH_SIZE=7"], "multiple of"),
+        (["--gin.TASK_FEATURE_LENGTHS={'inputs': 0, 'targets': 8}"], "inputs"),
+        (["--gin.MeshConfig.data=3"], "devices"),
+        (["--gin.tiny/decoder.width=48"], "shape"),
+        (["--gin.OptimizerConfig.warmup_steps=3"], "warm"),
+    ],
+)
+def test_wrong_settings_of_a_stage_are_explained(demo, tmp_path, bindings, words, capsys):
+    macros = {"MODEL_DIR": tmp_path / "run", "DATA_DIR": demo / "data", "ENCODER_RUN": demo / "vit", "TINY_RUN": demo / "tiny"}
+    given = [f"--gin.{name}={str(value)!r}" for name, value in macros.items()]
+    assert main(["train", "--gin_file=experiments/scenes_stage1.gin", *SMALL, *given, *bindings]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_own_photographs_train_both_stages(demo, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    lines = []
+    for i in range(16):
+        shade = np.full((40, 60, 3), 16 * i, np.uint8)
+        Image.fromarray(shade).save(photos / f"{i}.jpg")
+        lines.append({"image": f"{i}.jpg", "caption": f"Photo n° {i}, a grey wall"})
+        lines.append({"image": f"{i}.jpg", "question": "What colour is it?", "answers": ["grey"]})
+    (photos / "photos.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    macros = {"JSONL": photos / "photos.jsonl", "ENCODER_RUN": demo / "vit"}
+    stage1 = {"MODEL_DIR": tmp_path / "own1", "TINY_RUN": demo / "tiny", **macros}
+    stage2 = {"MODEL_DIR": tmp_path / "own2", "LARGE_RUN": demo / "large", "STAGE1_RUN": tmp_path / "own1", **macros}
+    small = [flag for flag in SMALL if "ScenesConfig" not in flag]
+    for name, values in (("own_stage1", stage1), ("own_stage2", stage2)):
+        given = [f"--gin.{macro}={str(value)!r}" for macro, value in values.items()]
+        assert main(["train", f"--gin_file=experiments/{name}.gin", *small, *given]) == 0
+    picture = f"--media={photos / '3.jpg'}"
+    assert main(["infer", f"--model_dir={tmp_path / 'own2'}", picture, "--question=What colour is it?"]) == 0

@@ -1,0 +1,18 @@
+"""A small scenes world, written once a session and registered."""
+
+import pytest
+
+from vadapter.data.config import ScenesConfig
+
+SMALL = ScenesConfig(
+    train=150, validation=20, test=20, video_train=30, video_eval=8, text_train=60, text_eval=10, resolution=32
+)
+
+
+@pytest.fixture(scope="session")
+def scenes_dir(tmp_path_factory):
+    from vadapter.data import tasks
+
+    data_dir = str(tmp_path_factory.mktemp("scenes"))
+    tasks.register_scenes(data_dir, SMALL)
+    return data_dir

@@ -1,0 +1,173 @@
+"""A user's own folder."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from tests.data.files import clip, picture
+from vadapter import resources
+from vadapter.data.config import LoaderConfig
+from vadapter.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images and a video with all four kinds of records."""
+    for name, colour in (("a.jpg", (250, 0, 0)), ("b.png", (0, 250, 0)), ("c.webp", (0, 0, 250))):
+        picture(tmp_path / name, colour)
+    clip(tmp_path / "d.mp4", [20, 100, 180, 240])
+    write(
+        tmp_path,
+        {"image": "a.jpg", "caption": "a red field"},
+        {"image": "b.png", "caption": ["a green field", "Grünes Feld"]},
+        {"image": "c.webp", "caption": "a blue field", "id": "sea"},
+        {"image": "c.webp", "question": "What colour is it?", "answers": ["blue"]},
+        {"video": "d.mp4", "caption": "it gets light"},
+        {"video": "d.mp4", "question": "does it get dark", "answers": ["no", "No."]},
+    )
+    return tmp_path
+
+
+def write(folder, *lines):
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    (folder / "all.jsonl").write_text(text, encoding="utf-8")
+    return str(folder / "all.jsonl")
+
+
+def register(folder, **settings):
+    from vadapter.data import tasks
+
+    settings = {"validation": str(folder / "all.jsonl"), **settings}
+    return tasks.jsonl_task("own", str(folder / "all.jsonl"), **settings)
+
+
+def rows(mixture, **changes):
+    from vadapter.data.loader import Loader
+
+    settings = {"split": "validation", "batch_size": 2, "num_visual_tokens": 3, "image_size": 16, "max_bad_share": 1.0}
+    made = Loader(LoaderConfig(mixture=mixture, **(settings | changes)))
+    return [(batch, i, row) for batch, found in made.eval_batches() for i, row in enumerate(found) if row["id"]]
+
+
+def test_each_kind_of_record_becomes_a_task(folder):
+    register(folder)
+    found = {(row["task"], row["id"]): (row, batch, i) for batch, i, row in rows("own") if row["valid"]}
+    assert len(found) == 6
+    row, batch, i = found["own_image_caption", "sea"]
+    assert row["references"] == ["a blue field"] and batch.media.shape == (2, 1, 1, 16, 16, 3)
+    np.testing.assert_allclose(batch.media[i, 0, 0, 8, 8], (0, 0, 250), atol=12)
+    row, _, _ = found["own_image_caption", "all.jsonl:2"]
+    assert row["references"] == ["a green field", "Grünes Feld"]
+    row, _, _ = found["own_image_question", "all.jsonl:4"]
+    assert row["prompt"].endswith("Question : What colour is it ? Answer:") and row["answers"] == ["blue"]
+    row, batch, i = found["own_video_question", "all.jsonl:6"]
+    assert row["prompt"].endswith("Answer in exactly one word:") and row["answers"] == ["no", "No."]
+    np.testing.assert_allclose(batch.media[i, 0].mean((1, 2, 3)), [20, 100, 180, 240], atol=8)
+
+
+def test_training_batches_of_the_mixture(folder):
+    from vadapter.data.loader import Loader
+
+    made = Loader(LoaderConfig(mixture=register(folder), batch_size=4, num_visual_tokens=3, image_size=16))
+    batches = made.batches()
+    assert {next(batches).media.shape[2] for _ in range(10)} == {1, 4}
+    assert made.counters()["data/skipped"] == 0
+
+
+def test_no_image_is_in_both_splits_of_a_hold_out(folder):
+    from vadapter.data.sources import JsonlSource
+
+    lines = [{"image": f"{i // 2}.png", "caption": f"take {i}"} for i in range(40)]
+    path = write(folder, *lines)
+    sources = [JsonlSource(path, media="image", question=False, holdout=0.25) for _ in range(2)]
+    parts = {s: {line["image"] for line in sources[0]._lines[s]} for s in ("train", "validation")}
+    assert not parts["train"] & parts["validation"]
+    assert (len(parts["train"]), len(parts["validation"])) == (15, 5)
+    assert sources[0]._lines == sources[1]._lines
+
+
+def test_own_prompts_and_resize(folder):
+    register(folder, caption_prompt="Look: <media>\nSay:", resize="pad")
+    found = [(b, i, r) for b, i, r in rows("own") if r["id"] == "all.jsonl:1"]
+    batch, i, row = found[0]
+    assert row["prompt"] == "Look: <media>\nSay:" and batch.media[i, 0, 0, 0].max() == 0
+
+
+def test_the_sample_folder_is_readable():
+    from vadapter.data import tasks
+
+    path = str(resources.folder("data") / "samples" / "captions.jsonl")
+    tasks.jsonl_task("samples", path, path)
+    assert sum(row["valid"] for _, _, row in rows("samples", max_bad_share=0.0)) == 7
+
+
+def test_missing_and_damaged_files_are_skipped_and_named(folder, caplog):
+    (folder / "b.png").write_bytes(b"not a picture")
+    (folder / "c.webp").unlink()
+    register(folder)
+    found = {row["id"]: row["valid"] for _, _, row in rows("own_image_caption", batch_size=3)}
+    assert found == {"all.jsonl:1": True, "all.jsonl:2": False, "sea": False}
+    assert "skipped all.jsonl:2" in caplog.text and "c.webp" in caplog.text
+    with pytest.raises(UserError, match=r"at most 1.0%.*found \d of"):
+        rows("own_image_caption", max_bad_share=0.01)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{not json", r"all.jsonl:7: "),
+        ({"image": "a.jpg", "caption": "  "}, r"all.jsonl:7: 'caption' is empty"),
+        ({"image": "a.jpg", "caption": []}, r"all.jsonl:7: 'caption' is empty"),
+        ({"image": "a.jpg"}, r"all.jsonl:7: needs either 'caption' or 'question'"),
+        ({"image": "a.jpg", "captions": "x"}, r"'captions', near 'caption'"),
+        ({"caption": "x"}, r"all.jsonl:7: needs one of 'image' and 'video'"),
+        ({"image": "a.jpg", "question": "what?"}, r"no 'answers'"),
+        ("[1]", r"not a JSON object"),
+    ],
+)
+def test_bad_lines_are_named_by_file_and_line(folder, line, reason, caplog):
+    lines = (folder / "all.jsonl").read_text(encoding="utf-8").splitlines()
+    write(folder, *lines, line)
+    with pytest.raises(UserError, match=reason):
+        register(folder)
+    register(folder, max_bad_share=0.5)
+    assert "all.jsonl:7" in caplog.text
+
+
+def test_unknown_fields_are_said_once(folder, caplog):
+    write(folder, {"image": "a.jpg", "caption": "x", "licence": "mine"})
+    with caplog.at_level(logging.WARNING):
+        register(folder)
+    assert "fields that are not used: licence" in caplog.text
+
+
+def test_bad_arguments(folder, tmp_path):
+    from vadapter.data import tasks
+
+    with pytest.raises(UserError, match="jsonl_task.train"):
+        tasks.jsonl_task("own")
+    with pytest.raises(UserError, match=r"none\.jsonl"):
+        tasks.jsonl_task("own", str(tmp_path / "none.jsonl"))
+    with pytest.raises(UserError, match="exactly one <media>"):
+        register(folder, caption_prompt="no room here")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="found 0 such lines"):
+        tasks.jsonl_task("own", str(tmp_path / "empty.jsonl"))
+
+
+def test_one_file_and_a_prompt_without_a_data_set(folder):
+    from vadapter.data import requests, vocabulary
+
+    words = vocabulary.load()
+    config = LoaderConfig(lengths={"inputs": 12, "targets": 8}, num_visual_tokens={1: 3, 4: 5}, image_size=16)
+    batch = requests.request(str(folder / "a.jpg"), config, words, "caption", None, rows=2)
+    assert batch.tokens.shape == (2, 15) and batch.media.shape == (2, 1, 1, 16, 16, 3)
+    np.testing.assert_array_equal(batch.media_index[1, 5:9], [0, 1, 2, -1])
+    clip_batch = requests.request(str(folder / "d.mp4"), config, words, "caption", None, rows=1)
+    assert clip_batch.media.shape == (1, 1, 4, 16, 16, 3) and (clip_batch.media_index >= 0).sum() == 5
+    with pytest.raises(UserError, match="the model reads 12"):
+        requests.request(str(folder / "a.jpg"), config, words, "image_question", "what is it?", rows=1)
+    with pytest.raises(UserError, match="exactly one <media>"):
+        requests.request(str(folder / "a.jpg"), config, words, "what is it", None, rows=1)

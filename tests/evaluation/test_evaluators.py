@@ -1,0 +1,192 @@
+"""Evaluators with fake losses and a fake decoder: what counts, what does not, and that images are really changed."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from vadapter.batch import Batch
+from vadapter.evaluation import evaluators
+from vadapter.evaluators_api import EvalResult, Evaluator
+
+
+@dataclasses.dataclass
+class Sums:
+    loss_sum: float
+    weight_sum: float
+    correct_sum: float
+
+
+def make_batch(shades, weights=None, media=1):
+    """One row a shade: a 2x2 image of that shade, one target whose id is the shade."""
+    rows = len(shades)
+    images = np.broadcast_to(np.array(shades, np.uint8)[:, None, None, None, None, None], (rows, media, 1, 2, 2, 3))
+    text = np.zeros((rows, 4), np.int32)
+    targets = np.array(shades, np.int32)[:, None]
+    weights = np.ones((rows, 1), np.float32) if weights is None else np.array(weights, np.float32)[:, None]
+    return Batch(text, text, text, text - 1, images.copy(), targets * 0, targets, weights)
+
+
+def rows_of(batch, valid=None):
+    valid = [True] * len(batch.tokens) if valid is None else valid
+    return [{"id": i, "references": ["x"], "valid": v} for i, v in enumerate(valid)]
+
+
+def image_loss(params, batch):
+    """Loss: how far the row's image is from its target's shade. A right answer is a right image."""
+    shade = batch.media[:, 0, 0, 0, 0, 0].astype(np.float64) if batch.media.shape[1] else batch.target_ids[:, 0]
+    distance = np.abs(shade - batch.target_ids[:, 0]) + params
+    weight = batch.target_weights[:, 0]
+    return Sums(float((distance * weight).sum()), float(weight.sum()), float(((distance == 0) * weight).sum()))
+
+
+def batches_of(*batches, valid=None):
+    return lambda: iter([(b, rows_of(b, valid)) for b in batches])
+
+
+def test_loss_is_weighted_over_all_batches():
+    batches = batches_of(make_batch([1, 2, 3]), make_batch([4, 5], weights=[1, 0]))
+    result = evaluators.LossEvaluator(image_loss, batches, put=lambda b: b)(2.0)
+    assert isinstance(result, EvalResult)
+    assert result.scalars["loss"] == pytest.approx(2.0)
+    assert result.scalars["perplexity"] == pytest.approx(math.exp(2.0))
+    assert result.scalars["accuracy"] == 0.0
+    assert result.scalars["target_tokens"] == 4
+
+
+def test_loss_stops_at_max_batches_and_is_nan_without_targets():
+    batches = batches_of(make_batch([1]), make_batch([2]))
+    one = evaluators.LossEvaluator(image_loss, batches, lambda b: b, max_batches=1)(0.0).scalars
+    assert one["target_tokens"] == 1 and one["accuracy"] == 1.0
+    assert math.isnan(evaluators.LossEvaluator(image_loss, batches_of(), lambda b: b)(0.0).scalars["loss"])
+
+
+def test_evaluators_follow_the_protocol():
+    parts = (image_loss, batches_of(), lambda b: b)
+    assert isinstance(evaluators.LossEvaluator(*parts), Evaluator)
+    assert isinstance(evaluators.RelianceEvaluator(*parts), Evaluator)
+    assert isinstance(evaluators.GenerationEvaluator(*parts, vocabulary=Words()), Evaluator)
+
+
+def test_reliance_tells_right_shuffled_and_blank_images_apart():
+    batch = make_batch([10, 20, 40])
+    scalars = evaluators.RelianceEvaluator(image_loss, batches_of(batch), lambda b: b)(0.0).scalars
+    assert scalars["reliance/right"] == 0.0
+    assert scalars["reliance/shuffled"] == pytest.approx((10 + 20 + 30) / 3)  # 20 for 10, 40 for 20, 10 for 40
+    assert scalars["reliance/blank"] == pytest.approx((117 + 107 + 87) / 3)
+    assert scalars["reliance/shuffled_gap"] == scalars["reliance/shuffled"]
+    assert batch.media[0, 0, 0, 0, 0, 0] == 10  # the caller's batch is as it was
+
+
+def test_reliance_of_a_model_that_ignores_the_image_is_zero():
+    def blind(params, batch):
+        return Sums(float(batch.target_weights.sum()), float(batch.target_weights.sum()), 0.0)
+
+    scalars = evaluators.RelianceEvaluator(blind, batches_of(make_batch([1, 2])), lambda b: b)(0.0).scalars
+    assert scalars["reliance/shuffled_gap"] == 0.0 and scalars["reliance/blank_gap"] == 0.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_row_never_gets_its_own_image(seed):
+    rng = np.random.default_rng(seed)
+    media = make_batch(rng.integers(0, 4, 12).tolist()).media
+    usable = rng.random(12) < 0.8
+    source = evaluators.other_image(media, usable)
+    for row, other in enumerate(source):
+        if other < 0:
+            same = [(media[i] == media[row]).all() for i in np.flatnonzero(usable)]
+            assert not usable[row] or all(same)
+        else:
+            assert usable[row] and usable[other] and (media[row] != media[other]).any()
+
+
+def test_rows_without_another_image_count_in_none_of_the_losses():
+    seen = []
+
+    def loss(params, batch):
+        seen.append(batch.target_weights[:, 0].tolist())
+        return image_loss(params, batch)
+
+    alone = make_batch([7, 9], weights=[1, 0])  # one valid row: nothing to shuffle with
+    text = make_batch([3, 4], media=0)
+    same = make_batch([5, 5, 6])
+    scalars = evaluators.RelianceEvaluator(loss, batches_of(alone, text, same), lambda b: b)(0.0).scalars
+    assert seen == [[0, 0]] * 3 + [[1, 1, 1]] * 3
+    assert scalars["reliance/shuffled"] == 1.0  # each 5 got the 6, the 6 a 5
+    skipped = evaluators.RelianceEvaluator(loss, batches_of(same, valid=[True, False, False]), lambda b: b)(0.0).scalars
+    assert math.isnan(skipped["reliance/right"])
+
+
+class Words:
+    """A vocabulary of six words."""
+
+    eos_id = 1
+    words = ["<pad>", "<eos>", "a", "red", "square", "2"]
+
+    def decode(self, ids):
+        return " ".join(self.words[i] for i in ids)
+
+
+def generation(rows, ids, **options):
+    batch = make_batch(list(range(len(rows))))
+    evaluator = evaluators.GenerationEvaluator(
+        lambda params, batch: np.array(ids), lambda: iter([(batch, rows)]), lambda b: b, Words(), **options
+    )
+    return evaluator(None)
+
+
+PICTURE = np.zeros((1, 8, 8, 3), np.uint8)
+VIDEO = np.arange(4, dtype=np.uint8).repeat(8 * 8 * 3).reshape(4, 8, 8, 3)
+
+
+def test_captions_and_questions_are_scored_apart():
+    rows = [
+        {"id": "c0", "references": ["A red square.", "red"], "valid": True, "thumbnail": PICTURE},
+        {"id": "c1", "references": ["a square"], "valid": True, "thumbnail": PICTURE},
+        {"id": "q0", "question": "how many?", "references": [], "answers": ["two"], "valid": True, "thumbnail": VIDEO},
+        {"id": "q1", "question": "colour?", "references": ["blue"], "valid": True},
+        {"id": "bad", "references": ["a"], "valid": False},
+    ]
+    ids = [[2, 3, 4, 1, 5], [2, 3, 4, 0, 5], [5, 1, 0, 0, 0], [3, 1, 0, 0, 0], [2, 2, 2, 2, 2]]
+    result = generation(rows, ids)
+    assert result.scalars["captions"] == 2 and result.scalars["questions"] == 2
+    assert result.scalars["exact_match"] == 0.5 and result.scalars["vqa_accuracy"] == 0.5
+    assert result.scalars["cider"] > 0
+    assert [r["id"] for r in result.records] == ["c0", "c1", "q0", "q1"]
+    assert [r["prediction"] for r in result.records] == ["a red square", "a red square", "2", "red"]
+    assert [r["score"] for r in result.records] == [1.0, 0.0, 1.0, 0.0]
+    json.dumps(result.records)
+
+
+def test_pictures_carry_predictions():
+    row = {"question": "how many?", "references": ["2"], "valid": True, "thumbnail": VIDEO}
+    rows = [{"id": i, **row} for i in range(3)]
+    result = generation(rows, [[5, 1]] * 3, num_images=2, num_thumbnails=1)
+    assert len(result.images) == 2
+    picture, caption = result.images[0]
+    assert picture.dtype == np.uint8 and picture.shape == (128, 512, 3)  # four frames side by side, enlarged
+    assert "how many?" in caption and "-> 2" in caption
+    assert ["thumbnail" in r for r in result.records] == [True, False, False]
+    assert result.records[0]["thumbnail"].startswith("data:image/webp;base64,")
+
+
+def test_accuracy_of_each_question_type():
+    kinds = ["count", "count", "colour"]
+    rows = [
+        {"id": i, "question": "?", "question_type": k, "answers": ["2"], "valid": True} for i, k in enumerate(kinds)
+    ]
+    scalars = generation(rows, [[5, 1], [3, 1], [5, 1]]).scalars
+    assert scalars["vqa_accuracy/count"] == 0.5 and scalars["vqa_accuracy/colour"] == 1.0
+    assert scalars["vqa_accuracy"] == pytest.approx(2 / 3)
+
+
+def test_scores_without_rows_are_left_out():
+    result = generation([{"id": 0, "references": ["a"], "valid": False}], [[2, 1]])
+    assert result.scalars == {"captions": 0.0, "questions": 0.0} and result.records == []
+
+
+def test_an_empty_prediction_is_empty_text():
+    assert evaluators.text_of(np.array([0, 3, 3]), Words()) == ""
+    assert evaluators.text_of(np.array([1, 3, 3]), Words()) == ""

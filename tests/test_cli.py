@@ -1,0 +1,336 @@
+"""The command's front: quick help, the gin conventions, and messages instead of tracebacks."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import gin
+import pytest
+
+from vadapter.cli import config, main
+from vadapter.errors import UserError
+
+HEAVY = ("jax", "flax", "tensorflow", "seqio", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """A config class as the library writes them."""
+
+    power: int
+    gears: tuple[int, ...] = (1, 2)
+    name: str = "engine"
+    spare: "Engine | None" = None
+    notes: dict = dataclasses.field(default_factory=dict)
+
+
+def drive(engine: Engine, distance: float = 1.0, stops=()) -> tuple:
+    """A function as the library writes them."""
+    return engine, distance, stops
+
+
+def crash(reason: str = "no fuel"):
+    raise UserError(f"The engine does not start: {reason}.")
+
+
+config.register([Engine, drive], crash)
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+    yield
+    gin.clear_config()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Installs a subcommand `go` that runs the given function; returns a function that calls it."""
+
+    def install(run, *argv: str) -> int:
+        module = types.ModuleType("go_command", "Goes.")
+        module.add_arguments = config.add_gin_arguments
+        module.run = run
+        monkeypatch.setitem(sys.modules, "go_command", module)
+        monkeypatch.setattr(main, "COMMANDS", (main.Command("go", "goes", "go_command"),))
+        return main.main(["go", *argv])
+
+    return install
+
+
+def modules_after(*argv: str) -> tuple[set[str], str]:
+    """The imported modules and the output of a fresh process that runs `vadapter ARGV`."""
+    code = (
+        "import sys; from vadapter.cli.main import main; status = main(sys.argv[1:]);"
+        "print('MODULES', *sys.modules); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    output, _, modules = done.stdout.partition("MODULES")
+    return {name.split(".")[0] for name in modules.split()}, output
+
+
+# ---- the front
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--version"], *([c.name, "--help"] for c in main.COMMANDS)], ids=" ".join
+)
+def test_help_needs_no_heavy_import(argv):
+    modules, output = modules_after(*argv)
+    assert not modules & set(HEAVY)
+    assert "vadapter" in output
+
+
+def test_help_lists_every_command(capsys):
+    assert main.main(["--help"]) == 0
+    output = capsys.readouterr().out
+    assert all(command.name in output and command.summary in output for command in main.COMMANDS)
+
+
+@pytest.mark.parametrize("argv", [[], ["fly"], ["--fast"]])
+def test_a_wrong_command_line_exits_with_2(argv, capsys):
+    assert main.main(argv) == 2
+    assert "error" in capsys.readouterr().err
+
+
+def test_a_user_error_is_one_paragraph(command, capsys):
+    assert command(lambda args: crash("stolen")) == 2
+    assert capsys.readouterr().err == "vadapter: error: The engine does not start: stolen.\n"
+
+
+def test_a_user_error_inside_of_gin_is_the_same_paragraph(command, capsys):
+    def run(args):
+        config.parse_gin(bindings=["crash.reason = 'rust'"])
+        gin.get_configurable("crash")()
+
+    assert command(run) == 2
+    assert capsys.readouterr().err == "vadapter: error: The engine does not start: rust.\n"
+
+
+def test_debug_shows_the_traceback(command, capsys):
+    assert command(lambda args: crash(), "--debug") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_bug_is_not_disguised(command):
+    with pytest.raises(ZeroDivisionError):
+        command(lambda args: 1 / 0)
+
+
+def test_an_interrupt_exits_with_130(command):
+    def run(args):
+        raise KeyboardInterrupt
+
+    assert command(run) == 130
+
+
+def test_gin_arguments_reach_the_command(command, folder):
+    (folder / "a.gin").write_text("Engine.power = 1\nNAME = 'a'\nEngine.name = %NAME\n")
+    (folder / "lib").mkdir()
+    (folder / "lib" / "b.gin").write_text("Engine.power = 2\n")
+    made = []
+
+    def run(args):
+        config.parse_gin_arguments(args)
+        made.append(gin.get_configurable("Engine")())
+
+    assert command(run, "--gin_file=a.gin", "--gin_file", "b.gin", "--gin_search_paths=lib", "--gin.NAME='c d'") == 0
+    assert made == [Engine(power=2, name="c d")]
+
+
+# ---- registration
+
+
+def test_a_registered_dataclass_is_the_very_class():
+    config.parse_gin(bindings=["Engine.power = 3", "Engine.gears = [1, [2, 3]]", "drive.engine = @Engine()"])
+    engine, distance, stops = gin.get_configurable("drive")(stops=[1])
+    assert type(engine) is Engine
+    assert engine == Engine(power=3, gears=(1, (2, 3)))
+    assert (distance, stops) == (1.0, [1])
+    hash(dataclasses.replace(engine, notes=()))
+
+
+def test_scopes_make_different_objects():
+    config.parse_gin(
+        bindings=[
+            "Engine.power = 1",
+            "large/Engine.power = 9",
+            "large/Engine.spare = @tiny/Engine()",
+            "tiny/Engine.name = 'tiny'",
+            "drive.engine = @large/Engine()",
+        ]
+    )
+    assert gin.get_configurable("drive")()[0] == Engine(power=9, spare=Engine(power=1, name="tiny"))
+
+
+def test_registering_twice_is_harmless_and_a_taken_name_is_refused():
+    config.register(Engine, [drive, Engine])
+
+    def drive_again():
+        pass
+
+    drive_again.__name__ = "drive"
+    with pytest.raises(ValueError, match="drive"):
+        config.register(drive_again)
+
+
+def test_a_module_registers_what_it_defines():
+    module = types.ModuleType("garage")
+    source = (
+        "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass Garage:\n    size: int = 2\n"
+        "def park(car=None):\n    return car\ndef helper(x=0):\n    pass\n__all__ = ['park']\n"
+    )
+    exec(source, module.__dict__)
+    config.register(module)
+    config.parse_gin(bindings=["Garage.size = 5", "park.car = @Garage()"])
+    assert gin.get_configurable("park")() == module.Garage(5)
+    with pytest.raises(UserError, match="no configurable called helper"):
+        config.parse_gin(bindings=["helper.x = 1"])
+
+
+# ---- parsing
+
+
+def test_each_parse_starts_afresh():
+    config.parse_gin(bindings=["Engine.power = 1", "Engine.name = 'old'"])
+    config.parse_gin(bindings=["Engine.power = 2"])
+    assert gin.get_configurable("Engine")() == Engine(power=2)
+
+
+def test_shipped_files_are_found_from_anywhere(folder, monkeypatch):
+    shipped = folder / "shipped" / "gin"
+    (shipped / "runs").mkdir(parents=True)
+    (shipped / "base.gin").write_text("Engine.power = 1\n")
+    (shipped / "runs" / "go.gin").write_text("include 'gin/base.gin'\nEngine.name = 'go'\n")
+    monkeypatch.setattr(config.resources, "folder", lambda name: shipped)
+    for path in ("runs/go.gin", "gin/runs/go.gin", str(shipped / "runs/go.gin")):
+        config.parse_gin([path])
+        assert gin.get_configurable("Engine")() == Engine(power=1, name="go")
+
+
+def test_the_working_directory_comes_first_then_the_search_paths(folder):
+    for place, power in (("", 1), ("a", 2), ("b", 3)):
+        (folder / place).mkdir(exist_ok=True)
+        (folder / place / "here.gin").write_text(f"Engine.power = {power}\n")
+    config.parse_gin(["here.gin"], search_paths=["b", "a"])
+    assert gin.get_configurable("Engine")().power == 1
+    (folder / "here.gin").unlink()
+    config.parse_gin(["here.gin"], search_paths=["b", "a"])
+    assert gin.get_configurable("Engine")().power == 3
+    config.parse_gin(["here.gin"], search_paths=["a"])  # the search paths of another parse are forgotten
+    assert gin.get_configurable("Engine")().power == 2
+
+
+def test_saved_configurations_repeat_the_run(folder):
+    config.parse_gin(bindings=["POWER = 7", "Engine.power = %POWER", "drive.engine = @Engine()", "crash.reason = 'x'"])
+    first = gin.get_configurable("drive")()
+    config.save_config(folder / "run")
+    assert "crash" not in (folder / "run" / "operative_config.gin").read_text()
+    config.parse_gin([str(folder / "run" / "config.gin")])
+    assert gin.get_configurable("drive")() == first
+    assert gin.query_parameter("crash.reason") == "x"
+
+
+def test_the_folder_gin_does_not_hide_the_library():
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", "import gin; print(gin.__file__)"], cwd=root, capture_output=True, text=True
+    )
+    assert "__init__" in done.stdout and not done.stdout.startswith(str(root / "gin")), done.stderr
+
+
+# ---- messages
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Engin.power = 1", [r"no configurable called Engin;.*Engine", r"bad\.gin, line 2: Engin\.power = 1"]),
+        ("Engine.power = 1\ndrive.engine = @Engin()", ["no configurable called Engin;.*Engine"]),
+        ("Engine.powr = 1", ["Engine has no parameter powr;.*power", r"bad\.gin, line 2"]),
+        ("Engine.power = %POWR\nPOWER = 1", [r"macro %POWR .*POWER", r"--gin\.POWR=VALUE"]),
+        ("POWER = %gin.REQUIRED\nGEARS = %gin.REQUIRED", ["POWER, GEARS|GEARS, POWER", r"--gin\.POWER=VALUE"]),
+        ("include 'missing.gin'", [r"missing\.gin was not found", "--gin_search_paths", r"bad\.gin, line 2"]),
+        ("Engine.power 1", ["syntax error", r"bad\.gin, line 2"]),
+        ("Engine.power = diesel", ["syntax error", r"bad\.gin, line 2", "strings in quotes"]),
+        ("Engine.gears = (1,", ["bracket|syntax"]),
+        ("import no_such_module", ["no_such_module", r"bad\.gin, line 2"]),
+    ],
+    ids=lambda value: value.splitlines()[-1] if isinstance(value, str) else "",
+)
+def test_a_mistake_in_a_file_is_explained(folder, text, expected):
+    (folder / "bad.gin").write_text(f"# header\n{text}\n")
+    with pytest.raises(UserError) as caught:
+        config.parse_gin(["bad.gin"])
+    message = str(caught.value)
+    assert "\n" not in message
+    for pattern in expected:
+        caught.match(pattern)
+
+
+def test_a_missing_file_names_the_places(folder):
+    with pytest.raises(UserError, match="runs/none.gin was not found in any of: the working directory, more"):
+        config.parse_gin(["runs/none.gin"], search_paths=["more"])
+
+
+@pytest.mark.parametrize("binding", ["NAME=foo", "NAME=runs/a b", "NAME=gs://bucket/x"])
+def test_a_bare_string_hints_at_quotes(binding):
+    value = binding.split("=")[1]
+    with pytest.raises(UserError, match=f"--gin.NAME='\"{value}\"'"):
+        config.parse_gin(bindings=[binding])
+
+
+@pytest.mark.parametrize("binding", ["NAME", "NAME=", "=3"])
+def test_a_binding_needs_a_name_and_a_value(binding):
+    with pytest.raises(UserError, match="--gin.NAME=VALUE"):
+        config.parse_gin(bindings=[binding])
+
+
+def test_a_missing_value_is_explained_when_the_object_is_made(command, capsys):
+    def run(args):
+        config.parse_gin()
+        gin.get_configurable("Engine")()
+
+    assert command(run) == 2
+    assert "Engine needs a value for power" in capsys.readouterr().err
+    assert command(lambda args: gin.get_configurable("drive")(engine=gin.REQUIRED)) == 2
+    assert "--gin.drive.engine=VALUE" in capsys.readouterr().err
+
+
+# ---- vadapter report
+
+
+def test_report_writes_the_files_that_are_asked_for(folder, capsys):
+    for name, loss in (("base", 1.0), ("new", 0.5)):
+        (folder / name).mkdir()
+        (folder / name / "curve.jsonl").write_text(
+            "".join(json.dumps({"step": step, "split": "val", "loss": loss / step}) + "\n" for step in (1, 2))
+        )
+    argv = [
+        "report",
+        "base",
+        "new",
+        "--baseline=base",
+        "--output=out/r.html",
+        "--results=out/r.json",
+        "--picture=p.svg",
+    ]
+    assert main.main(argv) == 0
+    assert "out/r.html" in capsys.readouterr().out
+    assert "<svg" in (folder / "out" / "r.html").read_text()
+    assert (folder / "p.svg").read_text().startswith("<")
+    assert json.loads((folder / "out" / "r.json").read_text())["arms"]["new"]["steps_to_baseline"] == 1
+
+
+def test_report_of_a_folder_without_a_run_is_the_users_mistake(folder, capsys):
+    assert main.main(["report", str(folder)]) == 2
+    assert "curve.jsonl" in capsys.readouterr().err

@@ -1,0 +1,70 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training import small
+from vadapter.errors import UserError
+from vadapter.training import checkpoints
+from vadapter.training.state import TrainState
+
+
+def state(step, width=3):
+    params = {"adapter": {"kernel": jnp.full((2, width), float(step)), "half": jnp.ones(2, jnp.bfloat16)}}
+    return TrainState(jnp.asarray(step, jnp.int32), params, ({"mu": params}, ()))
+
+
+def shardings(like):
+    return jax.tree.map(lambda x: small.partitioner().replicated, like)
+
+
+def test_newest_are_kept_under_t5x_names(tmp_path):
+    with checkpoints.Checkpointer(str(tmp_path), keep=2) as checkpointer:
+        for step in (5, 10, 20):
+            checkpointer.save(state(step), {"data": {"seed": 3}})
+        checkpointer.save(state(20, width=9), {})  # there already: left as it is
+    assert checkpoints.steps(str(tmp_path)) == [10, 20]
+    assert sorted(p.name for p in (tmp_path / "checkpoint_20").iterdir() if p.is_dir()) == [
+        "optimizer",
+        "params",
+        "run",
+    ]
+    assert checkpoints.load_params(str(tmp_path))["adapter/kernel"].tolist() == [[20.0] * 3] * 2
+    assert checkpoints.load_params(str(tmp_path), 10)["adapter/half"].dtype == jnp.bfloat16
+    assert checkpoints.load_params(str(tmp_path / "checkpoint_10"))["adapter/kernel"][0, 0] == 10
+    with checkpoints.Checkpointer(str(tmp_path), read_only=True) as checkpointer:
+        assert checkpointer.run(20) == {"format": 1, "step": 20, "data": {"seed": 3}}
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    with checkpoints.Checkpointer(str(tmp_path)) as checkpointer:
+        checkpointer.save(state(4), {})
+        checkpointer.wait()
+        back = checkpointer.restore(4, state(0), shardings(state(0)))
+    assert int(back.step) == 4
+    assert back.opt_state[1] == ()
+    np.testing.assert_array_equal(back.opt_state[0]["mu"]["adapter"]["kernel"], state(4).params["adapter"]["kernel"])
+    assert back.params["adapter"]["half"].dtype == jnp.bfloat16
+
+
+def test_another_shape_is_named(tmp_path):
+    with checkpoints.Checkpointer(str(tmp_path)) as checkpointer:
+        checkpointer.save(state(4), {})
+        checkpointer.wait()
+        other = state(0, width=5)
+        message = r"checkpoint_4 are not those of this run. adapter/kernel: expected \(2, 5\), found \(2, 3\). Use"
+        with pytest.raises(UserError, match=message):
+            checkpointer.restore(4, other, shardings(other))
+
+
+def test_another_format_is_refused(tmp_path):
+    checkpoints.save_params(str(tmp_path), {"a": np.ones(2)})
+    file = next((tmp_path / "checkpoint_0/run").iterdir())
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
+    with (
+        checkpoints.Checkpointer(str(tmp_path), read_only=True) as checkpointer,
+        pytest.raises(UserError, match="has format 99; this version of vadapter reads format 1"),
+    ):
+        checkpointer.run(0)

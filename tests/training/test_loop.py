@@ -1,0 +1,199 @@
+import json
+import os
+import re
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training import small
+from vadapter import trees
+from vadapter.errors import UserError
+from vadapter.evaluators_api import EvalResult
+from vadapter.training import checkpoints
+from vadapter.training.loop import TrainConfig, train
+
+
+class Val:
+    name = "val"
+
+    def __init__(self, every_steps=None):
+        self.every_steps = every_steps
+        self.called_with = []
+
+    def __call__(self, params):
+        self.called_with.append(trees.flatten(params).keys())
+        return EvalResult({"loss": 1.5}, records=[{"prediction": "a dog", "reference": "un chien é"}])
+
+
+def config(**changes):
+    fields = dict(
+        steps=6, trainable=("adapter/.*", "head/.*"), optimizer=small.optimizer(), log_every=2, tensorboard=False
+    )
+    return TrainConfig(**{**fields, **changes})
+
+
+def run(model_dir, data=small.batches, evaluators=(), objective=None, data_info=None, placed=None, **changes):
+    placed = placed or small.partitioner()
+    return train(
+        config(**changes),
+        objective=objective or small.objective(small.Model()),
+        params=small.params(placed=placed),
+        partitioner=placed,
+        batches=data,
+        model_dir=str(model_dir),
+        evaluators=evaluators,
+        data_info=data_info,
+    )
+
+
+def lines(model_dir, split):
+    rows = [json.loads(line) for line in (model_dir / "curve.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["split"] == split]
+
+
+def terminated_at(step):
+    """Batches during which SIGTERM comes, as from a machine that is taken away."""
+
+    def batches(start):
+        for i, batch in enumerate(small.batches(start), start):
+            if i == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    return batches
+
+
+def assert_same(a, b):
+    a, b = trees.flatten(a), trees.flatten(b)
+    assert a.keys() == b.keys()
+    for path in a:
+        assert np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes(), path
+
+
+def test_a_run_leaves_its_files(tmp_path, capsys):
+    val = Val()
+    result = run(tmp_path, evaluators=[val], eval_every=4, keep_checkpoints=2, checkpoint_every=2)
+    assert (result.step, result.interrupted) == (6, False)
+    assert result.evals == {"val": {"loss": 1.5}}
+    assert checkpoints.steps(str(tmp_path)) == [4, 6]
+    assert [row["step"] for row in lines(tmp_path, "train")] == [1, 2, 4, 6]
+    assert [row["step"] for row in lines(tmp_path, "val")] == [4, 6]
+    assert all("encoder/kernel" in paths and "adapter/lm/kernel" in paths for paths in val.called_with)
+    assert json.loads((tmp_path / "inference_eval/val-6.jsonl").read_text())["reference"] == "un chien é"
+    done = json.loads((tmp_path / "done.json").read_text())
+    assert (done["step"], done["trainable_params"], done["total_params"]) == (6, 180, 308)
+    assert done["metrics"]["loss"] == lines(tmp_path, "train")[-1]["loss"]
+    info = (tmp_path / "model-info.txt").read_text()
+    assert "frozen   encoder/kernel  (6, 8)  bfloat16" in info
+    printed = capsys.readouterr().out
+    assert "step 4/6  loss" in printed
+    assert re.search(r"adapter/lm +yes +72 +288 B +576 B", printed)
+
+
+def test_killed_and_resumed_is_uninterrupted(tmp_path):
+    whole = run(tmp_path / "whole", log_every=1)
+    stopped = run(tmp_path / "cut", data=terminated_at(3))
+    assert (stopped.step, stopped.interrupted) == (4, True)
+    assert not (tmp_path / "cut/done.json").exists()
+    resumed = run(tmp_path / "cut", log_every=1)
+    assert (resumed.step, resumed.interrupted) == (6, False)
+    assert_same(whole.params, resumed.params)
+    a, b = (lines(tmp_path / x, "train")[-1] for x in ("whole", "cut"))
+    assert a["loss"] == b["loss"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_resuming_on_another_mesh_gives_the_same(tmp_path):
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "cut", data=terminated_at(2))
+    resumed = run(tmp_path / "cut", placed=small.partitioner(data=2, fsdp=2))
+    for path, x in trees.flatten(resumed.params).items():
+        np.testing.assert_allclose(np.asarray(x), np.asarray(trees.flatten(whole.params)[path]), 1e-4, 1e-5)
+    assert resumed.params["adapter"]["lm"]["kernel"].sharding.mesh.shape["fsdp"] == 2
+
+
+def test_what_was_written_after_the_checkpoint_is_dropped_on_resuming(tmp_path):
+    def fails(start):
+        for i, batch in enumerate(small.batches(start), start):
+            if i == 5:
+                raise OSError("disk")
+            yield batch
+
+    with pytest.raises(OSError, match="disk"):
+        run(tmp_path, data=fails, checkpoint_every=3, log_every=1)
+    assert [row["step"] for row in lines(tmp_path, "train")] == [1, 2, 3, 4, 5]
+    run(tmp_path, log_every=1)
+    assert [row["step"] for row in lines(tmp_path, "train")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_is_done_is_not_done_again(tmp_path):
+    first = run(tmp_path, evaluators=[Val()])
+    val = Val()
+    again = run(tmp_path, evaluators=[val], data=lambda start: iter(()))
+    assert val.called_with == []
+    assert (again.metrics, again.evals, again.seconds) == (first.metrics, first.evals, first.seconds)
+    assert_same(first.params, again.params)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    def poisoned(start):
+        for i, batch in enumerate(small.batches(start), start):
+            yield {**batch, "x": batch["x"] * np.nan} if i == 4 else batch
+
+    with pytest.raises(UserError, match="The loss of step 5 is nan"):
+        run(tmp_path, data=poisoned, checkpoint_every=2, log_every=6)
+    assert checkpoints.steps(str(tmp_path)) == [4]
+    assert all(np.isfinite(x).all() for x in checkpoints.load_params(str(tmp_path)).values())
+
+
+def test_data_that_ends(tmp_path):
+    with pytest.raises(UserError, match="training data ended after 2 of 6 steps"):
+        run(tmp_path, data=lambda start: iter([small.batch(0), small.batch(1)]))
+
+
+def test_resuming_with_other_data_or_model_is_refused(tmp_path):
+    run(tmp_path, data=terminated_at(1), data_info={"seed": 0})
+    with pytest.raises(UserError, match=r"data \{'seed': 0\}; it is now given \{'seed': 1\}"):
+        run(tmp_path, data_info={"seed": 1})
+    with pytest.raises(UserError, match=r"head/bias: expected nothing, found \(4,\)"):
+        run(tmp_path, data_info={"seed": 0}, trainable=("adapter/.*",))
+
+
+def test_a_batch_that_does_not_divide_over_the_mesh(tmp_path):
+    with pytest.raises(UserError, match="8 rows does not divide over 3 devices"):
+        run(tmp_path, placed=small.partitioner(data=3))
+
+
+def test_counters_of_the_data_are_among_the_metrics(tmp_path):
+    class Counted:
+        def __init__(self, start):
+            self.batches = small.batches(start)
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self.batches)
+
+        def counters(self):
+            return {"skipped": 3}
+
+    assert run(tmp_path, data=Counted).metrics["data/skipped"] == 3.0
+
+
+def test_profile_on_request(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda path: calls.append(("start", path)))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(("stop",)))
+    run(tmp_path, profile_steps=(5, 6))
+    assert calls == [("start", str(tmp_path / "profile")), ("stop",)]
+
+
+def test_evaluators_with_their_own_interval(tmp_path):
+    every, end_only = Val(every_steps=3), Val(every_steps=0)
+    end_only.name = "end"
+    run(tmp_path, evaluators=[every, end_only], eval_every=1)
+    assert [row["step"] for row in lines(tmp_path, "val")] == [3, 6]
+    assert [row["step"] for row in lines(tmp_path, "end")] == [6]

@@ -1,0 +1,155 @@
+"""Runs the whole method in miniature: data, pretraining, stage 1, stage 2 of five arms, evaluation, report.
+
+vadapter demo                                   about 15 minutes on two CPU cores, into demo/
+vadapter demo --parts=queries,report --fresh    one arm once more, and the report
+
+Every part is an ordinary run of gin/experiments/scenes_<part>.gin. What is finished is not done again; a part that was
+stopped goes on where it was.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+from vadapter.errors import UserError
+
+PRETRAINING = ("vit", "tiny", "large")
+ARMS = {
+    "perceiver": "the baseline: a perceiver resampler",
+    "paper": "the paper's shape: a new 1-layer resampler, then the aligned tiny LM",
+    "queries": "all visual tokens, then learned queries, through the aligned tiny LM",
+    "queries_random": "the same with a tiny LM at random",
+    "queries_frozen": "the same with the aligned tiny LM frozen",
+}
+PARTS = (*PRETRAINING, "stage1", *ARMS, "report")
+BASELINE = "perceiver"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("--output", default="demo", metavar="DIR", help="where everything goes (default: %(default)s)")
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), metavar="A,B", help="only these, of: %(default)s (parts need those before them)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of data order and parameters (default: 0)")
+    parser.add_argument("--fresh", action="store_true", help="delete what the chosen parts wrote before, and do them again")
+    parser.add_argument(
+        "--gin.NAME",  # only for the help: vadapter.cli.main rewrites --gin.NAME=VALUE
+        "--gin_bindings",
+        dest="gin_bindings",
+        action="append",
+        default=[],
+        metavar="VALUE",
+        help="a setting over those of every part's gin file, such as --gin.TRAIN_STEPS=20 for a rehearsal",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Does the chosen parts in their order."""
+    chosen = [part for part in args.parts.split(",") if part]
+    if unknown := set(chosen) - set(PARTS):
+        raise UserError(f"--parts names {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}.")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # TensorFlow reads data here and must not take a GPU's memory.
+    start, output = time.perf_counter(), Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for part in (p for p in PARTS if p in chosen):
+        print(f"\n[{_clock(start)}] {part}", flush=True)
+        if part == "report":
+            write_report(output, args.seed, args.gin_bindings)
+        else:
+            train_part(part, output, args.seed, args.fresh, args.gin_bindings)
+    print(f"\n[{_clock(start)}] done")
+
+
+def train_part(part: str, output: Path, seed: int, fresh: bool, overrides: list[str]) -> None:
+    """Trains one part, unless it is finished.
+
+    Raises:
+        UserError: the part was begun with other settings.
+    """
+    from vadapter.cli import experiment
+    from vadapter.cli.config import parse_gin
+    from vadapter.cli.train import train
+
+    folder = output / part
+    if fresh and folder.exists():
+        shutil.rmtree(folder)
+    experiment.register()
+    parse_gin([f"experiments/scenes_{part}.gin"], [*bindings(part, output, seed), *overrides])
+    import gin
+
+    saved = folder / "config.gin"
+    if saved.exists() and saved.read_text() != gin.config_str():
+        raise UserError(
+            f"{folder} was begun with other settings than those of now (its config.gin has them). Give another --output, "
+            f"or do it again: vadapter demo --output={output} --fresh --parts={part}."
+        )
+    if (folder / "done.json").exists():
+        print(f"{folder} is finished.")
+        return
+    if train(experiment.configured()).interrupted:
+        raise KeyboardInterrupt
+
+
+def bindings(part: str, output: Path, seed: int) -> list[str]:
+    """Returns the macros that an experiment of the demo leaves open."""
+    macros = {"MODEL_DIR": output / part, "DATA_DIR": output / "data"}
+    if part not in PRETRAINING:
+        macros["ENCODER_RUN"] = output / "vit"
+    if part == "stage1":
+        macros["TINY_RUN"] = output / "tiny"
+    if part in ARMS:
+        macros["LARGE_RUN"] = output / "large"
+        if part in ("paper", "queries", "queries_frozen"):
+            macros["STAGE1_RUN"] = output / "stage1"
+    return [f"SEED={seed}", *(f"{name}={str(path)!r}" for name, path in macros.items())]
+
+
+def write_report(output: Path, seed: int, overrides: list[str]) -> None:
+    """Writes `results.json`, `report.html` and `picture.svg` of the arms that are there, and prints a table."""
+    from vadapter.evaluation import report, report_files, report_picture
+
+    done = [name for name in ARMS if (output / name / "done.json").exists()]
+    if BASELINE not in done:
+        raise UserError(f"The report compares with the arm {BASELINE!r}, which {output} does not have. Run that part first.")
+    arms = report.compare([report_files.load_arm(output / name, name, ARMS[name]) for name in done], BASELINE)
+    packages = ("vadapter", "jax", "flax", "optax", "seqio", "tensorflow")
+    content = report.Report(
+        "Progressive alignment in miniature",
+        arms,
+        BASELINE,
+        config_text="\n".join(["# over the shipped gin/experiments/scenes_*.gin:", f"SEED = {seed}", *overrides]),
+        seed=seed,
+        environment={name: importlib.metadata.version(name) for name in packages},
+    )
+    results = json.dumps(report.results_json(content), indent=2)
+    (output / "results.json").write_text(results + "\n")
+    report.write_report(content, output / "report.html")
+    report_picture.write_picture(content, output / "picture.svg")
+    print_table(arms)
+    print(f"\nFigures: {output}/results.json\nReport, open it in a browser: {output}/report.html")
+    print(f"Curves in TensorBoard: tensorboard --logdir={output}")
+
+
+def print_table(arms: list) -> None:
+    """Prints the arms side by side."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("arm", "trained", "steps", "seconds", "val loss", "CIDEr", "exact", "VQA", "steps to baseline")
+    table = Table(*columns)
+    for arm in arms:
+        figures = (arm.val_loss, arm.cider, arm.exact_match, arm.vqa_accuracy)
+        cells = ["-" if x is None else form % x for x, form in zip(figures, ("%.3f", "%.1f", "%.2f", "%.2f"), strict=True)]
+        reached = "never" if arm.steps_to_baseline is None else str(arm.steps_to_baseline)
+        table.add_row(arm.name, f"{arm.trainable_params:,}", str(arm.steps), f"{arm.seconds:.0f}", *cells, reached)
+    Console(width=max(100, Console().width)).print(table)
+
+
+def _clock(start: float) -> str:
+    minutes, seconds = divmod(int(time.perf_counter() - start), 60)
+    return f"{minutes:2d}:{seconds:02d}"

@@ -1,0 +1,109 @@
+"""The command `vadapter`. Help answers at once: a command's module is imported when it is chosen, jax when it runs."""
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import vadapter
+from vadapter.errors import UserError
+
+GIN_FLAG = "--gin."
+
+
+class Command(NamedTuple):
+    """A subcommand. Its module has `add_arguments(parser)` and `run(args) -> int | None` and is light to import."""
+
+    name: str
+    summary: str
+    module: str
+
+
+COMMANDS = (
+    Command("train", "train one stage, as gin files describe it", "vadapter.cli.train"),
+    Command("eval", "run the evaluators on a trained model", "vadapter.cli.eval"),
+    Command("infer", "caption an image or a video, or answer a question about it", "vadapter.cli.infer"),
+    Command("report", "write one HTML file with the curves, figures and examples of some runs", "vadapter.cli.report"),
+    Command("demo", "run the whole method in miniature, from pretraining to report", "vadapter.cli.demo"),
+)
+
+
+def _table() -> str:
+    width = max(len(command.name) for command in COMMANDS)
+    lines = [f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS]
+    return "\n".join(["commands:", *lines, "", "'vadapter COMMAND --help' describes a command."])
+
+
+def _front_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vadapter",
+        description="Progressively aligned vision-language adapters.",
+        epilog=_table(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"vadapter {vadapter.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("command", metavar="COMMAND", help="see below", choices=[command.name for command in COMMANDS])
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its own arguments")
+    return parser
+
+
+def _command_parser(command: Command) -> tuple[argparse.ArgumentParser, object]:
+    module = importlib.import_module(command.module)
+    parser = argparse.ArgumentParser(
+        prog=f"vadapter {command.name}",
+        description=module.__doc__ or command.summary,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    module.add_arguments(parser)
+    return parser, module.run
+
+
+def rewrite_gin_flags(argv: Sequence[str]) -> list[str]:
+    """Returns `argv` with each `--gin.NAME=VALUE` as `--gin_bindings=NAME=VALUE`, which argparse can declare."""
+    return [f"--gin_bindings={arg.removeprefix(GIN_FLAG)}" if arg.startswith(GIN_FLAG) else arg for arg in argv]
+
+
+def _message(error: BaseException) -> str | None:
+    """The paragraph for a user's mistake, or None if the error is not the user's."""
+    if isinstance(error, UserError):
+        return str(error).split("\n  In call to configurable")[0]
+    if "gin" in sys.modules:
+        from vadapter.cli import config
+
+        if config.is_gin_error(error):
+            return config.friendly_gin_error(error)
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit status: 0, 2 for a user's mistake, 130 when interrupted."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data here; its start-up log is noise.
+    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    try:
+        front = _front_parser().parse_args(argv)
+        command = next(c for c in COMMANDS if c.name == front.command)
+        parser, run = _command_parser(command)
+        status = run(parser.parse_args(rewrite_gin_flags(front.arguments)))  # type: ignore[operator]
+        return int(status or 0)
+    except SystemExit as error:  # argparse: help, version, or a message that it has printed
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except KeyboardInterrupt:
+        print("vadapter: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        message = _message(error)
+        if message is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"vadapter: error: {message}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

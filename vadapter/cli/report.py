@@ -1,0 +1,39 @@
+"""Writes one self-contained HTML file about training runs: loss curves, a table of results, a gallery of predictions.
+
+vadapter report runs/perceiver runs/queries --baseline=perceiver
+"""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("model_dirs", nargs="+", metavar="MODEL_DIR", help="folder of a run, finished or not")
+    parser.add_argument("--baseline", metavar="NAME", help="folder name of the run that the others are compared with")
+    parser.add_argument("--title", help="heading of the report (default: made of the names)")
+    parser.add_argument("--output", default="report.html", metavar="FILE", help="the HTML file (default: %(default)s)")
+    parser.add_argument("--results", metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--picture", metavar="FILE", help="also write the curves and some examples as one SVG picture")
+    parser.add_argument(
+        "--max_examples", type=int, default=24, metavar="N", help="examples in the gallery (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Reads the runs and writes the files."""
+    import json
+    from pathlib import Path
+
+    from vadapter.evaluation import report, report_files, report_picture
+
+    content = report_files.report_of_runs(args.model_dirs, baseline=args.baseline, title=args.title)
+    report.write_report(content, args.output, max_examples=args.max_examples)
+    written = [args.output]
+    if args.results:
+        Path(args.results).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.results).write_text(json.dumps(report.results_json(content), indent=2) + "\n")
+        written.append(args.results)
+    if args.picture:
+        report_picture.write_picture(content, args.picture)
+        written.append(args.picture)
+    print(f"Wrote {', '.join(written)}.")

@@ -1,0 +1,351 @@
+"""`Loader`: batches of a seqio task or mixture, in an order that is a function of (seed, step) alone.
+
+Batch s is made by one group of tasks, those with the same media shape, so that every batch is homogeneous. Which group,
+and which record is in which row, is closed-form (`schedule`): batch s can be made without the batches before it, and
+host h of n makes the h-th contiguous block of its rows.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from vadapter import trees
+from vadapter.batch import Batch, LabelledImages
+from vadapter.data.config import LoaderConfig
+from vadapter.data.converters import VLMFeatureConverter, check_lengths
+from vadapter.data.preprocessors import MediaFeature
+from vadapter.data.schedule import Schedule, mix, shuffled
+from vadapter.data.sources import Chunk, RandomAccessSource
+from vadapter.errors import UserError
+
+Arrays = dict[str, Any]  # of a batch, on the host
+_BATCH_FIELDS = tuple(f.name for f in dataclasses.fields(Batch))
+_ROW_TEXTS = ("prompt", "question", "question_type", "references", "answers")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Tasks whose examples have one shape, and their rates."""
+
+    media_shape: tuple[int, ...]
+    tasks: tuple[seqio.Task, ...]
+    rates: tuple[float, ...]
+
+    @property
+    def labelled(self) -> bool:
+        return "labels" in self.tasks[0].output_features
+
+
+class Loader:
+    """Makes host-local batches. See `LoaderConfig`.
+
+    `batches` and `eval_batches` can be called any number of times; the counters count on.
+    """
+
+    def __init__(self, config: LoaderConfig, process_index: int = 0, process_count: int = 1):
+        """Raises:
+        UserError: no such mixture or split, a batch that does not divide over the hosts, or lengths without room.
+        """
+        with contextlib.suppress(RuntimeError):  # TensorFlow is running already
+            tf.config.set_visible_devices([], "GPU")  # or it takes the memory of the GPU that jax needs
+        self.config = config
+        self._provider = _provider(config.mixture)
+        self._tasks = _tasks(self._provider, config.split)
+        if config.batch_size < 1 or config.batch_size % process_count:
+            raise UserError(
+                f"Expected a batch size that {process_count} processes can share equally; found {config.batch_size}. "
+                "Change LoaderConfig.batch_size."
+            )
+        if config.long_text not in ("truncate", "error"):
+            raise UserError(
+                f"Expected long_text 'truncate' or 'error'; found {config.long_text!r}. Choose one of them."
+            )
+        self._local = config.batch_size // process_count
+        self._first = process_index * self._local
+        self._groups = _groups(self._provider, self._tasks, config)
+        self._bad: collections.deque[str] = collections.deque(maxlen=3)
+        self._counts = {"seen": 0, "skipped": 0, "truncated": 0}
+        self._small = min(1000, sum(task.source.num_examples(config.split) for task in self._tasks))
+
+    @property
+    def vocabulary(self) -> seqio.Vocabulary:
+        """Vocabulary of the targets. A `UserError` where the tasks have labels instead of text."""
+        features = self._tasks[0].output_features
+        if "targets" not in features:
+            raise UserError(f"Expected a mixture with text; {self.config.mixture} has labels. Choose another mixture.")
+        return features["targets"].vocabulary
+
+    def num_examples(self) -> int:
+        """Returns the number of records in the split, all tasks together."""
+        return sum(task.source.num_examples(self.config.split) for task in self._tasks)
+
+    def counters(self) -> dict[str, float]:
+        """Returns what this host counted so far: rows seen, skipped (unreadable), truncated, and the shares."""
+        seen = max(self._counts["seen"], 1)
+        shares = {f"{k}_share": self._counts[k] / seen for k in ("skipped", "truncated")}
+        return {f"data/{k}": float(v) for k, v in (self._counts | shares).items()}
+
+    # Training
+
+    def batches(self, start_step: int = 0) -> "BatchIterator":
+        """Returns an endless iterator of the batches of steps `start_step`, `start_step + 1`, ..."""
+        return BatchIterator(self, start_step)
+
+    def _train_batches(self, start_step: int) -> Iterator[Batch | LabelledImages]:
+        groups = Schedule([sum(g.rates) for g in self._groups], seed=int(mix(self.config.seed, 1) >> np.uint64(1)))
+        streams: dict[int, Iterator[Arrays]] = {}
+        step = start_step
+        while True:
+            chosen = int(groups.at(np.asarray([step]))[0][0])
+            if chosen not in streams:
+                first = groups.before(step, chosen)
+                streams[chosen] = _arrays(self._stream(chosen, first))
+            yield self._finish(self._groups[chosen], next(streams[chosen]))
+            step += 1
+
+    def _stream(self, group_index: int, first_batch: int) -> tf.data.Dataset:
+        """Returns this host's batches `first_batch`, ... of a group."""
+        group, config = self._groups[group_index], self.config
+        seed = int(mix(config.seed, 2, group_index) >> np.uint64(1))
+        schedule = Schedule(group.rates, seed)
+        sizes = [task.source.num_examples(config.split) for task in group.tasks]
+
+        def slots() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+            batch = first_batch
+            while True:
+                rows = np.arange(self._first, self._first + self._local) + batch * config.batch_size
+                yield rows, *schedule.at(rows)
+                batch += 1
+
+        def chunks(which: int) -> Iterator[Chunk]:
+            task_seed = int(mix(seed, 3, which) >> np.uint64(1))
+            for _, task, ordinal in slots():
+                mine = ordinal[task == which]
+                if len(mine):
+                    choices = (mix(task_seed, 4, mine) >> np.uint64(1)).astype(np.int64)
+                    yield shuffled(mine, sizes[which], task_seed), choices
+
+        streams = [
+            self._examples(task, group, lambda i=i: chunks(i), for_decoding=False, keep=("id", "error"))
+            for i, task in enumerate(group.tasks)
+        ]
+        examples = streams[0]
+        if len(streams) > 1:
+            spec = tf.TensorSpec([None], tf.int64)
+            order: Any = tf.data.Dataset.from_generator(lambda: (task for _, task, _ in slots()), output_signature=spec)
+            examples = tf.data.Dataset.choose_from_datasets(streams, order.unbatch())
+        return _tuned(examples.batch(self._local, drop_remainder=True).prefetch(config.prefetch))
+
+    def _examples(
+        self, task: seqio.Task, group: _Group, chunks: Callable[[], Iterable[Chunk]], for_decoding: bool, keep: tuple
+    ) -> tf.data.Dataset:
+        """Returns converted examples of a task, in the order of `chunks()`."""
+        lengths = {**self.config.lengths, "media": group.media_shape}
+        source = task.source
+        ds = source.dataset(self.config.split, chunks, group.media_shape)
+        ds = task.preprocess_postcache(ds, sequence_length=lengths)
+        passthrough = {k: ds.element_spec[k] for k in keep if k in ds.element_spec}
+        if group.labelled:
+            wanted = ("media", "labels", *passthrough)
+            return ds.map(lambda ex: {k: ex[k] for k in wanted})
+        converter = VLMFeatureConverter(
+            self._visual_tokens(group), task.output_features["targets"].vocabulary.bos_id, for_decoding, passthrough
+        )
+        lengths |= dict.fromkeys(passthrough, 1)
+        return converter(ds, lengths)
+
+    def _visual_tokens(self, group: _Group) -> int:
+        """R for the group's number of frames."""
+        tokens = self.config.num_visual_tokens
+        return tokens if isinstance(tokens, int) else tokens.get(group.media_shape[1], 0)
+
+    def _finish(self, group: _Group, arrays: Arrays, real: int | None = None) -> Batch | LabelledImages:
+        """Counts and checks a batch, and wraps it. Rows from `real` on are padding, without weight."""
+        real = len(arrays["error"]) if real is None else real
+        errors = arrays["error"]
+        self._count(errors[:real], arrays["id"][:real], arrays.get("truncated", np.zeros(0))[:real])
+        valid = (errors == b"") & (np.arange(len(errors)) < real)
+        if group.labelled:
+            labels = np.where(valid[:, None], arrays["labels"], -1).astype(np.int32)
+            rows: Any = (arrays["media"][:, 0, 0], labels, valid.astype(np.float32))
+            return LabelledImages(*rows)
+        visual = np.count_nonzero(arrays["media_index"] >= 0, axis=1)
+        expected = group.media_shape[0] * self._visual_tokens(group)
+        if (visual != expected).any():
+            row = int(np.flatnonzero(visual != expected)[0])
+            raise UserError(
+                f"Expected room for {expected} visual tokens in every prompt of {self.config.mixture}; found "
+                f"{visual[row]} in {arrays['id'][row].decode()!r}. Its inputs need one marker "
+                "(preprocessors.MEDIA_ID) a medium."
+            )
+        arrays = {**arrays, "target_weights": arrays["target_weights"] * valid[:, None].astype(np.float32)}
+        return Batch(**{k: arrays[k] for k in _BATCH_FIELDS})
+
+    def _count(self, errors: np.ndarray, ids: np.ndarray, truncated: np.ndarray) -> None:
+        """Counts rows, names bad ones, and stops when they are too many."""
+        counts = self._counts
+        counts["seen"] += len(errors)
+        counts["truncated"] += int(np.count_nonzero(truncated))
+        if self.config.long_text == "error" and truncated.any():
+            row = int(np.flatnonzero(truncated)[0])
+            raise UserError(
+                f"Expected text within lengths {dict(self.config.lengths)}; {ids[row].decode()!r} has {truncated[row]} "
+                "tokens more. Raise LoaderConfig.lengths, or set long_text to 'truncate'."
+            )
+        for row in np.flatnonzero(errors != b""):
+            counts["skipped"] += 1
+            self._bad.append(f"{ids[row].decode()}: {errors[row].decode()}")
+            logging.warning("skipped %s", self._bad[-1])
+        if counts["skipped"] > self.config.max_bad_share * max(counts["seen"], self._small):
+            raise UserError(
+                f"Expected at most {self.config.max_bad_share:.1%} of the records of {self.config.mixture} "
+                f"({self.config.split}) to be unreadable; found {counts['skipped']} of {counts['seen']}, last "
+                f"{'; '.join(dict.fromkeys(self._bad))}. Repair or remove them, or raise "
+                "LoaderConfig.max_bad_share."
+            )
+
+    # Evaluation
+
+    def eval_batches(self, for_decoding: bool = False) -> Iterator[tuple[Batch | LabelledImages, list[dict[str, Any]]]]:
+        """Yields one pass over the split: (host-local batch, a dict a row), task by task.
+
+        Every host makes the same number of batches. The last batch of a task is filled with rows without weight, whose
+        dict has `valid` False, as it has for records that cannot be read.
+
+        Args:
+            for_decoding: rows hold prompts only, to be continued.
+
+        A row's dict: `id`, `task`, `valid`, `prompt`, `references` (list), `question`, `answers` (list),
+        `question_type` (where the data set has types) and `thumbnail`, the medium as uint8 [F, h, w, 3] (None without
+        media). Labelled images have `id`, `task`, `valid` and `thumbnail`.
+        """
+        for group in self._groups:
+            for task in group.tasks:
+                yield from self._eval_task(group, task, for_decoding)
+
+    def _eval_task(self, group: _Group, task: seqio.Task, for_decoding: bool) -> Iterator[tuple[Any, list[dict]]]:
+        total = task.source.num_examples(self.config.split)
+        total = min(total, self.config.eval_limit or total)
+        starts = range(
+            self._first, -(-total // self.config.batch_size) * self.config.batch_size, self.config.batch_size
+        )
+
+        def chunks() -> Iterator[Chunk]:
+            for start in starts:
+                rows = np.arange(start, start + self._local) % total
+                yield rows, rows.astype(np.int64)
+
+        keep = ("id", "error") if group.labelled else ("id", "error", *_ROW_TEXTS)
+        ds = self._examples(task, group, chunks, for_decoding, keep)
+        ds = _tuned(ds.padded_batch(self._local, drop_remainder=True).prefetch(self.config.prefetch))
+        for start, arrays in zip(starts, _arrays(ds), strict=True):
+            real = min(max(total - start, 0), self._local)
+            yield self._finish(group, arrays, real), _rows(arrays, task.name, real, group.media_shape[0])
+
+
+class BatchIterator:
+    """Endless batches, with the loader's `counters()` beside. `close()` (or dropping it) ends the reading ahead."""
+
+    def __init__(self, loader: Loader, start_step: int):
+        self._loader = loader
+        self._batches = loader._train_batches(start_step)
+
+    def __iter__(self) -> "BatchIterator":
+        return self
+
+    def __next__(self) -> Batch | LabelledImages:
+        return next(self._batches)
+
+    def counters(self) -> dict[str, float]:
+        return self._loader.counters()
+
+    def close(self) -> None:
+        self._batches.close()
+
+
+def _rows(arrays: Arrays, task: str, real: int, num_media: int) -> list[dict[str, Any]]:
+    rows = []
+    for i in range(len(arrays["id"])):
+        row: dict[str, Any] = {
+            "id": arrays["id"][i].decode(),
+            "task": task,
+            "valid": bool(i < real and arrays["error"][i] == b""),
+            "thumbnail": arrays["media"][i, 0] if num_media else None,
+        }
+        for key in ("prompt", "question", "question_type"):
+            if key in arrays:
+                row[key] = arrays[key][i].decode()
+        for key in ("references", "answers"):
+            if key in arrays:
+                row[key] = [t.decode() for t in arrays[key][i] if t]
+        rows.append(row)
+    return rows
+
+
+def _arrays(ds: tf.data.Dataset) -> Iterator[Arrays]:
+    return iter(ds.as_numpy_iterator())  # type: ignore[return-value]
+
+
+def _tuned(ds: tf.data.Dataset) -> tf.data.Dataset:
+    """One thread a stream and no hand-over between threads: examples are cheap and the device needs the cores."""
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = 1
+    options.threading.max_intra_op_parallelism = 1
+    options.autotune.enabled = False
+    options.experimental_optimization.map_fusion = True
+    return ds.with_options(options)
+
+
+def _provider(name: str) -> seqio.Task | seqio.Mixture:
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if name not in known:
+        raise UserError(
+            f"Expected the name of a registered task or mixture; found {name!r}. The nearest of the {len(known)} known "
+            f"are {', '.join(trees.nearest(name, known)) or '(none)'}: correct the name, or register it "
+            "(register_scenes, jsonl_task)."
+        )
+    return seqio.get_mixture_or_task(name)
+
+
+def _tasks(provider: seqio.Task | seqio.Mixture, split: str) -> list[seqio.Task]:
+    tasks = list(seqio.get_subtasks(provider))
+    for task in tasks:
+        if not isinstance(task.source, RandomAccessSource) or not isinstance(
+            task.output_features.get("media"), MediaFeature
+        ):
+            raise UserError(
+                f"Expected tasks with a vadapter.data.sources.RandomAccessSource and the output feature `media`; task "
+                f"{task.name} has a {type(task.source).__name__} and {sorted(task.output_features)}. Register it with "
+                "vadapter.data.tasks.add_task."
+            )
+    found = [t for t in tasks if split in t.source.splits and t.source.num_examples(split)]
+    if not found:
+        splits = sorted({s for t in tasks for s in t.source.splits})
+        raise UserError(
+            f"Expected a split of {provider.name}, one of {', '.join(splits)}; found {split!r}. Choose one."
+        )
+    return found
+
+
+def _groups(provider: Any, tasks: list[seqio.Task], config: LoaderConfig) -> list[_Group]:
+    """Groups tasks by the shape of their media, in the order of the tasks' names."""
+    found: dict[tuple, list[seqio.Task]] = {}
+    for task in sorted(tasks, key=lambda t: t.name):
+        labelled = "labels" in task.output_features
+        if not labelled:
+            check_lengths(config.lengths)
+        shape = task.output_features["media"].shape(config.image_size, config.num_frames)
+        found.setdefault((labelled, shape), []).append(task)
+    mixture = provider if isinstance(provider, seqio.Mixture) else None
+    return [
+        _Group(shape, tuple(group), tuple(float(mixture.get_rate(t)) if mixture else 1.0 for t in group))
+        for (_, shape), group in found.items()
+    ]

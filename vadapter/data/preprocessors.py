@@ -1,0 +1,142 @@
+"""seqio preprocessors: texts of a record to `inputs` and `targets`. Its media are decoded by the source.
+
+`inputs` holds the prompt's ids with `MEDIA_ID` in the place of a medium, which the feature converter widens to the
+visual tokens. They keep one example per record, choose by the record's `choice` and report trouble in its `error` (see
+`sources`), so that the order of data stays a function of (seed, step).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import seqio
+import tensorflow as tf
+
+from vadapter.data import prompts
+from vadapter.data.sources import media_shape
+from vadapter.errors import UserError
+
+MEDIA_ID = -1
+Example = dict[str, tf.Tensor]
+Features = Mapping[str, seqio.Feature]
+Preprocessor = Callable[..., tf.data.Dataset]
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaFeature(seqio.ContinuousFeature):
+    """The output feature `media` of a task, uint8 [M, F, h, w, 3].
+
+    Its entry in `sequence_length` is its shape (M, F, h, w, 3): the sizes belong to the model, not to the task.
+
+    Attributes:
+        kind: `image` (F = 1), `video` (F as the loader says) or `none` (M = 0, text only).
+    """
+
+    dtype: tf.DType = tf.uint8
+    rank: int = 5
+    kind: str = "image"
+
+    def shape(self, size: int, num_frames: int) -> tuple[int, ...]:
+        """Returns (M, F, h, w, 3). See `sources.media_shape`."""
+        return media_shape(self.kind, size, num_frames)
+
+
+def _map(function: Callable[..., Example]) -> Callable[..., Preprocessor]:
+    """Makes `function(example, features, **settings)` a factory of preprocessors: call it with the settings."""
+
+    def factory(**settings) -> Preprocessor:
+        def preprocess(dataset: tf.data.Dataset, output_features: Features) -> tf.data.Dataset:
+            return dataset.map(lambda ex: function(dict(ex), output_features, **settings))
+
+        return preprocess
+
+    factory.__name__ = factory.__qualname__ = function.__name__.strip("_")
+    factory.__doc__ = function.__doc__
+    return factory
+
+
+def _pick(example: Example, values: tf.Tensor) -> tf.Tensor:
+    """Chooses one of the values by the record's `choice`; the empty text of none."""
+    count = tf.maximum(tf.shape(values, out_type=tf.int64)[0], 1)
+    return tf.concat([values, [""]], 0)[tf.math.floormod(example["choice"], count)]
+
+
+def _prompted(example: Example, template: str, question: tf.Tensor | None, target: tf.Tensor, vocabulary) -> Example:
+    """Adds `inputs`, `targets`, and the prompt as text."""
+    before, after = prompts.split(template)
+    head = tf.constant([*vocabulary.encode(before), MEDIA_ID], tf.int32)
+    if question is None:
+        prompt, tail = tf.constant(template), tf.constant(vocabulary.encode(after), tf.int32)
+    else:
+        start, end = after.split(prompts.QUESTION)
+        text = tf.strings.join([start, question, end])
+        prompt, tail = tf.strings.join([before, " ", prompts.MEDIA, text]), vocabulary.encode_tf(text)
+    inputs = tf.concat([head, tail], 0)
+    return {**example, "prompt": prompt, "inputs": inputs, "targets": target_ids(vocabulary, target)}
+
+
+def _eos(vocabulary: seqio.Vocabulary) -> tf.Tensor:
+    if vocabulary.eos_id is None or vocabulary.eos_id < 0:
+        raise UserError(f"Expected a vocabulary with an end-of-text id; {vocabulary} has none. Choose another one.")
+    return tf.constant([vocabulary.eos_id], tf.int32)
+
+
+def target_ids(vocabulary: seqio.Vocabulary, text: tf.Tensor) -> tf.Tensor:
+    """Returns the ids of the text after a space, as it follows a prompt, with eos."""
+    ids = vocabulary.encode_tf(tf.strings.join([" ", tf.strings.strip(text)]))
+    return tf.concat([ids, _eos(vocabulary)], 0)
+
+
+@_map
+def caption(example: Example, features: Features, *, prompt: str = "caption") -> Example:
+    """Prompt and one of the `captions`; all of them stay as `references`.
+
+    `prompt`: a name in data/prompts, or a template with `<media>`.
+    """
+    template = prompts.resolve(prompt, question=False)
+    references = example.pop("captions")
+    empty = {"question": tf.constant(""), "answers": tf.zeros([0], tf.string)}
+    example = {**example, **empty, "references": references}
+    return _prompted(example, template, None, _pick(example, references), features["targets"].vocabulary)
+
+
+@_map
+def question(example: Example, features: Features, *, prompt: str = "image_question") -> Example:
+    """Prompt with a question, and one of its answers; all of them stay as `references` and `answers`.
+
+    Records hold either one `question` with its `answers`, or `questions` with one answer each in `answers`, of which
+    one is chosen. `prompt`: a name in data/prompts, or a template with `<media>` and `<question>`.
+    """
+    template = prompts.resolve(prompt, question=True)
+    if "questions" in example:
+        text = _pick(example, example.pop("questions"))
+        answers = _pick(example, example["answers"])[None]
+    else:
+        text, answers = example["question"], example["answers"]
+    if "question_types" in example:
+        example["question_type"] = _pick(example, example.pop("question_types"))
+    bare = tf.strings.regex_replace(tf.strings.strip(text), r"\s*\?*\s*$", "")
+    example = {**example, "question": bare, "answers": answers, "references": answers}
+    return _prompted(example, template, bare, _pick(example, answers), features["targets"].vocabulary)
+
+
+@_map
+def document(example: Example, features: Features, *, key: str = "text") -> Example:
+    """A text document, all of it to be predicted: no prompt and no media."""
+    text = example.pop(key)
+    vocabulary = features["targets"].vocabulary
+    ids = vocabulary.encode_tf(text)
+    return {
+        **example,
+        "inputs": tf.zeros([0], tf.int32),
+        "targets": tf.concat([ids, _eos(vocabulary)], 0),
+        "prompt": tf.constant(""),
+        "references": text[None],
+        "question": tf.constant(""),
+        "answers": tf.zeros([0], tf.string),
+    }
+
+
+@_map
+def labels(example: Example, features: Features) -> Example:
+    """Keeps `labels`, int32 [G], beside the image."""
+    return {**example, "labels": tf.cast(example["labels"], tf.int32)}

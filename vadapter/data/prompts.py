@@ -1,0 +1,73 @@
+"""Prompt templates: plain text with `<media>` where the visual tokens go and, for questions, `<question>`.
+
+The files of data/prompts are the paper's (appendix, table 11): `caption`, `image_question`, `video_question`.
+"""
+
+import functools
+import re
+
+from vadapter import resources
+from vadapter.errors import UserError
+
+MEDIA = "<media>"
+QUESTION = "<question>"
+
+
+@functools.cache
+def load(name: str) -> str:
+    """Returns the prompt data/prompts/<name>.txt.
+
+    Raises:
+        UserError: there is no such prompt.
+    """
+    folder = resources.folder("data") / "prompts"
+    try:
+        return (folder / f"{name}.txt").read_text(encoding="utf-8").strip("\n")
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.txt")))
+        raise UserError(
+            f"Expected a prompt's name, one of {known}, or a template with {MEDIA} in it; found {name!r}. "
+            "Name one of these, or write the template itself."
+        ) from None
+
+
+def resolve(prompt: str, question: bool) -> str:
+    """Returns the template that `prompt` names or is, checked.
+
+    Args:
+        prompt: a name in data/prompts, or a template (recognised by its `<media>`, or a space).
+        question: whether the template must have a place for a question.
+
+    Raises:
+        UserError: the template has not exactly one `<media>`, or not the `<question>` that it needs.
+    """
+    template = prompt if MEDIA in prompt or " " in prompt else load(prompt)
+    if template.count(MEDIA) != 1:
+        raise UserError(
+            f"Expected exactly one {MEDIA} in a prompt, the room for its visual tokens; found {template.count(MEDIA)} "
+            f"in {template!r}. Write {MEDIA} once, where the image or video goes."
+        )
+    if template.count(QUESTION) != int(question):
+        raise UserError(
+            f"Expected {QUESTION} {'once' if question else 'nowhere'} in the prompt of "
+            f"{'questions' if question else 'captions'}; found {template.count(QUESTION)} in {template!r}. "
+            "Change the prompt."
+        )
+    return template
+
+
+def split(template: str) -> tuple[str, str]:
+    """Returns the text before the visual tokens, without its last spaces, and the text after them."""
+    before, after = template.split(MEDIA)
+    return before.rstrip(), after
+
+
+def bare_question(question: str) -> str:
+    """Returns the question without outer spaces and final question marks: the prompts write their own."""
+    return re.sub(r"\s*\?*\s*$", "", question.strip())
+
+
+def fill(template: str, media: str, question: str = "") -> str:
+    """Returns the prompt as text, with words in the place of the visual tokens."""
+    before, after = split(template)
+    return f"{before} {media}{after}".replace(QUESTION, bare_question(question))

@@ -1,0 +1,166 @@
+"""seqio tasks and mixtures: those of scenes, and those of a user's own JSONL files.
+
+The functions register under names and return the name, so that a .gin file can say `LoaderConfig.mixture =
+@jsonl_task()`. Registering again replaces.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from vadapter.data import preprocessors as pre
+from vadapter.data import prompts
+from vadapter.data import vocabulary as vocabularies
+from vadapter.data.config import ScenesConfig
+from vadapter.data.scenes import builder as scenes_builder
+from vadapter.data.sources import MEDIA_KEYS, ArrayRecordSource, JsonlSource, RandomAccessSource
+from vadapter.errors import UserError
+
+
+def _remove(name: str) -> None:
+    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
+        if name in registry.names():
+            registry.remove(name)
+
+
+def _features(vocabulary: seqio.Vocabulary, kind: str) -> dict[str, Any]:
+    return {
+        "inputs": seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32),
+        "targets": seqio.Feature(vocabulary, add_eos=True, dtype=tf.int32),
+        "media": pre.MediaFeature(kind=kind),
+    }
+
+
+def add_task(
+    name: str,
+    source: RandomAccessSource,
+    preprocessors: Sequence[pre.Preprocessor],
+    *,
+    vocabulary: seqio.Vocabulary | None = None,
+    labels: bool = False,
+) -> str:
+    """Registers a seqio task, replacing one of the same name, and returns the name.
+
+    Args:
+        name: letters, digits and underscores.
+        source: where the records are.
+        preprocessors: make `inputs` and `targets` (see `vadapter.data.preprocessors`), one example a record.
+        vocabulary: of inputs and targets; the default is the scenes vocabulary.
+        labels: the records are images with `labels` instead of text.
+    """
+    _remove(name)
+    if labels:
+        classes = seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False)
+        features = {"media": pre.MediaFeature(kind="image"), "labels": classes}
+    else:
+        features = _features(vocabulary or default_vocabulary(), source.media)
+    seqio.TaskRegistry.add(name, source=source, output_features=features, preprocessors=list(preprocessors))
+    return name
+
+
+def add_mixture(name: str, rates: Sequence[tuple[str, float]]) -> str:
+    """Registers a seqio mixture of (task, rate), replacing one of the same name, and returns the name."""
+    _remove(name)
+    seqio.MixtureRegistry.add(name, list(rates))
+    return name
+
+
+@functools.cache
+def default_vocabulary() -> seqio.SentencePieceVocabulary:
+    """Returns the scenes vocabulary."""
+    return vocabularies.load()
+
+
+def register_scenes(data_dir: str, config: ScenesConfig | None = None, vocabulary: str = "") -> None:
+    """Writes the scenes data sets if they are absent, and registers their tasks and mixtures.
+
+    Tasks: scenes_caption, scenes_question, scenes_video_caption, scenes_video_question, scenes_labels, scenes_text.
+    Mixtures: scenes_images (captions and questions), scenes_videos, scenes_all (images 3 : videos 1).
+
+    Args:
+        data_dir: where they are or will be written.
+        config: which scenes.
+        vocabulary: path of a SentencePiece model; the default is the scenes vocabulary.
+    """
+    scenes_builder.prepare(data_dir, config)
+    words = vocabularies.load(vocabulary) if vocabulary else default_vocabulary()
+    sources = {k: ArrayRecordSource(scenes_builder.builder(data_dir, k, config)) for k in scenes_builder.KINDS}
+    video_question = pre.question(prompt="image_question")  # answers such as "top left" are not one word
+    add_task("scenes_caption", sources["images"], [pre.caption()], vocabulary=words)
+    add_task("scenes_question", sources["images"], [pre.question()], vocabulary=words)
+    add_task("scenes_video_caption", sources["videos"], [pre.caption()], vocabulary=words)
+    add_task("scenes_video_question", sources["videos"], [video_question], vocabulary=words)
+    add_task("scenes_labels", sources["images"], [pre.labels()], labels=True)
+    add_task("scenes_text", sources["text"], [pre.document()], vocabulary=words)
+    add_mixture("scenes_images", [("scenes_caption", 1), ("scenes_question", 1)])
+    add_mixture("scenes_videos", [("scenes_video_caption", 1), ("scenes_video_question", 1)])
+    add_mixture("scenes_all", [("scenes_images", 3), ("scenes_videos", 1)])
+
+
+def scenes_task(
+    name: str = "scenes_images", data_dir: str = "scenes_data", config: ScenesConfig | None = None, vocabulary: str = ""
+) -> str:
+    """`register_scenes`, then returns `name`, one of its tasks or mixtures: for .gin files."""
+    register_scenes(data_dir, config, vocabulary)
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if name not in known:
+        ours = ", ".join(sorted(n for n in known if n.startswith("scenes_")))
+        raise UserError(f"Expected the name of a scenes task or mixture; found {name!r}. Choose one of {ours}.")
+    return name
+
+
+def jsonl_task(
+    name: str = "own",
+    train: str = "",
+    validation: str | None = None,
+    *,
+    holdout: float = 0.05,
+    caption_prompt: str = "caption",
+    question_prompt: str = "image_question",
+    video_question_prompt: str = "video_question",
+    resize: str = "stretch",
+    vocabulary: str = "",
+    max_bad_share: float = 0.01,
+) -> str:
+    """Registers a user's own images and videos, listed in JSONL files (see `sources.JsonlSource`), and returns `name`.
+
+    A task for each kind of record that the file has (<name>_image_caption, <name>_image_question, <name>_video_caption,
+    <name>_video_question) and the mixture `name` of them, in proportion to their numbers.
+
+    Args:
+        name: letters, digits and underscores.
+        train: the JSONL file to train on.
+        validation: the JSONL file to evaluate on. Without, the share `holdout` of the media of `train` is held out.
+        holdout: see `validation`.
+        caption_prompt: a name in data/prompts, or a template with `<media>`.
+        question_prompt, video_question_prompt: the same, with `<question>` too.
+        resize: stretch, crop or pad.
+        vocabulary: path of a SentencePiece model; the default is the scenes vocabulary, which writes any text.
+        max_bad_share: share of the lines that may be malformed.
+
+    Raises:
+        UserError: `train` is not given or not readable, too many lines are bad, or a prompt is not a template.
+    """
+    if not train:
+        raise UserError("Expected a JSONL file in jsonl_task.train; found nothing. Set it to the path of your file.")
+    if not seqio.utils.re.fullmatch(r"[\w\d_]+", name):
+        raise UserError(f"Expected letters, digits and underscores in jsonl_task.name; found {name!r}. Rename it.")
+    words = vocabularies.load(vocabulary) if vocabulary else default_vocabulary()
+    used: list[tuple[str, float]] = []
+    for media in MEDIA_KEYS:
+        for question in (False, True):
+            settings = {"holdout": holdout, "max_bad_share": max_bad_share, "resize": resize}
+            source = JsonlSource(train, validation, media=media, question=question, **settings)
+            task = f"{name}_{media}_{'question' if question else 'caption'}"
+            _remove(task)
+            if "train" not in source.splits:
+                continue
+            prompt = (video_question_prompt if media == "video" else question_prompt) if question else caption_prompt
+            prompts.resolve(prompt, question)
+            text = (pre.question if question else pre.caption)(prompt=prompt)
+            add_task(task, source, [text], vocabulary=words)
+            used.append((task, source.num_examples("train")))
+    return add_mixture(name, used)

@@ -1,0 +1,211 @@
+"""Checkpoints of a run: `MODEL_DIR/checkpoint_<step>/{params,optimizer,run}`.
+
+`params` is the trainable tree, `optimizer` the optimizer state and step, `run` a JSON object: where in the data the run
+is, and which frozen weights it used, by reference. Frozen weights themselves are never in it.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Sharding
+
+from vadapter import trees
+from vadapter.array_types import PyTree
+from vadapter.errors import UserError
+from vadapter.training.freezing import named_leaves
+from vadapter.training.state import TrainState
+
+FORMAT = 1
+_DIRECTORY = re.compile(r"checkpoint_(\d+)")
+
+
+def steps(model_dir: str) -> list[int]:
+    """Returns the steps of the finished checkpoints in a folder, ascending; empty if there is no such folder."""
+    folder = epath.Path(model_dir)
+    found = [_DIRECTORY.fullmatch(p.name) for p in folder.iterdir()] if folder.exists() else []
+    return sorted(int(m.group(1)) for m in found if m and (folder / m.group(0) / "_CHECKPOINT_METADATA").exists())
+
+
+def locate(path: str, step: int | None = None) -> tuple[str, int]:
+    """Finds a checkpoint.
+
+    Args:
+        path: a MODEL_DIR, or one of its `checkpoint_<step>` folders.
+        step: which one; default the latest of a MODEL_DIR.
+
+    Returns:
+        (MODEL_DIR, step).
+
+    Raises:
+        UserError: there is none.
+    """
+    path = path.rstrip("/")
+    if match := _DIRECTORY.fullmatch(path.rsplit("/", 1)[-1]):
+        path = path[: -len(match.group(0))].rstrip("/") or "."
+        step = int(match.group(1)) if step is None else step
+    found = steps(path)
+    if not found or (step is not None and step not in found):
+        wanted = "A checkpoint" if step is None else f"checkpoint_{step}"
+        nothing = "no checkpoint" if epath.Path(path).exists() else "no such folder"
+        there = ", ".join(f"checkpoint_{s}" for s in found) or nothing
+        raise UserError(
+            f"{wanted} was expected in {path}; found {there}. Train that run first, or change the path or the step."
+        )
+    return path, found[-1] if step is None else step
+
+
+class Checkpointer:
+    """Saves and restores the state of one run.
+
+    Args:
+        model_dir: folder of the run; made if needed.
+        keep: newest checkpoints to keep; None keeps all.
+        read_only: refuses to save, makes and deletes nothing.
+    """
+
+    def __init__(self, model_dir: str, keep: int | None = 1, read_only: bool = False):
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        self._model_dir = str(epath.Path(model_dir)) if "://" in model_dir else str(epath.Path(model_dir).resolve())
+        options = ocp.CheckpointManagerOptions(
+            step_prefix="checkpoint", max_to_keep=keep, read_only=read_only, create=not read_only
+        )
+        handlers: dict[str, Any] = {n: ocp.StandardCheckpointHandler() for n in ("params", "optimizer")}
+        handlers["run"] = ocp.JsonCheckpointHandler()
+        self._manager = ocp.CheckpointManager(self._model_dir, options=options, item_handlers=handlers)
+
+    def latest(self) -> int | None:
+        """Returns the step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, run: Mapping[str, Any]) -> None:
+        """Starts to save; training goes on meanwhile. A step that is there already is left as it is.
+
+        Args:
+            state: saved as it is now; the next step may reuse its memory.
+            run: JSON-serialisable.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        args = self._ocp.args.Composite(
+            params=self._ocp.args.StandardSave(state.params),
+            optimizer=self._ocp.args.StandardSave(_optimizer_tree(state)),
+            run=self._ocp.args.JsonSave({"format": FORMAT, "step": step, **run}),
+        )
+        self._manager.save(step, args=args, force=True)
+
+    def run(self, step: int) -> dict[str, Any]:
+        """Returns the JSON object of a checkpoint.
+
+        Raises:
+            UserError: another version of vadapter wrote it.
+        """
+        run = self._manager.restore(step, args=self._ocp.args.Composite(run=self._ocp.args.JsonRestore()))["run"]
+        if run.get("format") != FORMAT:
+            raise UserError(
+                f"{self._model_dir}/checkpoint_{step} has format {run.get('format')}; this version of vadapter reads "
+                f"format {FORMAT}. Use the version that wrote it."
+            )
+        return run
+
+    def restore(self, step: int, abstract: TrainState, shardings: TrainState) -> TrainState:
+        """Reads a state, each array straight to its devices; the mesh may differ from the one that saved it.
+
+        Args:
+            step: which checkpoint.
+            abstract: the shapes that the run has now.
+            shardings: where to put the arrays.
+
+        Raises:
+            UserError: the checkpoint has other parameters or shapes.
+        """
+        placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+        wanted = {"params": placed.params, "optimizer": _optimizer_tree(placed)}
+        for item, tree in wanted.items():
+            _check(f"{self._model_dir}/checkpoint_{step}", item, trees.flatten(tree), self.shapes(step, item))
+        args = {item: self._ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
+        restored = self._manager.restore(step, args=self._ocp.args.Composite(**args))
+        leaves = trees.flatten(restored["optimizer"])
+        opt_state = [leaves["state/" + name] for name in named_leaves(abstract.opt_state)]
+        structure = jax.tree.structure(abstract.opt_state)
+        return TrainState(leaves["step"], restored["params"], jax.tree.unflatten(structure, opt_state))
+
+    def shapes(self, step: int, item: str = "params") -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns `{slash path: shape and dtype}` of what a checkpoint holds, without reading the arrays."""
+        tree = self._manager.item_metadata(step)[item].tree
+        return {p: jax.ShapeDtypeStruct(tuple(m.shape), m.dtype) for p, m in trees.flatten(tree).items()}
+
+    def params(self, step: int, shardings: Mapping[str, Sharding] | None = None) -> dict[str, Any]:
+        """Reads the trainable parameters alone, as `{slash path: array}`.
+
+        Args:
+            step: which checkpoint.
+            shardings: of each path, where to put it; default numpy arrays on the host.
+        """
+        flat: dict[str, Any] = {}
+        for path, x in self.shapes(step).items():
+            if shardings is None:
+                flat[path] = np.zeros(x.shape, x.dtype)
+            else:
+                flat[path] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
+        args = self._ocp.args.Composite(params=self._ocp.args.StandardRestore(trees.unflatten(flat)))
+        return trees.flatten(self._manager.restore(step, args=args)["params"])
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and gives up the threads."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load_params(path: str, step: int | None = None) -> dict[str, np.ndarray]:
+    """Reads the parameters that a run trained, as `{slash path: array}` on the host. Raises as `locate`."""
+    model_dir, step = locate(path, step)
+    with Checkpointer(model_dir, read_only=True) as checkpointer:
+        return checkpointer.params(step)
+
+
+def save_params(model_dir: str, params: trees.Tree, step: int = 0, run: Mapping[str, Any] | None = None) -> None:
+    """Writes parameters alone as a checkpoint that runs can take as a `Source`, such as imported weights."""
+    import jax.numpy as jnp
+
+    with Checkpointer(model_dir, keep=None) as checkpointer:
+        state = TrainState(step=jnp.asarray(step, jnp.int32), params=dict(params), opt_state=())
+        checkpointer.save(state, {"sources": [], **(run or {})})
+
+
+def _optimizer_tree(state: TrainState) -> dict[str, Any]:
+    # Plain nested dicts: readable without knowing the optimizer that wrote them.
+    state_leaves = {"state/" + name: leaf for name, leaf in named_leaves(state.opt_state).items()}
+    return trees.unflatten({"step": state.step, **state_leaves})
+
+
+def _check(where: str, item: str, expected: Mapping[str, PyTree], found: Mapping[str, Any]) -> None:
+    wrong = [p for p in sorted(expected.keys() | found.keys()) if _shape(expected, p) != _shape(found, p)]
+    if wrong:
+        lines = [f"{p}: expected {_shape(expected, p)}, found {_shape(found, p)}" for p in wrong[:5]]
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UserError(
+            f"The {item} of {where} are not those of this run. {'; '.join(lines)}{more}. Use the model, trainable "
+            "patterns and optimizer that wrote the checkpoint, or another MODEL_DIR; to start a new run from these "
+            "weights, give the folder as a Source."
+        )
+
+
+def _shape(leaves: Mapping[str, Any], path: str) -> str:
+    return str(tuple(leaves[path].shape)) if path in leaves else "nothing"

@@ -1,0 +1,170 @@
+"""Trainable and frozen parameters are two trees: what is frozen has no gradient, no optimizer state, no decay."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vadapter import trees
+from vadapter.array_types import PyTree
+from vadapter.errors import UserError
+
+_DTYPES = ("bfloat16", "float32")
+
+
+def partition(params: trees.Tree, trainable: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits parameters (or their shapes, or shardings) into (trainable, frozen). Changes no leaf.
+
+    Args:
+        params: nested dict.
+        trainable: regexes; a parameter whose whole path one of them matches is trained, the others are frozen.
+
+    Raises:
+        UserError: a pattern matches nothing, or there are no patterns.
+    """
+    if not trainable:
+        raise UserError(
+            "No parameter is trainable: the list of trainable patterns is empty. Give regexes of parameter paths, such "
+            "as 'adapter/.*'."
+        )
+    return trees.split(params, trainable, "trainable pattern")
+
+
+def storage_dtype(path: str, dtype: Any, is_trainable: bool, frozen_dtype: str) -> np.dtype:
+    """Dtype in which a run keeps a parameter: f32 if trained, else `frozen_dtype`; integers stay as they are.
+
+    Raises:
+        UserError: `frozen_dtype` is not known.
+    """
+    if frozen_dtype not in _DTYPES:
+        raise UserError(f"frozen_dtype is {frozen_dtype!r}; expected one of {', '.join(_DTYPES)}. Change frozen_dtype.")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        if is_trainable:
+            raise UserError(f"{path} is trainable but holds {dtype}, which has no gradient. Freeze it.")
+        return np.dtype(dtype)
+    return jnp.dtype(jnp.float32 if is_trainable else frozen_dtype)
+
+
+def cast(params: trees.Tree, is_trainable: bool, frozen_dtype: str = "bfloat16") -> dict[str, Any]:
+    """Casts arrays to `storage_dtype`, keeping their shardings.
+
+    A trained parameter read from bf16 weights becomes f32 here, and with it its optimizer moments.
+    """
+    flat = trees.flatten(params)
+    kinds = {p: storage_dtype(p, x.dtype, is_trainable, frozen_dtype) for p, x in flat.items()}
+    return trees.unflatten({p: x if x.dtype == kinds[p] else x.astype(kinds[p]) for p, x in flat.items()})
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """Returns `{slash path: leaf}` of any pytree, such as an optimizer state (`0/mu/adapter/...`)."""
+
+    def name(key: Any) -> str:
+        for attribute in ("key", "name", "idx"):
+            if hasattr(key, attribute):
+                return str(getattr(key, attribute))
+        return str(key)
+
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(name(k) for k in path): leaf for path, leaf in leaves}
+
+
+def parameter_of(state_path: str, params: dict[str, Any]) -> str | None:
+    """Returns the parameter whose path ends `state_path` (`0/mu/adapter/x` ends with `adapter/x`), or None."""
+    words = state_path.split("/")
+    return next((p for i in range(len(words)) if (p := "/".join(words[i:])) in params), None)
+
+
+def check_frozen(frozen: trees.Tree, trainable: trees.Tree, **held: PyTree) -> None:
+    """Asserts that no frozen parameter has a gradient or optimizer state.
+
+    Args:
+        frozen: the frozen tree.
+        trainable: the trainable tree.
+        **held: trees that must not mention it, such as `gradients=...`.
+
+    Raises:
+        AssertionError: naming the parameter.
+    """
+    frozen_paths = trees.flatten(frozen)
+    paths = {**trees.flatten(trainable), **frozen_paths}
+    for what, tree in held.items():
+        for path in named_leaves(tree):
+            parameter = parameter_of(path, paths)
+            if parameter in frozen_paths:
+                raise AssertionError(f"frozen parameter {parameter} has {what}: {path}")
+
+
+def part_of(path: str) -> str:
+    """Returns the part that a parameter counts to: `encoder`, `decoder`, `adapter/lm`, ..."""
+    words = path.split("/")
+    return "/".join(words[: 2 if words[0] == "adapter" else 1])
+
+
+@dataclasses.dataclass(frozen=True)
+class PartSummary:
+    """One row of the start-up table. Sizes are of the whole array, wherever its shards lie."""
+
+    part: str
+    trainable: bool
+    parameters: int
+    weight_bytes: int
+    optimizer_bytes: int
+
+
+def _sum_by(leaves: dict[str, Any], key: Callable[[str], str | None], size: Callable[[Any], int]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for path, leaf in leaves.items():
+        if (part := key(path)) is not None:
+            sums[part] = sums.get(part, 0) + size(leaf)
+    return sums
+
+
+def summarize(trainable: trees.Tree, frozen: trees.Tree, opt_state: PyTree) -> list[PartSummary]:
+    """Counts parameters and bytes of each part. Leaves may be arrays or shape structs."""
+
+    def nbytes(x: Any) -> int:
+        return x.size * x.dtype.itemsize
+
+    flat = trees.flatten(trainable)
+
+    def optimizer_part(path: str) -> str | None:
+        parameter = parameter_of(path, flat)
+        return parameter and part_of(parameter)
+
+    optimizer = _sum_by(named_leaves(opt_state), optimizer_part, nbytes)
+    rows = []
+    for is_trainable, leaves in ((True, flat), (False, trees.flatten(frozen))):
+        counts = _sum_by(leaves, part_of, lambda x: x.size)
+        sizes = _sum_by(leaves, part_of, nbytes)
+        for part, count in counts.items():
+            moments = optimizer.get(part, 0) if is_trainable else 0
+            rows.append(PartSummary(part, is_trainable, count, sizes[part], moments))
+    return sorted(rows, key=lambda r: (r.part, not r.trainable))
+
+
+def _size(n: int) -> str:
+    value = float(n)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def table(rows: Sequence[PartSummary]) -> str:
+    """Returns the start-up table as text, with a total of what is trained and of everything."""
+    trained = [r for r in rows if r.trainable]
+    lines = [("part", "trained?", "parameters", "weights", "optimizer")]
+    for r in rows:
+        trained_word, optimizer = ("yes", _size(r.optimizer_bytes)) if r.trainable else ("frozen", "-")
+        lines.append((r.part, trained_word, f"{r.parameters:,}", _size(r.weight_bytes), optimizer))
+    for name, chosen in (("all trained", trained), ("all", rows)):
+        sums = [sum(getattr(r, f) for r in chosen) for f in ("parameters", "weight_bytes", "optimizer_bytes")]
+        lines.append((name, "", f"{sums[0]:,}", _size(sums[1]), _size(sums[2])))
+    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    columns = [str.ljust] * 2 + [str.rjust] * 3
+    rendered = ([f(c, w) for f, c, w in zip(columns, line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(cells) for cells in rendered)

@@ -1,0 +1,344 @@
+"""The training loop. It is handed its parts and knows no model, no data set and no metric."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import NamedSharding
+
+from vadapter import trees
+from vadapter.errors import UserError
+from vadapter.evaluators_api import Evaluator
+from vadapter.partitioning import Partitioner
+from vadapter.training import flops as flops_lib
+from vadapter.training import freezing, initialize, writing
+from vadapter.training.checkpoints import Checkpointer
+from vadapter.training.objectives import Objective
+from vadapter.training.optimizers import Optimizer, OptimizerConfig, make_optimizer
+from vadapter.training.preemption import Preemption
+from vadapter.training.state import TrainState, abstract_state, create_state, state_shardings
+from vadapter.training.step import TrainStep, make_train_step
+from vadapter.training.window import Window
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Settings of the loop.
+
+    Attributes:
+        steps: updates in all.
+        trainable: regexes of the paths to train; the rest is frozen.
+        frozen_dtype: dtype in which frozen parameters are kept, `bfloat16` or `float32`.
+        optimizer: see there.
+        log_every: steps between two lines of metrics. Between them nothing waits for the device.
+        eval_every: steps between two calls of the evaluators that have no interval of their own; 0: at the end only.
+        checkpoint_every: steps between two checkpoints; 0: at the end only.
+        keep_checkpoints: newest to keep; None keeps all.
+        profile_steps: (first, last) updates to profile into MODEL_DIR/profile, for TensorBoard or xprof.
+        tensorboard: whether to write TensorBoard files.
+    """
+
+    steps: int = 250_000
+    trainable: tuple[str, ...] = (".*",)
+    frozen_dtype: str = "bfloat16"
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    log_every: int = 50
+    eval_every: int = 0
+    checkpoint_every: int = 0
+    keep_checkpoints: int | None = 1
+    profile_steps: tuple[int, int] | None = None
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        params: all parameters, trained and frozen, on the device.
+        step: updates made.
+        metrics: of the last logged training interval.
+        evals: scalars of each evaluator at the end, by its name.
+        seconds: of all sessions of the run, from the first step's compilation to the last evaluation.
+        interrupted: whether it was told to stop before its last step; it then goes on where it was when called again.
+    """
+
+    params: dict[str, Any]
+    step: int
+    metrics: dict[str, float]
+    evals: dict[str, dict[str, float]]
+    seconds: float
+    interrupted: bool
+
+
+def train(
+    config: TrainConfig,
+    *,
+    objective: Objective,
+    params: trees.Tree,
+    partitioner: Partitioner,
+    batches: Callable[[int], Iterator[Any]],
+    model_dir: str,
+    evaluators: Sequence[Evaluator] = (),
+    references: Sequence[initialize.Reference] = (),
+    data_info: Mapping[str, Any] | None = None,
+    flops: flops_lib.FlopsOf | None = None,
+) -> TrainResult:
+    """Trains from the latest checkpoint in `model_dir`, or from `params`.
+
+    Writes there `checkpoint_<step>/`, `model-info.txt`, `curve.jsonl`, TensorBoard files, and at the end `done.json`.
+    SIGTERM makes it save and return. A run that is done is not done again.
+
+    Args:
+        config: settings.
+        objective: see `objectives`.
+        params: all parameters, on the device (`initialize.initial_params`). Not to be used afterwards: the updates take
+            over the memory of those that are trained.
+        partitioner: places state and batches.
+        batches: gives, for a number of steps already made, an iterator over this process's rows of the batches from
+            there on. If it has `counters() -> {name: number}`, they are written as `data/<name>`.
+        model_dir: folder of the run.
+        evaluators: called at intervals and at the end.
+        references: what `initial_params` took from other runs; recorded, and on resuming compared.
+        data_info: JSON-serialisable facts that fix the data (seed, mixture, ...); recorded, and on resuming compared.
+        flops: counts the FLOPs of this process's rows of a batch, by part (`flops.vlm_flops`).
+
+    Raises:
+        UserError: a setting does not fit; the checkpoint is another model's, or its sources or data have changed; the
+            loss is not finite.
+    """
+    with contextlib.ExitStack() as stack:
+        run = _Run(config, objective, params, partitioner, model_dir, evaluators, stack)
+        run.record = {
+            "data": dict(data_info or {}),
+            "sources": [r.to_json() for r in references],
+            "trainable": list(config.trainable),
+            "frozen_dtype": config.frozen_dtype,
+        }
+        run.resume()
+        if run.step >= config.steps and (done := run.done()):
+            return TrainResult(run.all_params(), run.step, done["metrics"], done["evals"], done["seconds"], False)
+        run.announce()
+        return run.train(batches, flops)
+
+
+class _Run:
+    """The state of one call of `train`."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        objective: Objective,
+        params: trees.Tree,
+        partitioner: Partitioner,
+        model_dir: str,
+        evaluators: Sequence[Evaluator],
+        stack: contextlib.ExitStack,
+    ):
+        if config.steps < 1 or config.log_every < 1:
+            raise UserError(f"TrainConfig: steps={config.steps} and log_every={config.log_every} must be 1 or more.")
+        self.config, self.partitioner, self.evaluators = config, partitioner, evaluators
+        self.folder = epath.Path(model_dir)
+        self.first = jax.process_index() == 0
+        trainable, frozen = freezing.partition(params, config.trainable)
+        self._trainable = self._put(freezing.cast(trainable, True))
+        self.frozen = self._put(freezing.cast(frozen, False, config.frozen_dtype))
+        self.optimizer: Optimizer = make_optimizer(config.optimizer, self._trainable, config.steps)
+        self.abstract = abstract_state(self.optimizer, self._trainable)
+        freezing.check_frozen(self.frozen, self._trainable, optimizer_state=self.abstract.opt_state)
+        self.shardings = state_shardings(
+            self.abstract, jax.tree.map(lambda x: x.sharding, self._trainable), partitioner.replicated
+        )
+        self.step_fn: TrainStep = make_train_step(
+            objective,
+            self.optimizer,
+            state_shardings=self.shardings,
+            frozen_shardings=jax.tree.map(lambda x: x.sharding, self.frozen),
+            batch_sharding=partitioner.batch_sharding,
+            replicated=partitioner.replicated,
+            accumulate=config.optimizer.accumulate,
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.checkpointer = stack.enter_context(Checkpointer(model_dir, config.keep_checkpoints))
+        self.writer = writing.MetricWriter(model_dir, enabled=self.first, tensorboard=config.tensorboard)
+        stack.callback(self.writer.close)
+        self.console = stack.enter_context(writing.Console(config.steps, enabled=self.first))
+        self.preemption = stack.enter_context(Preemption())
+        self.record: dict[str, Any] = {}
+        self.profiling = False
+        self.step, self.former_seconds, self.started = 0, 0.0, time.perf_counter()
+        self.metrics: dict[str, float] = {}
+        self.evals: dict[str, dict[str, float]] = {}
+
+    def _put(self, tree: trees.Tree) -> dict[str, Any]:
+        # Whatever is not on the mesh yet (a single device's or the host's array) is replicated.
+        def put(x: Any) -> Any:
+            placed = isinstance(getattr(x, "sharding", None), NamedSharding)
+            return x if placed else jax.device_put(x, self.partitioner.replicated)
+
+        return jax.tree.map(put, dict(tree))
+
+    def resume(self) -> None:
+        """Takes the state from the latest checkpoint if there is one."""
+        step = self.checkpointer.latest()
+        if step is None:
+            self.state = create_state(self.optimizer, self._trainable, self.shardings)
+        else:
+            self.state: TrainState = self.checkpointer.restore(step, self.abstract, self.shardings)
+            self._check_same(self.checkpointer.run(step))
+            self.step = step
+            self.console.line(f"Resuming {self.folder} at step {step}.")
+        self._trainable = None  # the state has it now
+        self.curve = writing.CurveFile(str(self.folder / "curve.jsonl"), self.step) if self.first else None
+
+    def _check_same(self, recorded: Mapping[str, Any]) -> None:
+        if recorded.get("data", {}) != self.record["data"]:
+            raise UserError(
+                f"The run {self.folder} was trained on the data {recorded.get('data')}; it is now given "
+                f"{self.record['data']}. Give it the former data settings, or start a new run in another MODEL_DIR."
+            )
+        former = [initialize.Reference.from_json(r) for r in recorded.get("sources", [])]
+        now = [initialize.Reference.from_json(r) for r in self.record["sources"]]
+        if len(former) != len(now):
+            raise UserError(
+                f"The run {self.folder} was started from {len(former)} sources; it is now given {len(now)}. Give it "
+                "the former sources, or start a new run in another MODEL_DIR."
+            )
+        for a, b in zip(former, now, strict=True):
+            initialize.check_same(a, b, str(self.folder))
+        self.former_seconds = recorded.get("seconds", 0.0)
+
+    def done(self) -> dict[str, Any] | None:
+        """Returns `done.json` if this step is the one that it is about."""
+        path = self.folder / "done.json"
+        done = json.loads(path.read_text()) if path.exists() else None
+        return done if done and done["step"] == self.step else None
+
+    def announce(self) -> None:
+        """Prints the table of parts and writes `model-info.txt`."""
+        self.rows = freezing.summarize(self.state.params, self.frozen, self.state.opt_state)
+        table = freezing.table(self.rows)
+        self.console.line(table)
+        if self.first:
+            lines = [
+                f"{kind}  {path}  {tuple(x.shape)}  {x.dtype.name}  {x.sharding.spec}"
+                for kind, tree in (("trained", self.state.params), ("frozen ", self.frozen))
+                for path, x in trees.flatten(tree).items()
+            ]
+            (self.folder / "model-info.txt").write_text("\n".join([table, "", *lines, ""]))
+
+    def all_params(self) -> dict[str, Any]:
+        """Returns trained and frozen parameters as one tree."""
+        return trees.merge(self.state.params, self.frozen)
+
+    def seconds(self) -> float:
+        return self.former_seconds + time.perf_counter() - self.started
+
+    def train(self, batches: Callable[[int], Iterator[Any]], flops: flops_lib.FlopsOf | None) -> TrainResult:
+        config = self.config
+        self.started = time.perf_counter()
+        interrupted = False
+        if self.step < config.steps:
+            iterator, window = batches(self.step), Window()
+            first_step = self.step + 1
+            while self.step < config.steps and not interrupted:
+                self._update(iterator, window, flops)
+                interrupted = self.preemption.requested(self.step)
+                last = interrupted or self.step == config.steps
+                evaluate, save = self._due_evaluators(), self._is_due(config.checkpoint_every) or last
+                # The first step is logged by itself: its time is the compilation's.
+                if save or evaluate or self._is_due(config.log_every) or self.step == first_step:
+                    self._log(window, iterator, quiet=self.step == first_step)
+                    if save:
+                        self._save()
+                    if not last:
+                        self._evaluate(evaluate)
+                    window = Window()
+            self.checkpointer.wait()
+            getattr(iterator, "close", lambda: None)()
+        if not interrupted:
+            self._evaluate(self.evaluators)
+        self.writer.flush()
+        result = TrainResult(self.all_params(), self.step, self.metrics, self.evals, self.seconds(), interrupted)
+        self._finish(result)
+        return result
+
+    def _update(self, iterator: Iterator[Any], window: Window, flops: flops_lib.FlopsOf | None) -> None:
+        self._start_profile()
+        try:
+            batch = next(iterator)
+        except StopIteration as e:
+            raise UserError(
+                f"The training data ended after {self.step} of {self.config.steps} steps. Let the data repeat, or "
+                "train fewer steps."
+            ) from e
+        on_device = self.partitioner.put_batch(batch)
+        with self.partitioner.activate():
+            self.state, metrics = self.step_fn(self.state, self.frozen, on_device)
+        self.step += 1
+        self._stop_profile()
+        window.add(metrics, flops_lib.count(batch), sum(flops(batch).values()) if flops else 0.0)
+        self.console.step(self.step)
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _due_evaluators(self) -> list[Evaluator]:
+        default = self.config.eval_every
+        return [e for e in self.evaluators if self._is_due(default if e.every_steps is None else e.every_steps)]
+
+    def _start_profile(self) -> None:
+        if self.config.profile_steps and self.step + 1 == self.config.profile_steps[0]:
+            jax.profiler.start_trace(str(self.folder / "profile"))
+            self.profiling = True
+
+    def _stop_profile(self) -> None:
+        if self.profiling and self.config.profile_steps and self.step >= self.config.profile_steps[1]:
+            jax.block_until_ready(self.state)
+            jax.profiler.stop_trace()
+            self.profiling = False
+
+    def _log(self, window: Window, iterator: Any, quiet: bool) -> None:
+        values = window.close(self.step)
+        if quiet:  # speeds would be those of the compiler
+            values = {k: v for k, v in values.items() if not k.endswith("_per_s") and k != "mfu"}
+        if hasattr(iterator, "counters"):
+            values |= {f"data/{name}": float(x) for name, x in iterator.counters().items()}
+        self.metrics = values
+        self.writer.scalars(self.step, values)
+        self._add_to_curve("train", values)
+        names = {"loss": "loss", "accuracy": "accuracy", "learning_rate": "lr", "grad_norm": "grad norm"}
+        names |= {"steps_per_s": "steps/s", "examples_per_s": "examples/s", "tokens_per_s": "tokens/s", "mfu": "mfu"}
+        self.console.step(self.step, "  ".join(f"{names[k]} {values[k]:.4g}" for k in names if values.get(k)))
+
+    def _add_to_curve(self, split: str, values: Mapping[str, float]) -> None:
+        if self.curve:
+            self.curve.add(self.step, split, {"seconds": round(self.seconds(), 3), **values})
+
+    def _evaluate(self, evaluators: Sequence[Evaluator]) -> None:
+        for evaluator in evaluators:
+            result = evaluator(self.all_params())
+            scalars = {k: float(v) for k, v in result.scalars.items()}
+            self.evals[evaluator.name] = scalars
+            self.writer.evaluation(self.step, evaluator.name, result)
+            self._add_to_curve(evaluator.name, scalars)
+            summary = "  ".join(f"{k} {v:.4g}" for k, v in scalars.items())
+            self.console.line(f"step {self.step}/{self.config.steps}  {evaluator.name}: {summary}")
+
+    def _save(self) -> None:
+        self.checkpointer.save(self.state, {**self.record, "seconds": self.seconds()})
+
+    def _finish(self, result: TrainResult) -> None:
+        if result.interrupted:
+            self.console.line(f"Told to stop: saved at step {self.step}. The same command goes on from there.")
+            return
+        done = {k: getattr(result, k) for k in ("step", "seconds", "metrics", "evals")}
+        done["trainable_params"] = sum(r.parameters for r in self.rows if r.trainable)
+        done["total_params"] = sum(r.parameters for r in self.rows)
+        if self.first:
+            (self.folder / "done.json").write_text(json.dumps(done, indent=2) + "\n")

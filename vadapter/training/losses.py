@@ -1,0 +1,146 @@
+"""Cross-entropy over a vocabulary, in chunks if asked, and over label groups."""
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from vadapter.array_types import Array, Float, Int
+from vadapter.partitioning import constrain
+
+_LOWEST = -1e30  # stands for -inf, whose differences would be NaN
+
+
+@flax.struct.dataclass
+class LossSums:
+    """Sums over the targets of a batch. Sums, not means: those of parts of a batch add up to those of the whole.
+
+    Attributes:
+        loss_sum: weighted cross-entropy in nats, without the z-loss.
+        weight_sum: the weights.
+        correct_sum: the weights of the targets that have the highest logit.
+        z_sum: the weighted z-loss, its factor included. What is minimised is `(loss_sum + z_sum) / weight_sum`.
+    """
+
+    loss_sum: Float[Array, ""]
+    weight_sum: Float[Array, ""]
+    correct_sum: Float[Array, ""]
+    z_sum: Float[Array, ""]
+
+
+@flax.struct.dataclass
+class _Running:
+    """What is known of each target's softmax after some chunks of the vocabulary."""
+
+    highest: Float[Array, "B L"]
+    best: Int[Array, "B L"]  # the id with the highest logit; the lowest such id
+    exp_sum: Float[Array, "B L"]  # of exp(logit - highest)
+    target: Float[Array, "B L"]  # logit of the target
+
+
+def _add_chunk(
+    state: _Running,
+    hidden: Float[Array, "B L D"],
+    table: Float[Array, "C D"],
+    ids: Int[Array, " C"],
+    targets: Int[Array, "B L"],
+    vocab_size: int,
+    softcap: float | None,
+) -> _Running:
+    logits = jnp.einsum("bld,cd->blc", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    logits = constrain(logits, "batch", "length", "activation_vocab")
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    logits = jnp.where(ids < vocab_size, logits, _LOWEST)
+    target = jnp.sum(jnp.where(ids == targets[..., None], logits, 0.0), axis=-1)
+    # The highest logit only keeps exp() in range; it drops out of the log-sum-exp, so no gradient goes through it.
+    fixed = jax.lax.stop_gradient(logits)
+    best = jnp.argmax(fixed, axis=-1)
+    top = jnp.take_along_axis(fixed, best[..., None], axis=-1)[..., 0]
+    best = ids[best]
+    better = (top > state.highest) | ((top == state.highest) & (best < state.best))
+    highest = jnp.maximum(state.highest, top)
+    exp_sum = state.exp_sum * jnp.exp(state.highest - highest) + jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1)
+    return _Running(highest, jnp.where(better, best, state.best), exp_sum, state.target + target)
+
+
+def cross_entropy(
+    hidden: Float[Array, "B L D"],
+    table: Float[Array, "V D"],
+    targets: Int[Array, "B L"],
+    weights: Float[Array, "B L"],
+    *,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    vocab_chunk: int | None = None,
+) -> LossSums:
+    """Cross-entropy of `softmax(hidden @ table.T)` at the targets, accumulated in f32.
+
+    With `vocab_chunk` no [B, L, V] array exists, forwards or backwards: the vocabulary is scanned, and the backward
+    pass computes each chunk's logits again. Values and gradients equal those of the plain computation.
+
+    Args:
+        hidden: states that predict the targets; their dtype is that of the matrix product.
+        table: the vocabulary head.
+        targets: ids to predict.
+        weights: weights of the targets.
+        softcap: logits become `softcap * tanh(logits / softcap)` (Gemma 2).
+        z_loss: factor of `logsumexp ** 2` (PaLM, section 5).
+        vocab_chunk: rows of the table at a time; V need not be a multiple. None takes all at once.
+    """
+    vocab_size = table.shape[0]
+    shape = targets.shape
+    start = _Running(
+        highest=jnp.full(shape, _LOWEST, jnp.float32),
+        best=jnp.full(shape, vocab_size, jnp.int32),
+        exp_sum=jnp.zeros(shape, jnp.float32),
+        target=jnp.zeros(shape, jnp.float32),
+    )
+    if vocab_chunk is None or vocab_chunk >= vocab_size:
+        end = _add_chunk(start, hidden, table, jnp.arange(vocab_size), targets, vocab_size, softcap)
+    else:
+        # Chunk i has the rows i, i + n, i + 2n, ...: each chunk of a table that is split over devices is split too.
+        count = -(-vocab_size // vocab_chunk)
+        padded = jnp.pad(table, ((0, count * vocab_chunk - vocab_size), (0, 0)))
+        chunks = padded.reshape(vocab_chunk, count, -1).swapaxes(0, 1)
+        ids = jnp.arange(count * vocab_chunk).reshape(vocab_chunk, count).T
+
+        @jax.checkpoint
+        def body(state: _Running, chunk: tuple[Array, Array]) -> tuple[_Running, None]:
+            return _add_chunk(state, hidden, *chunk, targets, vocab_size, softcap), None
+
+        end, _ = jax.lax.scan(body, start, (chunks, ids))
+    log_z = end.highest + jnp.log(end.exp_sum)
+    return _sums(log_z - end.target, end.best == targets, z_loss * log_z**2, weights)
+
+
+def label_cross_entropy(
+    logits: Sequence[Float[Array, "B classes"]], labels: Int[Array, "B G"], weights: Float[Array, " B"]
+) -> LossSums:
+    """Cross-entropy of several label groups; the mean over the labels that are there.
+
+    Args:
+        logits: one array a group.
+        labels: a class a group; -1 is "no label" and carries no loss.
+        weights: weights of the rows.
+    """
+    losses, correct = [], []
+    for group, group_logits in enumerate(logits):
+        group_logits = group_logits.astype(jnp.float32)
+        label = jnp.maximum(labels[:, group], 0)
+        target = jnp.take_along_axis(group_logits, label[:, None], axis=-1)[:, 0]
+        losses.append(jax.nn.logsumexp(group_logits, axis=-1) - target)
+        correct.append(jnp.argmax(group_logits, axis=-1) == label)
+    weights = weights[:, None] * (labels >= 0)
+    return _sums(jnp.stack(losses, axis=1), jnp.stack(correct, axis=1), jnp.zeros(labels.shape), weights)
+
+
+def _sums(losses: Array, correct: Array, z: Array, weights: Array) -> LossSums:
+    weights = weights.astype(jnp.float32)
+    return LossSums(
+        loss_sum=jnp.sum(losses * weights),
+        weight_sum=jnp.sum(weights),
+        correct_sum=jnp.sum(correct * weights),
+        z_sum=jnp.sum(z * weights),
+    )

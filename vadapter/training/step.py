@@ -1,0 +1,117 @@
+"""One update: loss, gradients of the trainable tree, optimizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Sharding
+
+from vadapter import trees
+from vadapter.array_types import Array, PyTree
+from vadapter.errors import UserError
+from vadapter.training.losses import LossSums
+from vadapter.training.objectives import Objective
+from vadapter.training.optimizers import Optimizer, norm_by_part, total_norm
+from vadapter.training.state import TrainState
+
+Metrics = dict[str, Array]
+TrainStep = Callable[[TrainState, PyTree, Any], tuple[TrainState, Metrics]]
+
+
+def loss_and_gradients(
+    objective: Objective, params: PyTree, frozen: PyTree, batch: Any, accumulate: int = 1
+) -> tuple[LossSums, PyTree]:
+    """Computes the loss of a batch and its gradient.
+
+    Args:
+        objective: of (all parameters, batch).
+        params: the trainable tree; the gradient is of these alone.
+        frozen: the frozen tree.
+        batch: leaves have the batch as their first axis.
+        accumulate: parts computed one after the other. Each is weighted by its targets, so that the result is that of
+            the whole batch.
+
+    Raises:
+        UserError: the batch does not divide into `accumulate` parts.
+    """
+
+    def total(params: PyTree, part: Any) -> tuple[Array, LossSums]:
+        sums = objective(trees.merge(params, frozen), part)
+        return sums.loss_sum + sums.z_sum, sums
+
+    gradients_of = jax.grad(total, has_aux=True)
+    if accumulate == 1:
+        gradients, sums = gradients_of(params, batch)
+    else:
+        # Part i has the rows i, i + n, i + 2n, ...: no row moves to another device.
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        if rows % accumulate:
+            raise UserError(
+                f"A batch of {rows} rows cannot be computed in {accumulate} equal parts. Change the batch size or "
+                "OptimizerConfig.accumulate."
+            )
+        parts = jax.tree.map(lambda x: x.reshape(rows // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(carry: PyTree, part: Any) -> tuple[PyTree, None]:
+            return jax.tree.map(jnp.add, carry, gradients_of(params, part)), None
+
+        first = jax.eval_shape(gradients_of, params, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+        (gradients, sums), _ = jax.lax.scan(add, zeros, parts)
+    # A batch of skipped rows has weight 0, loss 0 and gradient 0.
+    weight = jnp.maximum(sums.weight_sum, 1e-6)
+    return sums, jax.tree.map(lambda g: g / weight, gradients)
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: Optimizer,
+    *,
+    state_shardings: TrainState,
+    frozen_shardings: PyTree,
+    batch_sharding: Sharding,
+    replicated: Sharding,
+    accumulate: int = 1,
+) -> TrainStep:
+    """Compiles the update `(state, frozen, batch) -> (state, metrics)`. The given state's memory is reused.
+
+    Metrics are f32 scalars: `loss` and `z_loss` (nats a target), `accuracy` (share of targets with the highest logit),
+    `weights` (the sum of the target weights), `grad_norm` (before clipping) and `grad_norm/<part>`, `param_norm` (of
+    the trainable parameters, before the update) and `learning_rate`.
+
+    Args:
+        objective: of (all parameters, batch).
+        optimizer: of the trainable parameters.
+        state_shardings: of the state, on the way in and out.
+        frozen_shardings: of the frozen tree.
+        batch_sharding: of every leaf of the batch.
+        replicated: of the metrics.
+        accumulate: see `loss_and_gradients`.
+    """
+
+    def train_step(state: TrainState, frozen: PyTree, batch: Any) -> tuple[TrainState, Metrics]:
+        sums, gradients = loss_and_gradients(objective, state.params, frozen, batch, accumulate)
+        updates, opt_state = optimizer.transform.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        norms = norm_by_part(gradients)
+        weight = jnp.maximum(sums.weight_sum, 1e-6)
+        metrics = {
+            "loss": sums.loss_sum / weight,
+            "accuracy": sums.correct_sum / weight,
+            "z_loss": sums.z_sum / weight,
+            "weights": sums.weight_sum,
+            "grad_norm": total_norm(norms),
+            "param_norm": optax.tree.norm(state.params),
+            "learning_rate": optimizer.schedule(state.step),
+        }
+        metrics |= {f"grad_norm/{part}": norm for part, norm in norms.items()}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(
+        train_step,
+        in_shardings=(state_shardings, frozen_shardings, batch_sharding),
+        out_shardings=(state_shardings, replicated),
+        donate_argnums=0,
+    )

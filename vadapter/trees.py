@@ -76,4 +76,6 @@ def split(tree: Tree, patterns: Sequence[str], what: str = "pattern") -> tuple[d
     """Splits a tree into (paths that some pattern matches, the rest). Raises as `match`."""
     flat = flatten(tree)
     chosen = match(patterns, flat, what)
-    return unflatten({p: flat[p] for p in flat if p in chosen}), unflatten({p: flat[p] for p in flat if p not in chosen})
+    return unflatten({p: flat[p] for p in flat if p in chosen}), unflatten(
+        {p: flat[p] for p in flat if p not in chosen}
+    )

@@ -127,7 +127,12 @@ def test_wrong_configurations_are_explained(arguments, words, capsys):
     ],
 )
 def test_wrong_settings_of_a_stage_are_explained(demo, tmp_path, bindings, words, capsys):
-    macros = {"MODEL_DIR": tmp_path / "run", "DATA_DIR": demo / "data", "ENCODER_RUN": demo / "vit", "TINY_RUN": demo / "tiny"}
+    macros = {
+        "MODEL_DIR": tmp_path / "run",
+        "DATA_DIR": demo / "data",
+        "ENCODER_RUN": demo / "vit",
+        "TINY_RUN": demo / "tiny",
+    }
     given = [f"--gin.{name}={str(value)!r}" for name, value in macros.items()]
     assert main(["train", "--gin_file=experiments/scenes_stage1.gin", *SMALL, *given, *bindings]) == 2
     assert words in capsys.readouterr().err
@@ -143,7 +148,7 @@ def test_own_photographs_train_both_stages(demo, tmp_path):
         lines.append({"image": f"{i}.jpg", "caption": f"Photo n° {i}, a grey wall"})
         lines.append({"image": f"{i}.jpg", "question": "What colour is it?", "answers": ["grey"]})
     (photos / "photos.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    macros = {"JSONL": photos / "photos.jsonl", "ENCODER_RUN": demo / "vit"}
+    macros = {"TRAIN_JSONL": photos / "photos.jsonl", "ENCODER_RUN": demo / "vit"}
     stage1 = {"MODEL_DIR": tmp_path / "own1", "TINY_RUN": demo / "tiny", **macros}
     stage2 = {"MODEL_DIR": tmp_path / "own2", "LARGE_RUN": demo / "large", "STAGE1_RUN": tmp_path / "own1", **macros}
     small = [flag for flag in SMALL if "ScenesConfig" not in flag]

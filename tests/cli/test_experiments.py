@@ -24,7 +24,7 @@ def data_dir(tmp_path_factory):
 
 def resolve(name: str, data_dir: Path) -> experiment.Experiment:
     text = (resources.folder("gin") / "experiments" / name).read_text()
-    values = {"MODEL_DIR": "run", "DATA_DIR": str(data_dir), "JSONL": str(SAMPLE)}
+    values = {"MODEL_DIR": "run", "DATA_DIR": str(data_dir), "TRAIN_JSONL": str(SAMPLE)}
     values |= {run: f"runs/{run}" for run in ("ENCODER_RUN", "TINY_RUN", "LARGE_RUN", "STAGE1_RUN")}
     bindings = [f"{macro}={value!r}" for macro, value in values.items() if f"--gin.{macro}=" in text]
     experiment.register()
@@ -72,7 +72,9 @@ def test_the_paper_scale_recipe_is_the_paper_s(data_dir):
     assert isinstance(config.model, VLMConfig)
     assert config.model.num_visual_tokens(1) == config.model.num_visual_tokens(8) == 256
     shapes = trees.flatten(nn.unbox(experiment.Parts(config).abstract))
-    count = {part: sum(x.size for p, x in shapes.items() if p.startswith(part)) for part in ("adapter", "encoder", "decoder")}
+    count = {
+        part: sum(x.size for p, x in shapes.items() if p.startswith(part)) for part in ("adapter", "encoder", "decoder")
+    }
     assert 115e6 < count["adapter"] < 145e6  # the paper trains 130M
     assert 0.9e9 < count["encoder"] < 1.1e9
     assert 9.2e9 < count["decoder"] < 10.2e9

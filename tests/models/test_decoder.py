@@ -13,12 +13,24 @@ VARIANTS = {
     "plain": {},
     "palm": dict(parallel_block=True, num_kv_heads=1, norm="layer_no_bias", scale_embedding=True),
     "gemma2": dict(
-        norm="rms_plus_one", post_norms=True, attention_pattern=("local", "global"), window=3, final_softcap=30.0,
-        attention_softcap=50.0, query_scale=0.2, scale_embedding=True,
+        norm="rms_plus_one",
+        post_norms=True,
+        attention_pattern=("local", "global"),
+        window=3,
+        final_softcap=30.0,
+        attention_softcap=50.0,
+        query_scale=0.2,
+        scale_embedding=True,
     ),  # fmt: skip
     "gemma3": dict(
-        norm="rms_plus_one", post_norms=True, qk_norm=True, attention_pattern=("local", "global"), window=2,
-        rope_base=1e6, rope_local_base=1e4, rope_scaling=RopeScaling("linear", 8.0),
+        norm="rms_plus_one",
+        post_norms=True,
+        qk_norm=True,
+        attention_pattern=("local", "global"),
+        window=2,
+        rope_base=1e6,
+        rope_local_base=1e4,
+        rope_scaling=RopeScaling("linear", 8.0),
     ),  # fmt: skip
     "qwen": dict(activation="silu", qkv_bias=True, tied_head=False),
     "llama": dict(activation="silu", rope_scaling=RopeScaling("llama3", 8.0)),

@@ -64,7 +64,9 @@ def test_a_still_image_is_encoded_once():
     params = init(config, still)
 
     def flops(batch):
-        compiled = jax.jit(lambda p, m: model.apply({"params": p}, m, method="encode")).lower(params, batch.media).compile()
+        compiled = (
+            jax.jit(lambda p, m: model.apply({"params": p}, m, method="encode")).lower(params, batch.media).compile()
+        )
         return compiled.cost_analysis()["flops"]
 
     copies = still.replace(media=np.repeat(still.media, 2, axis=2))

@@ -33,10 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("--output", default="demo", metavar="DIR", help="where everything goes (default: %(default)s)")
     parser.add_argument(
-        "--parts", default=",".join(PARTS), metavar="A,B", help="only these, of: %(default)s (parts need those before them)"
+        "--parts",
+        default=",".join(PARTS),
+        metavar="A,B",
+        help="only these, of: %(default)s (parts need those before them)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of data order and parameters (default: 0)")
-    parser.add_argument("--fresh", action="store_true", help="delete what the chosen parts wrote before, and do them again")
+    parser.add_argument(
+        "--fresh", action="store_true", help="delete what the chosen parts wrote before, and do them again"
+    )
     parser.add_argument(
         "--gin.NAME",  # only for the help: vadapter.cli.main rewrites --gin.NAME=VALUE
         "--gin_bindings",
@@ -85,8 +90,8 @@ def train_part(part: str, output: Path, seed: int, fresh: bool, overrides: list[
     saved = folder / "config.gin"
     if saved.exists() and saved.read_text() != gin.config_str():
         raise UserError(
-            f"{folder} was begun with other settings than those of now (its config.gin has them). Give another --output, "
-            f"or do it again: vadapter demo --output={output} --fresh --parts={part}."
+            f"{folder} was begun with other settings than those of now (its config.gin has them). Give another "
+            f"--output, or do it again: vadapter demo --output={output} --fresh --parts={part}."
         )
     if (folder / "done.json").exists():
         print(f"{folder} is finished.")
@@ -115,7 +120,9 @@ def write_report(output: Path, seed: int, overrides: list[str]) -> None:
 
     done = [name for name in ARMS if (output / name / "done.json").exists()]
     if BASELINE not in done:
-        raise UserError(f"The report compares with the arm {BASELINE!r}, which {output} does not have. Run that part first.")
+        raise UserError(
+            f"The report compares with the arm {BASELINE!r}, which {output} does not have. Run that part first."
+        )
     arms = report.compare([report_files.load_arm(output / name, name, ARMS[name]) for name in done], BASELINE)
     packages = ("vadapter", "jax", "flax", "optax", "seqio", "tensorflow")
     content = report.Report(
@@ -144,7 +151,9 @@ def print_table(arms: list) -> None:
     table = Table(*columns)
     for arm in arms:
         figures = (arm.val_loss, arm.cider, arm.exact_match, arm.vqa_accuracy)
-        cells = ["-" if x is None else form % x for x, form in zip(figures, ("%.3f", "%.1f", "%.2f", "%.2f"), strict=True)]
+        cells = [
+            "-" if x is None else form % x for x, form in zip(figures, ("%.3f", "%.1f", "%.2f", "%.2f"), strict=True)
+        ]
         reached = "never" if arm.steps_to_baseline is None else str(arm.steps_to_baseline)
         table.add_row(arm.name, f"{arm.trainable_params:,}", str(arm.steps), f"{arm.seconds:.0f}", *cells, reached)
     Console(width=max(100, Console().width)).print(table)

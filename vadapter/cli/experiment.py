@@ -97,8 +97,8 @@ def configured() -> Experiment:
 
     if not gin.config_str().strip():
         raise UserError(
-            "No experiment was given. Name one or more gin files, such as --gin_file=experiments/scenes_stage1.gin; the "
-            "shipped ones are listed in docs/gin.md."
+            "No experiment was given. Name one or more gin files, such as --gin_file=experiments/scenes_stage1.gin; "
+            "the shipped ones are listed in docs/gin.md."
         )
     return gin.get_configurable("Experiment")()
 
@@ -179,7 +179,10 @@ class Parts:
         if evaluation.kind == "loss":
             return evaluators.LossEvaluator(self.loss_sums, loader.eval_batches, **common)
         if not isinstance(self.model, vlm.VLM):
-            raise UserError(f"Evaluation {evaluation.name!r} is of the kind {evaluation.kind!r}, which needs a VLM; this model is a classifier.")
+            raise UserError(
+                f"Evaluation {evaluation.name!r} is of the kind {evaluation.kind!r}, which needs a VLM; this model is "
+                "a classifier. Take it out of EVALUATIONS."
+            )
         if evaluation.kind == "reliance":
             return evaluators.RelianceEvaluator(self.loss_sums, loader.eval_batches, **common)
         if evaluation.kind != "generation":

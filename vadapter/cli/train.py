@@ -35,8 +35,11 @@ def train(experiment: "Experiment") -> "TrainResult":
     import jax
 
     from vadapter.cli.experiment import Parts, data_info
+    from vadapter.cli.host_memory import keep_freed_memory
     from vadapter.training import initialize, loop
 
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     parts = Parts(experiment)
     evaluators = parts.evaluators()
     params, references = initialize.initial_params(

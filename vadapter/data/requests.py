@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import seqio
@@ -74,4 +75,5 @@ def request(
             f"The prompt has {len(ids)} tokens with the start token; the model reads {config.lengths['inputs']}, so {cut} "
             "do not fit. Shorten the prompt or question, or set a longer 'inputs' in TASK_FEATURE_LENGTHS."
         )
-    return Batch(**{k: np.repeat(v.numpy()[None], rows, axis=0) for k, v in row.items()})
+    arrays: dict[str, Any] = {k: np.repeat(v.numpy()[None], rows, axis=0) for k, v in row.items()}
+    return Batch(**arrays)

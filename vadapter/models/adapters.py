@@ -130,8 +130,10 @@ class Resampler(nn.Module):
     @nn.compact
     def __call__(self, visual: Float[Array, "B F P E"]) -> Float[Array, "B R D"]:
         c = self.config
-        kind = Perceiver if isinstance(c, PerceiverConfig) else AttentionalPooler
-        x = kind(c, name="resampler")(visual)
+        if isinstance(c, PerceiverConfig):
+            x = Perceiver(c, name="resampler")(visual)
+        else:
+            x = AttentionalPooler(c, name="resampler")(visual)
         x = dense(self.output_dim, ("embed", "mlp"), name="projection", bias=True, dtype=c.dtype)(x)
         return constrain(x, "batch", "length", "activation_embed")
 

@@ -87,13 +87,19 @@ class DecoderConfig:
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
-            raise UserError(f"DecoderConfig: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}.")
+            raise UserError(
+                f"DecoderConfig: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}."
+            )
         if self.head_dim % 2:
             raise UserError(f"DecoderConfig: rotary embeddings need an even head_dim, found {self.head_dim}.")
         if unknown := set(self.attention_pattern) - {"global", "local"}:
-            raise UserError(f"DecoderConfig: attention_pattern holds {sorted(unknown)}; its words are 'global' and 'local'.")
+            raise UserError(
+                f"DecoderConfig: attention_pattern holds {sorted(unknown)}; its words are 'global' and 'local'."
+            )
         if "local" in self.attention_pattern and not self.window:
-            raise UserError("DecoderConfig: local layers need a window of one position or more; set DecoderConfig.window.")
+            raise UserError(
+                "DecoderConfig: local layers need a window of one position or more; set DecoderConfig.window."
+            )
 
     @property
     def local_layers(self) -> tuple[bool, ...]:
@@ -203,7 +209,7 @@ class Decoder(nn.Module):
             layers.remat(Layer, c.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c)
@@ -246,9 +252,7 @@ class Decoder(nn.Module):
             key_positions, key_segments = cache.positions, cache.segment_ids
 
         def sight(window: int | None, frequencies: np.ndarray) -> Sight:
-            mask = attention_mask(
-                positions, key_positions, segment_ids, key_segments, causal=c.causal, window=window
-            )
+            mask = attention_mask(positions, key_positions, segment_ids, key_segments, causal=c.causal, window=window)
             return Sight(mask, rope_angles(positions, frequencies))
 
         local = np.array(c.local_layers)

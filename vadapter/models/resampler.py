@@ -54,7 +54,9 @@ class PerceiverConfig:
     def __post_init__(self):
         layers.known("PerceiverConfig.layer_norm", self.layer_norm, get_args(LayerNormPlacement))
         if self.hidden_dim % self.num_heads:
-            raise UserError(f"PerceiverConfig: hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}.")
+            raise UserError(
+                f"PerceiverConfig: hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,9 @@ class PoolerConfig:
 
     def __post_init__(self):
         if self.query_dim % self.num_heads:
-            raise UserError(f"PoolerConfig: query_dim {self.query_dim} is not a multiple of num_heads {self.num_heads}.")
+            raise UserError(
+                f"PoolerConfig: query_dim {self.query_dim} is not a multiple of num_heads {self.num_heads}."
+            )
 
 
 class CrossAttention(nn.Module):
@@ -142,7 +146,9 @@ def add_time(module: nn.Module, visual: Float[Array, "B F P E"], num_frames: int
     """Adds the parameter `time_embedding` of each frame and flattens frames and patches to `[B, F * P, E]`."""
     frames, width = visual.shape[1], visual.shape[-1]
     if frames > num_frames:
-        raise UserError(f"The adapter has time embeddings for {num_frames} frames and was given {frames}. Raise num_frames.")
+        raise UserError(
+            f"The adapter has time embeddings for {num_frames} frames and was given {frames}. Raise num_frames."
+        )
     init = named(init or nn.initializers.normal(width**-0.5), "frames", "embed")
     time = module.param("time_embedding", init, (num_frames, width)).astype(visual.dtype)
     return visual + time[:frames, None]

@@ -60,10 +60,12 @@ class ViTConfig:
     def __post_init__(self):
         if self.image_size % self.patch_size:
             raise UserError(
-                f"ViTConfig: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}. Change one."
+                f"ViTConfig: image_size {self.image_size} is no multiple of patch_size {self.patch_size}. Change one."
             )
         if self.width % self.num_heads:
-            raise UserError(f"ViTConfig: width {self.width} is not a multiple of num_heads {self.num_heads}. Change one.")
+            raise UserError(
+                f"ViTConfig: width {self.width} is not a multiple of num_heads {self.num_heads}. Change one."
+            )
 
     @property
     def grid(self) -> int:
@@ -104,9 +106,7 @@ class SelfAttention(nn.Module):
             y = dense(shape, names, name=name, bias=True, dtype=c.dtype, init=_xavier)(x)
             return constrain(y, "batch", "length", "activation_heads", None)
 
-        y = attend(
-            heads("query"), heads("key"), heads("value"), None, scale=head_dim**-0.5, impl=c.attention_impl
-        )
+        y = attend(heads("query"), heads("key"), heads("value"), None, scale=head_dim**-0.5, impl=c.attention_impl)
         names = ("heads", "kv", "embed")
         return dense(c.width, names, name="out", axis=(-2, -1), bias=True, dtype=c.dtype, init=_xavier)(y)
 

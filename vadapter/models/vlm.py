@@ -100,18 +100,20 @@ class VLM(nn.Module):
         """
         rows, length = batch.tokens.shape
         cache = self.decoder.empty_cache(rows, length + max_new_tokens)
-        hidden, cache = self.decoder(self.embed(batch), batch.segment_ids, batch.positions, cache)
+        hidden, read = self.decoder(self.embed(batch), batch.segment_ids, batch.positions, cache)
+        assert read is not None
         last = jnp.maximum((batch.segment_ids > 0).sum(axis=1) - 1, 0)
         hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-        return self.decoder.logits(hidden)[:, 0], cache
+        return self.decoder.logits(hidden)[:, 0], read
 
     def extend(
         self, tokens: Int[Array, " B"], positions: Int[Array, " B"], cache: KVCache
     ) -> tuple[Float[Array, "B V"], KVCache]:
         """Reads one more token of each row and returns the logits of the next, and the cache."""
         x = self.decoder.embed(tokens[:, None])
-        hidden, cache = self.decoder(x, jnp.ones_like(tokens)[:, None], positions[:, None], cache)
-        return self.decoder.logits(hidden)[:, 0], cache
+        hidden, read = self.decoder(x, jnp.ones_like(tokens)[:, None], positions[:, None], cache)
+        assert read is not None
+        return self.decoder.logits(hidden)[:, 0], read
 
     def query_places(self, media: UInt8[Array, "1 1 F h w C"]) -> Float[Array, "Q D"]:
         """Returns the start of position queries, for an LM adapter; see `LMAdapterConfig.query_init`."""

@@ -3,8 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
@@ -26,7 +28,7 @@ class MeshConfig:
     tensor: int = 1
 
 
-def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """Lays devices out as a mesh with the axes data, fsdp, tensor.
 
     Args:
@@ -44,15 +46,13 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | 
         sizes[sizes.index(-1)] = count // known
     if math.prod(sizes) != count or min(sizes) < 1:
         raise UserError(
-            f"The mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not fit {count} devices: the "
-            f"sizes must multiply to {count}, and at most one may be -1. Change MeshConfig."
+            f"The mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not fit {count} devices: "
+            f"the sizes must multiply to {count}, and at most one may be -1. Change MeshConfig."
         )
     axes = ("data", "fsdp", "tensor")
     types = (AxisType.Auto,) * 3
     if devices is None:
         grid = mesh_utils.create_device_mesh(sizes, allow_split_physical_axes=True)
     else:
-        import numpy as np
-
         grid = np.asarray(devices, dtype=object).reshape(sizes)
     return Mesh(grid, axes, axis_types=types)

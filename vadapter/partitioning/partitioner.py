@@ -82,8 +82,8 @@ class Partitioner:
         rows = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
         if rows % self.batch_ways:
             raise UserError(
-                f"A batch of {rows} rows does not divide over {self.batch_ways} devices of the mesh axes data and fsdp. "
-                f"Make the batch size a multiple of {self.batch_ways}, or change the mesh."
+                f"A batch of {rows} rows does not divide over {self.batch_ways} devices of the mesh axes data and "
+                f"fsdp. Make the batch size a multiple of {self.batch_ways}, or change the mesh."
             )
         put = lambda x: jax.make_array_from_process_local_data(self.batch_sharding, np.asarray(x))  # noqa: E731
         return jax.tree.map(put, batch)

@@ -66,12 +66,14 @@ def partition_spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh
             raise UserError(f"The rule for {name!r} names mesh axes {unknown}; the mesh has {tuple(mesh.shape)}.")
         axes = tuple(a for a in axes if mesh.shape[a] > 1)
         if taken := used.intersection(axes):
-            raise UserError(f"{what}: two dimensions of {tuple(names)} lie on the mesh axis {taken.pop()!r}. Change the rules.")
+            raise UserError(
+                f"{what}: two dimensions of {tuple(names)} lie on the mesh axis {taken.pop()!r}. Change the rules."
+            )
         ways = math.prod(mesh.shape[a] for a in axes)
         if size % ways:
             raise UserError(
-                f"{what} has shape {tuple(shape)}: its {name!r} dimension of {size} does not divide over {ways} devices "
-                f"of the mesh axes {axes}. Change the mesh, or map {name!r} to None in the rules."
+                f"{what} has shape {tuple(shape)}: its {name!r} dimension of {size} does not divide over {ways} "
+                f"devices of the mesh axes {axes}. Change the mesh, or map {name!r} to None in the rules."
             )
         used.update(axes)
         parts.append(axes[0] if len(axes) == 1 else axes or None)

@@ -82,7 +82,7 @@ def _message(error: BaseException) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit status: 0, 2 for a user's mistake, 130 when interrupted."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data here; its start-up log is noise.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads data here; its start-up log is noise.
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
         front = _front_parser().parse_args(argv)

@@ -12,7 +12,7 @@ from vadapter.models import variants
 from vadapter.models.decoder import Decoder
 from vadapter.models.vit import ViT
 
-# Parameters of the published checkpoints. Each total was also added up by hand from the published configuration files.
+# Parameters of the published checkpoints. Several totals were also added up by hand from the published configurations.
 DECODERS = {
     "gemma2_2b": 2_614_341_888,
     "gemma2_9b": 9_241_705_984,

@@ -20,6 +20,7 @@ class ScenesConfig:
         text_train, text_eval: number of text documents, likewise.
         num_frames: frames of a clip, at least 2.
         paraphrases: reference captions of a scene, 1..4; the first is always the canonical one.
+        train_paraphrases: how many of them text documents and training targets choose from. Evaluation has all.
         questions: questions of a scene.
     """
 
@@ -35,6 +36,7 @@ class ScenesConfig:
     text_eval: int = 512
     num_frames: int = 4
     paraphrases: int = 4
+    train_paraphrases: int = 1
     questions: int = 4
 
     def num_examples(self, kind: str, split: str) -> int:

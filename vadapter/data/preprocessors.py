@@ -87,16 +87,16 @@ def target_ids(vocabulary: seqio.Vocabulary, text: tf.Tensor) -> tf.Tensor:
 
 
 @_map
-def caption(example: Example, features: Features, *, prompt: str = "caption") -> Example:
+def caption(example: Example, features: Features, *, prompt: str = "caption", first: int | None = None) -> Example:
     """Prompt and one of the `captions`; all of them stay as `references`.
 
-    `prompt`: a name in data/prompts, or a template with `<media>`.
+    `prompt`: a name in data/prompts, or a template with `<media>`. `first`: chooses among the first so many only.
     """
     template = prompts.resolve(prompt, question=False)
     references = example.pop("captions")
     empty = {"question": tf.constant(""), "answers": tf.zeros([0], tf.string)}
     example = {**example, **empty, "references": references}
-    return _prompted(example, template, None, _pick(example, references), features["targets"].vocabulary)
+    return _prompted(example, template, None, _pick(example, references[:first]), features["targets"].vocabulary)
 
 
 @_map

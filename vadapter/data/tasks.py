@@ -88,10 +88,11 @@ def register_scenes(data_dir: str, config: ScenesConfig | None = None, vocabular
     scenes_builder.prepare(data_dir, config)
     words = vocabularies.load(vocabulary) if vocabulary else default_vocabulary()
     sources = {k: ArrayRecordSource(scenes_builder.builder(data_dir, k, config)) for k in scenes_builder.KINDS}
+    caption = pre.caption(first=(config or ScenesConfig()).train_paraphrases)
     video_question = pre.question(prompt="image_question")  # answers such as "top left" are not one word
-    add_task("scenes_caption", sources["images"], [pre.caption()], vocabulary=words)
+    add_task("scenes_caption", sources["images"], [caption], vocabulary=words)
     add_task("scenes_question", sources["images"], [pre.question()], vocabulary=words)
-    add_task("scenes_video_caption", sources["videos"], [pre.caption()], vocabulary=words)
+    add_task("scenes_video_caption", sources["videos"], [caption], vocabulary=words)
     add_task("scenes_video_question", sources["videos"], [video_question], vocabulary=words)
     add_task("scenes_labels", sources["images"], [pre.labels()], labels=True)
     add_task("scenes_text", sources["text"], [pre.document()], vocabulary=words)

@@ -75,7 +75,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         rng = random.Random(f"scenes {config.seed} {kind} {split}")
         count = config.num_examples(kind, split)
         if kind == "text":
-            for i, doc in enumerate(text.documents(rng, count, config.max_objects, config.paraphrases)):
+            for i, doc in enumerate(text.documents(rng, count, config.max_objects, config.train_paraphrases)):
                 yield i, {"scene": f"text/{split}/{i}", "text": doc}
             return
         balancer = Balancer(config.max_objects, config.questions)
@@ -103,7 +103,7 @@ def _record(name: str, rng: random.Random, split: str, config: ScenesConfig, kin
 
 
 def _check(config: ScenesConfig) -> None:
-    limits = {"resolution": (24, 4096), "max_objects": (1, 9), "paraphrases": (1, 4), "num_frames": (2, 1024)}
+    limits = {"resolution": (24, 4096), "max_objects": (1, 9), "paraphrases": (1, 4), "train_paraphrases": (1, 4), "num_frames": (2, 1024)}
     limits |= {"questions": (1, 8)}
     limits |= dict.fromkeys(
         ("train", "validation", "test", "video_train", "video_eval", "text_train", "text_eval"), (1, 10**9)

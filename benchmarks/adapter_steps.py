@@ -2,8 +2,8 @@
 
 python benchmarks/adapter_steps.py --data_dir=demo/data --steps=20
 
-Steps of the adapters are timed in turn (one of each, round after round), so that the machine's mood falls on all alike. The
-figure is the ratio of medians to the perceiver's; parameters are random, which costs the same.
+Steps of the adapters are timed in turn (one of each, round after round), so that the machine's mood falls on all alike.
+The figure is the ratio of medians to the perceiver's; parameters are random, which costs the same.
 """
 
 import argparse
@@ -74,7 +74,11 @@ def main() -> None:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     ratios = {name: round(x / medians["perceiver"], 3) for name, x in medians.items()}
     device = f"{jax.devices()[0].device_kind} x {jax.device_count()}, {platform.machine()}"
-    print(json.dumps({"question": "step time over the perceiver's", "ratios": ratios, "device": device, "jax": jax.__version__}))
+    print(
+        json.dumps(
+            {"question": "step time over the perceiver's", "ratios": ratios, "device": device, "jax": jax.__version__}
+        )
+    )
 
 
 if __name__ == "__main__":

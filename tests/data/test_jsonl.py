@@ -73,7 +73,7 @@ def test_training_batches_of_the_mixture(folder):
     made = Loader(LoaderConfig(mixture=register(folder), batch_size=4, num_visual_tokens=3, image_size=16))
     batches = made.batches()
     assert {next(batches).media.shape[2] for _ in range(10)} == {1, 4}
-    assert made.counters()["data/skipped"] == 0
+    assert made.counters()["skipped"] == 0
 
 
 def test_no_image_is_in_both_splits_of_a_hold_out(folder):

@@ -157,7 +157,7 @@ def test_tasks_are_ordinary_seqio_tasks():
 def test_long_text_is_counted_or_refused():
     made = loader(mixture="scenes_caption", lengths={"inputs": 8, "targets": 4})
     batch = next(made.batches())
-    assert made.counters()["data/truncated"] == 8 and ((batch.media_index >= 0).sum(1) == 3).all()
+    assert made.counters()["truncated"] == 8 and ((batch.media_index >= 0).sum(1) == 3).all()
     strict = loader(mixture="scenes_caption", lengths={"inputs": 8, "targets": 4}, long_text="error")
     with pytest.raises(UserError, match="tokens more"):
         next(strict.batches())
@@ -197,7 +197,7 @@ def test_a_corrupt_record_is_a_row_without_weight(monkeypatch, caplog):
     batch = next(made.batches())
     np.testing.assert_array_equal(batch.target_weights[:, 0], [1, 1, 1, 0, 1, 1, 1, 1])
     assert (batch.media[3] == 0).all() and ((batch.media_index >= 0).sum(1) == 3).all()
-    assert made.counters()["data/skipped"] == 1 and "images/train/" in caplog.text
+    assert made.counters()["skipped"] == 1 and "images/train/" in caplog.text
 
 
 def test_too_many_corrupt_records_stop_the_run(monkeypatch):

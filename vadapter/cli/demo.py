@@ -8,14 +8,19 @@ stopped goes on where it was.
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import os
 import shutil
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vadapter.errors import UserError
+
+if TYPE_CHECKING:
+    from vadapter.evaluation.report import Report
 
 PRETRAINING = ("vit", "tiny", "large")
 ARMS = {
@@ -25,7 +30,8 @@ ARMS = {
     "queries_random": "the same with a tiny LM at random",
     "queries_frozen": "the same with the aligned tiny LM frozen",
 }
-PARTS = (*PRETRAINING, "stage1", *ARMS, "report")
+VIDEO = "video"  # the arm `queries` goes on to clips; outside of the comparison
+PARTS = (*PRETRAINING, "stage1", *ARMS, VIDEO, "report")
 BASELINE = "perceiver"
 
 
@@ -107,10 +113,12 @@ def bindings(part: str, output: Path, seed: int) -> list[str]:
         macros["ENCODER_RUN"] = output / "vit"
     if part == "stage1":
         macros["TINY_RUN"] = output / "tiny"
-    if part in ARMS:
+    if part in (*ARMS, VIDEO):
         macros["LARGE_RUN"] = output / "large"
         if part in ("paper", "queries", "queries_frozen"):
             macros["STAGE1_RUN"] = output / "stage1"
+        if part == VIDEO:
+            macros["STAGE1_RUN"] = output / "queries"
     return [f"SEED={seed}", *(f"{name}={str(path)!r}" for name, path in macros.items())]
 
 
@@ -135,11 +143,24 @@ def write_report(output: Path, seed: int, overrides: list[str]) -> None:
     )
     results = json.dumps(report.results_json(content), indent=2)
     (output / "results.json").write_text(results + "\n")
-    report.write_report(content, output / "report.html")
+    report.write_report(with_clips(content, output), output / "report.html")
     report_picture.write_picture(content, output / "picture.svg")
     print_table(arms)
     print(f"\nFigures: {output}/results.json\nReport, open it in a browser: {output}/report.html")
     print(f"Curves in TensorBoard: tensorboard --logdir={output}")
+
+
+def with_clips(content: "Report", output: Path) -> "Report":
+    """Returns the report with what the part `video` says of clips, if that part is done."""
+    from vadapter.evaluation import report_files
+
+    if not (output / VIDEO / "done.json").exists():
+        return content
+    clips = report_files.load_arm(
+        output / VIDEO, VIDEO, "the arm `queries`, trained on with clips: other examples, no curve"
+    )
+    clips = dataclasses.replace(clips, curve=[], train_curve=[])
+    return dataclasses.replace(content, arms=[*content.arms, clips])
 
 
 def print_table(arms: list) -> None:

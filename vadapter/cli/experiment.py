@@ -130,7 +130,8 @@ class Parts:
         return self.make_loader(self.experiment.data)
 
     def make_loader(self, data: LoaderConfig) -> Loader:
-        """Makes a loader whose sizes are the model's."""
+        """Makes a loader whose sizes are the model's. Raises `UserError` if its batch does not fit the mesh."""
+        self.partitioner.check_rows(data.batch_size)
         return Loader(for_model(data, self.experiment.model), jax.process_index(), jax.process_count())
 
     @functools.cached_property

@@ -90,7 +90,7 @@ class Loader:
         """Returns what this host counted so far: rows seen, skipped (unreadable), truncated, and the shares."""
         seen = max(self._counts["seen"], 1)
         shares = {f"{k}_share": self._counts[k] / seen for k in ("skipped", "truncated")}
-        return {f"data/{k}": float(v) for k, v in (self._counts | shares).items()}
+        return {k: float(v) for k, v in (self._counts | shares).items()}
 
     # Training
 

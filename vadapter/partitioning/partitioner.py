@@ -73,17 +73,20 @@ class Partitioner:
         is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
         return jax.tree_util.tree_map_with_path(sharding, boxed, is_leaf=is_box)
 
+    def check_rows(self, rows: int) -> None:
+        """Raises `UserError` unless a global batch of `rows` divides over the data and fsdp axes."""
+        if rows % self.batch_ways:
+            raise UserError(
+                f"A batch of {rows} rows does not divide over {self.batch_ways} devices of the mesh axes data and fsdp. "
+                f"Make the batch size a multiple of {self.batch_ways}, or change the mesh."
+            )
+
     def put_batch(self, batch: PyTree) -> PyTree:
         """Puts this process's rows on its devices; the global batch is the processes' rows in order.
 
         Raises:
-            UserError: the global batch does not divide over the data and fsdp axes.
+            UserError: as `check_rows`.
         """
-        rows = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
-        if rows % self.batch_ways:
-            raise UserError(
-                f"A batch of {rows} rows does not divide over {self.batch_ways} devices of the mesh axes data and "
-                f"fsdp. Make the batch size a multiple of {self.batch_ways}, or change the mesh."
-            )
+        self.check_rows(jax.tree.leaves(batch)[0].shape[0] * jax.process_count())
         put = lambda x: jax.make_array_from_process_local_data(self.batch_sharding, np.asarray(x))  # noqa: E731
         return jax.tree.map(put, batch)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -175,17 +175,18 @@ class Parts:
     def evaluator(self, evaluation: Evaluation) -> Evaluator:
         """Makes one evaluator. Raises `UserError` where the kind does not fit the model."""
         loader = self.make_loader(evaluation.data)
+        batches = remembered(loader.eval_batches)
         put = self.partitioner.put_batch
         common: dict[str, Any] = {"put": put, "name": evaluation.name, "every_steps": evaluation.every_steps}
         if evaluation.kind == "loss":
-            return evaluators.LossEvaluator(self.loss_sums, loader.eval_batches, **common)
+            return evaluators.LossEvaluator(self.loss_sums, batches, **common)
         if not isinstance(self.model, vlm.VLM):
             raise UserError(
                 f"Evaluation {evaluation.name!r} is of the kind {evaluation.kind!r}, which needs a VLM; this model is "
                 "a classifier. Take it out of EVALUATIONS."
             )
         if evaluation.kind == "reliance":
-            return evaluators.RelianceEvaluator(self.loss_sums, loader.eval_batches, **common)
+            return evaluators.RelianceEvaluator(self.loss_sums, batches, **common)
         if evaluation.kind != "generation":
             raise UserError(f"Evaluation.kind is {evaluation.kind!r}; expected 'loss', 'generation' or 'reliance'.")
         generate = make_generate(
@@ -194,8 +195,28 @@ class Parts:
             max_new_tokens=evaluation.max_new_tokens,
             eos_id=loader.vocabulary.eos_id,
         )
-        batches = functools.partial(loader.eval_batches, for_decoding=True)
-        return evaluators.GenerationEvaluator(generate, batches, vocabulary=loader.vocabulary, **common)
+        prompts = functools.partial(loader.eval_batches, for_decoding=True)
+        return evaluators.GenerationEvaluator(generate, prompts, vocabulary=loader.vocabulary, **common)
+
+
+def remembered(batches: Callable[[], Iterator[Any]], limit: int = 1 << 28) -> Callable[[], Iterator[Any]]:
+    """Keeps what `batches()` gives in memory up to `limit` bytes, for evaluations that come back every few steps."""
+    kept: list[Any] | None = None
+
+    def again() -> Iterator[Any]:
+        nonlocal kept
+        if kept is not None:
+            yield from kept
+            return
+        seen, size = [], 0
+        for item in batches():
+            size += sum(x.nbytes for x in jax.tree.leaves(item[0]))
+            if size <= limit:
+                seen.append(item)
+            yield item
+        kept = seen if size <= limit else None
+
+    return again
 
 
 def for_model(data: LoaderConfig, model: vlm.VLMConfig | classifier.ClassifierConfig) -> LoaderConfig:

@@ -77,8 +77,8 @@ class Partitioner:
         """Raises `UserError` unless a global batch of `rows` divides over the data and fsdp axes."""
         if rows % self.batch_ways:
             raise UserError(
-                f"A batch of {rows} rows does not divide over {self.batch_ways} devices of the mesh axes data and fsdp. "
-                f"Make the batch size a multiple of {self.batch_ways}, or change the mesh."
+                f"A batch of {rows} rows does not divide over {self.batch_ways} devices of the mesh axes data and "
+                f"fsdp. Make the batch size a multiple of {self.batch_ways}, or change the mesh."
             )
 
     def put_batch(self, batch: PyTree) -> PyTree:

@@ -5,7 +5,15 @@ import pytest
 from vadapter.data.config import ScenesConfig
 
 SMALL = ScenesConfig(
-    train=150, validation=20, test=20, video_train=30, video_eval=8, text_train=60, text_eval=10, resolution=32
+    train=150,
+    validation=20,
+    test=20,
+    video_train=30,
+    video_eval=8,
+    text_train=60,
+    text_eval=10,
+    resolution=32,
+    train_paraphrases=4,
 )
 
 

@@ -31,8 +31,8 @@ def test_tensorboard_shows_scalars_and_pictures(tmp_path):
     train = EventAccumulator(str(tmp_path / "train")).Reload()
     assert train.Tags()["tensors"] == ["loss", "grad_norm/adapter/lm"]
     caption = EventAccumulator(str(tmp_path / "training_eval/caption")).Reload()
-    assert {"cider", "captions"} <= set(caption.Tags()["tensors"])
-    values = [x.tensor_proto.string_val for x in caption.Tensors("captions")]
+    assert {"cider", "predicted_on_images", "predicted_texts"} <= set(caption.Tags()["tensors"])
+    values = [x.tensor_proto.string_val for x in caption.Tensors("predicted_on_images")]
     pictures = next(v for v in values if len(v) == 4)  # width, height, two pictures
     assert Image.open(io.BytesIO(pictures[2])).size[0] == 240
 

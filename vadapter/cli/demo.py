@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import vadapter
 from vadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -132,14 +133,15 @@ def write_report(output: Path, seed: int, overrides: list[str]) -> None:
             f"The report compares with the arm {BASELINE!r}, which {output} does not have. Run that part first."
         )
     arms = report.compare([report_files.load_arm(output / name, name, ARMS[name]) for name in done], BASELINE)
-    packages = ("vadapter", "jax", "flax", "optax", "seqio", "tensorflow")
+    packages = ("jax", "flax", "optax", "seqio", "tensorflow")
+    versions = {name: importlib.metadata.version(name) for name in packages}
     content = report.Report(
         "Progressive alignment in miniature",
         arms,
         BASELINE,
         config_text="\n".join(["# over the shipped gin/experiments/scenes_*.gin:", f"SEED = {seed}", *overrides]),
         seed=seed,
-        environment={name: importlib.metadata.version(name) for name in packages},
+        environment={"vadapter": vadapter.__version__, **versions},
     )
     results = json.dumps(report.results_json(content), indent=2)
     (output / "results.json").write_text(results + "\n")

@@ -72,8 +72,8 @@ def request(
     row = converter.convert_example(example, {**config.lengths, "media": (1, *media.shape)})
     if cut := int(row.pop("truncated")):
         raise UserError(
-            f"The prompt has {len(ids)} tokens with the start token; the model reads {config.lengths['inputs']}, so {cut} "
-            "do not fit. Shorten the prompt or question, or set a longer 'inputs' in TASK_FEATURE_LENGTHS."
+            f"The prompt has {len(ids)} tokens with the start token; the model reads {config.lengths['inputs']}, so "
+            f"{cut} do not fit. Shorten the prompt or question, or set a longer 'inputs' in TASK_FEATURE_LENGTHS."
         )
     arrays: dict[str, Any] = {k: np.repeat(v.numpy()[None], rows, axis=0) for k, v in row.items()}
     return Batch(**arrays)

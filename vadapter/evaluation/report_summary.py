@@ -1,5 +1,6 @@
 """The report in words: numbers as people read them, and a summary computed from the figures."""
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,8 @@ def resolution(report: "Report") -> int | None:
 
 
 def paragraph(report: "Report") -> str:
-    """One paragraph that says what the figures show, and what they do not."""
+    """One paragraph that says what the figures show, and what they do not. Arms without a curve are not compared."""
+    report = dataclasses.replace(report, arms=[a for a in report.arms if a.curve] or report.arms)
     losses = {a.name: _loss(a) for a in report.arms}
     known = [a for a in report.arms if losses[a.name] is not None]
     if not known:

@@ -89,8 +89,9 @@ class MetricWriter:
         writer = self._writer(f"training_eval/{name}")
         writer.write_scalars(step, dict(result.scalars))
         if result.images:
-            writer.write_images(step, {"captions": captioned_images(result.images)})
-            writer.write_texts(step, {"captions": "\n\n".join(caption for _, caption in result.images)})
+            # TensorBoard shows a tag in one place only: these must not be the name of a scalar.
+            writer.write_images(step, {"predicted_on_images": captioned_images(result.images)})
+            writer.write_texts(step, {"predicted_texts": "\n\n".join(caption for _, caption in result.images)})
 
     def flush(self) -> None:
         """Returns when everything is on disk."""

@@ -103,7 +103,13 @@ def _record(name: str, rng: random.Random, split: str, config: ScenesConfig, kin
 
 
 def _check(config: ScenesConfig) -> None:
-    limits = {"resolution": (24, 4096), "max_objects": (1, 9), "paraphrases": (1, 4), "train_paraphrases": (1, 4), "num_frames": (2, 1024)}
+    limits = {
+        "resolution": (24, 4096),
+        "max_objects": (1, 9),
+        "paraphrases": (1, 4),
+        "train_paraphrases": (1, 4),
+        "num_frames": (2, 1024),
+    }
     limits |= {"questions": (1, 8)}
     limits |= dict.fromkeys(
         ("train", "validation", "test", "video_train", "video_eval", "text_train", "text_eval"), (1, 10**9)

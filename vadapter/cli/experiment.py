@@ -193,9 +193,9 @@ class Parts:
             self.model,
             self.partitioner,
             max_new_tokens=evaluation.max_new_tokens,
-            eos_id=loader.vocabulary.eos_id,
+            eos_id=loader.eos_id,
         )
-        prompts = functools.partial(loader.eval_batches, for_decoding=True)
+        prompts: Any = functools.partial(loader.eval_batches, for_decoding=True)
         return evaluators.GenerationEvaluator(generate, prompts, vocabulary=loader.vocabulary, **common)
 
 

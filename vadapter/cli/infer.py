@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
             f"{args.model_dir} holds a model that does not read images and write text. Give a run of stage 1 or 2."
         )
     vocabulary = parts.loader.vocabulary
-    generate = make_generate(model, parts.partitioner, max_new_tokens=args.max_new_tokens, eos_id=vocabulary.eos_id)
+    generate = make_generate(model, parts.partitioner, max_new_tokens=args.max_new_tokens, eos_id=parts.loader.eos_id)
     data = experiment.for_model(parts.experiment.data, config)
     prompt = args.prompt or ("image_question" if args.question else "caption")
     for path in args.media:

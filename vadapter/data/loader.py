@@ -82,6 +82,15 @@ class Loader:
             raise UserError(f"Expected a mixture with text; {self.config.mixture} has labels. Choose another mixture.")
         return features["targets"].vocabulary
 
+    @property
+    def eos_id(self) -> int:
+        """Id that ends a text. A `UserError` where the vocabulary has none: then nothing would end."""
+        if self.vocabulary.eos_id is None:
+            raise UserError(
+                f"Expected a vocabulary with an end token; {self.vocabulary} has none. Choose another vocabulary."
+            )
+        return self.vocabulary.eos_id
+
     def num_examples(self) -> int:
         """Returns the number of records in the split, all tasks together."""
         return sum(task.source.num_examples(self.config.split) for task in self._tasks)

@@ -66,7 +66,7 @@ def request(
     ids = prompt_ids(vocabulary, prompt, question)
     example = {
         "inputs": tf.constant(ids, tf.int32),
-        "targets": tf.constant([vocabulary.eos_id], tf.int32),
+        "targets": tf.constant([0], tf.int32),  # a row for decoding ends before them
         "media": tf.constant(media[None]),
     }
     row = converter.convert_example(example, {**config.lengths, "media": (1, *media.shape)})

@@ -52,5 +52,5 @@ def run(args: argparse.Namespace) -> None:
     for path in args.media:
         batch = request(path, data, vocabulary, prompt, args.question, parts.partitioner.batch_ways)
         ids = generate(trained.params, parts.partitioner.put_batch(batch))
-        text = vocabulary.decode([int(i) for i in ids[0] if i])
+        text = vocabulary.decode([int(i) for i in ids[0] if i]).strip()
         print(f"{path}: {text}" if len(args.media) > 1 else text)

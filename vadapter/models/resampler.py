@@ -143,7 +143,7 @@ def learned_queries(module: nn.Module, count: int, width: int, batch: int, dtype
 
 
 def add_time(module: nn.Module, visual: Float[Array, "B F P E"], num_frames: int, init=None) -> Array:
-    """Adds the parameter `time_embedding` of each frame and flattens frames and patches to `[B, F * P, E]`."""
+    """Adds the parameter `time_embedding` of each frame to its tokens; the shape stays."""
     frames, width = visual.shape[1], visual.shape[-1]
     if frames > num_frames:
         raise UserError(

@@ -103,7 +103,7 @@ def test_parameters_are_stacked_and_named():
     params = trees.flatten(forward(small.decoder(qk_norm=True, tied_head=False), None, np.ones((1, 2), int)))
     assert params["layers/attention/query/kernel"].shape == (2, 32, 4, 8)
     assert params["layers/attention/key_norm/scale"].shape == (2, 8)
-    assert params["head/kernel"].shape == (32, 64)
+    assert params["head/embedding"].shape == (64, 32)
     assert params["embedder/embedding"].shape == (64, 32)
 
 

@@ -1,6 +1,7 @@
 """One decoder for the language models of the field: PaLM, Gemma, Qwen, Llama."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -47,7 +48,7 @@ class DecoderConfig:
         rope_scaling: stretch of the frequencies of global layers.
         attention_softcap: cap of the attention logits (Gemma 2).
         final_softcap: cap of the output logits (Gemma 2).
-        tied_head: the embedding table is also the vocabulary head.
+        tied_head: the embedding table is also the vocabulary head; else that is a table of its own, `head/embedding`.
         scale_embedding: text embeddings are multiplied by sqrt(width) (Gemma, PaLM).
         causal: whether slots see earlier ones only.
         attention_impl: see `attention.attend`.
@@ -199,12 +200,14 @@ class Decoder(nn.Module):
 
     def setup(self):
         c = self.config
-        self.embedder = nn.Embed(
+        table = functools.partial(
+            nn.Embed,
             c.vocab_size,
             c.width,
             dtype=jnp.dtype(c.dtype),
             embedding_init=named(nn.initializers.normal(c.width**-0.5), "vocab", "embed"),
         )
+        self.embedder = table()
         self.layers = nn.scan(
             layers.remat(Layer, c.remat),
             variable_axes={"params": 0},
@@ -215,7 +218,7 @@ class Decoder(nn.Module):
         )(c)
         self.final_norm = Norm(c.norm, c.norm_eps)
         if not c.tied_head:
-            self.head = dense(c.vocab_size, ("embed", "vocab"), dtype=c.dtype)
+            self.head = table()
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Looks up text embeddings, scaled if the configuration says so."""
@@ -267,7 +270,7 @@ class Decoder(nn.Module):
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Returns soft-capped f32 logits. Training uses `head_weights` and a chunked loss instead."""
-        logits = self.embedder.attend(x) if self.config.tied_head else self.head(x)
+        logits = (self.embedder if self.config.tied_head else self.head).attend(x)
         logits = constrain(logits, "batch", "length", "activation_vocab")
         return soft_cap(logits.astype(jnp.float32), self.config.final_softcap)
 
@@ -284,5 +287,5 @@ def head_weights(config: DecoderConfig, params: dict[str, Any]) -> tuple[Float[A
         config: the decoder's.
         params: the decoder's parameters.
     """
-    table = params["embedder"]["embedding"] if config.tied_head else params["head"]["kernel"].T
+    table = params["embedder" if config.tied_head else "head"]["embedding"]
     return table.astype(jnp.dtype(config.dtype)), config.final_softcap

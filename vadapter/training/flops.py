@@ -138,7 +138,7 @@ class _Counter:
     def decoder(self, config: DecoderConfig, lengths: np.ndarray, targets: float) -> float:
         flows = any(self.trains(p) for p in ("encoder/", "adapter/", "decoder/"))
         total = self.kernels("decoder/", float(lengths.sum()), flows, exclude="decoder/head/")
-        table = "decoder/embedder/embedding" if config.tied_head else "decoder/head/kernel"
+        table = "decoder/embedder/embedding" if config.tied_head else "decoder/head/embedding"
         head = Matmul(table, config.vocab_size * config.width, targets)
         return total + matmul_flops(head, table in self.trainable, flows) + _decoder_attention(config, lengths, flows)
 

@@ -1,0 +1,240 @@
+"""The one mapping engine: rule tables from a checkpoint's tensors to our parameters, with every tensor accounted for.
+
+A table is a list of `Rule`s, a line each: our path, the checkpoint's name, and how the layout changes. The engine
+checks the whole table against the model's parameters and the checkpoint before anything is read, and gives each
+parameter as pieces along its first axis that are read when needed, so that memory never holds more than one of them.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vadapter.errors import UserError
+from vadapter.weights.tensors import Tensors
+
+Shape = tuple[int, ...]
+
+LAYER = "{i}"
+# Our parameters that are stacked on a leading layer axis.
+_STACKED = re.compile(r"(.*/)?(layers|Transformer/encoderblock)/.*")
+_BLOCK_BYTES = 64 << 20
+_LISTED = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a tensor's layout differs from a parameter's (of one layer, where layers are stacked).
+
+    Attributes:
+        stored: the tensor's shape for a parameter of a given shape.
+        change: makes the parameter, given the tensor and the parameter's shape.
+        by_rows: the parameter's rows are the tensor's rows, so that it can be read a few rows at a time.
+    """
+
+    stored: Callable[[Shape], Shape]
+    change: Callable[[np.ndarray, Shape], np.ndarray]
+    by_rows: bool = False
+
+
+SAME = Layout(lambda shape: shape, lambda x, shape: x, by_rows=True)
+# (D,) to (1, 1, D), (N, D) to (1, N, D): leading axes of size 1 are ours alone.
+LEADING_ONES = Layout(
+    lambda shape: shape[next((i for i, n in enumerate(shape) if n != 1), len(shape)) :],
+    lambda x, shape: x.reshape(shape),
+)
+# (N * H,) to (N, H), the bias of a map to heads.
+MERGED = Layout(lambda shape: (math.prod(shape),), lambda x, shape: x.reshape(shape))
+# PyTorch's (out, in, height, width) to (height, width, in, out).
+CONV = Layout(lambda s: (s[3], s[2], s[0], s[1]), lambda x, shape: x.transpose(2, 3, 1, 0))
+
+
+def linear(inputs: int = 1) -> Layout:
+    """PyTorch's (out, in) to our kernel, summed over its first `inputs` axes: 2 for (heads, head_dim, D)."""
+    return Layout(
+        lambda shape: (math.prod(shape[inputs:]), math.prod(shape[:inputs])), lambda x, shape: x.T.reshape(shape)
+    )
+
+
+def transposed(*axes: int) -> Layout:
+    """`parameter = tensor.transpose(axes)`."""
+    return Layout(lambda shape: tuple(shape[axes.index(i)] for i in range(len(axes))), lambda x, _: x.transpose(axes))
+
+
+def entry(index: int, of: int, layout: Layout = SAME) -> Layout:
+    """The tensor holds `of` parameters on a new first axis; this is number `index`."""
+    return Layout(
+        lambda shape: (of, *layout.stored(shape)), lambda x, shape: layout.change(x[index], shape), by_rows=False
+    )
+
+
+def part(index: int, of: int, layout: Layout = SAME) -> Layout:
+    """The tensor holds `of` parameters one after the other along its first axis; this is number `index`."""
+
+    def stored(shape: Shape) -> Shape:
+        first, *rest = layout.stored(shape)
+        return (of * first, *rest)
+
+    return Layout(stored, lambda x, shape: layout.change(np.split(x, of)[index], shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One line of a table.
+
+    Attributes:
+        target: path of our parameter.
+        source: name of the tensor. `{i}` stands for the number of the layer, counted from 0, where a checkpoint has a
+            tensor for each; without it, a tensor for stacked parameters has the layers on its first axis.
+        layout: how the two differ, of one layer.
+    """
+
+    target: str
+    source: str
+    layout: Layout = SAME
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Entries start..stop of the first axis of a parameter (start 0 and stop 1 of a scalar), read on demand."""
+
+    start: int
+    stop: int
+    read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One of our parameters, still in the checkpoint.
+
+    Attributes:
+        path: slash path.
+        shape: its shape.
+        dtype: that of the checkpoint's tensors.
+        pieces: along the first axis, in order, without gap.
+    """
+
+    path: str
+    shape: Shape
+    dtype: np.dtype
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass
+class _Account:
+    """What does not fit, by name."""
+
+    missing: list[str] = dataclasses.field(default_factory=list)
+    misshaped: list[str] = dataclasses.field(default_factory=list)
+    unused: list[str] = dataclasses.field(default_factory=list)
+
+    def check(self, where: str) -> None:
+        if not (self.missing or self.misshaped or self.unused):
+            return
+        parts = []
+        for what, names in (("missing", self.missing), ("mis-shaped", self.misshaped), ("unused", self.unused)):
+            if names:
+                more = f"\n    and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+                lines = "".join(f"\n    {name}" for name in sorted(names)[:_LISTED])
+                parts.append(f"\n  {what} ({len(names)}):{lines}{more}")
+        raise UserError(
+            f"The tensors of {where} are not those of the model that its configuration describes; nothing was "
+            f"imported.{''.join(parts)}\nUse the configuration that belongs to these weights, or a complete download."
+        )
+
+
+def map_tensors(
+    tensors: Tensors, rules: Sequence[Rule], expected: Mapping[str, Any], ignored: Iterable[str] = ()
+) -> list[Parameter]:
+    """Finds each of our parameters in a checkpoint. Reads no tensor.
+
+    Args:
+        tensors: the checkpoint.
+        rules: the table. A rule for a parameter that the model does not have counts for nothing.
+        expected: `{slash path: shape struct}` of all parameters of the model.
+        ignored: regexes of whole names of tensors that are known and not wanted.
+
+    Returns:
+        A `Parameter` for each of `expected`, sorted by path.
+
+    Raises:
+        UserError: tensors are missing, mis-shaped or left over; all of them are listed by name.
+    """
+    account, used = _Account(), set()
+    found: dict[str, Parameter] = {}
+    for rule in rules:
+        if rule.target not in expected:
+            continue
+        shape = tuple(expected[rule.target].shape)
+        names, layers = _names(rule, shape)
+        absent = [name for name in names if name not in tensors.infos]
+        used.update(names)
+        account.missing += [f"{name} (for {rule.target})" for name in absent]
+        if absent:
+            found.setdefault(rule.target, _nothing(rule.target, shape))
+            continue
+        wrong = [name for name in names if tensors.infos[name].shape != _stored(rule, shape)]
+        account.misshaped += [
+            f"{name} has the shape {tensors.infos[name].shape}; {rule.target} needs {_stored(rule, shape)}"
+            for name in wrong
+        ]
+        pieces = () if wrong else _pieces(tensors, rule, names, shape, layers)
+        found[rule.target] = Parameter(rule.target, shape, tensors.infos[names[0]].dtype, tuple(pieces))
+    account.missing += [f"(anything for {path})" for path in expected if path not in found]
+    known = [re.compile(pattern) for pattern in ignored]
+    left = [name for name in tensors.infos if name not in used and not any(k.fullmatch(name) for k in known)]
+    account.unused += [f"{name} {tensors.infos[name].shape}" for name in left]
+    account.check(tensors.where)
+    return [found[path] for path in sorted(found)]
+
+
+def _nothing(path: str, shape: Shape) -> Parameter:
+    return Parameter(path, shape, np.dtype(np.float32), ())
+
+
+def _names(rule: Rule, shape: Shape) -> tuple[list[str], bool]:
+    """Names of the tensors of a rule, and whether the parameter is stacked."""
+    stacked = _STACKED.fullmatch(rule.target) is not None
+    if LAYER in rule.source:
+        return [rule.source.replace(LAYER, str(i)) for i in range(shape[0])], stacked
+    return [rule.source], stacked
+
+
+def _stored(rule: Rule, shape: Shape) -> Shape:
+    """Shape that the tensors of a rule must have."""
+    if _STACKED.fullmatch(rule.target) is None:
+        return rule.layout.stored(shape)
+    one = rule.layout.stored(shape[1:])
+    return one if LAYER in rule.source else (shape[0], *one)
+
+
+def _pieces(tensors: Tensors, rule: Rule, names: Sequence[str], shape: Shape, stacked: bool) -> list[Piece]:
+    change = rule.layout.change
+    if stacked and LAYER in rule.source:
+
+        def layer(name: str) -> np.ndarray:
+            return change(tensors.read(name), shape[1:])[None]
+
+        return [Piece(i, i + 1, functools.partial(layer, name)) for i, name in enumerate(names)]
+    (name,) = names
+    if stacked:
+
+        def entry_of(i: int) -> np.ndarray:
+            return change(tensors.read(name, i, i + 1)[0], shape[1:])[None]
+
+        return [Piece(i, i + 1, functools.partial(entry_of, i)) for i in range(shape[0])]
+    if not rule.layout.by_rows or not shape:
+        return [Piece(0, shape[0] if shape else 1, lambda: change(tensors.read(name), shape))]
+    rows = max(1, _BLOCK_BYTES // max(1, math.prod(shape[1:]) * tensors.infos[name].dtype.itemsize))
+    return [
+        Piece(i, min(i + rows, shape[0]), functools.partial(tensors.read, name, i, min(i + rows, shape[0])))
+        for i in range(0, shape[0], rows)
+    ]

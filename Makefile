@@ -1,4 +1,4 @@
-# make demo | test | lint | clean. Each target does its own set-up in .venv; a second run starts at once.
+# make demo | test | parity | lint | clean. Each target does its own set-up in .venv; a second run starts at once.
 # PYTHON=/path/to/python3 chooses the interpreter (3.11 or newer). ARGS passes more arguments to the command.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 PINS := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test parity lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-run
@@ -17,6 +17,10 @@ demo: $(VENV)/.stamp-run
 
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# Imported weights against transformers on torch, live; `make test` compares with outputs recorded from it.
+parity: $(VENV)/.stamp-parity
+	$(BIN)/python -m pytest -m parity $(ARGS)
 
 lint: $(VENV)/.stamp-lint
 	$(BIN)/ruff check .
@@ -43,6 +47,10 @@ $(VENV)/.stamp-run: $(PINS) | $(VENV)/bin/python
 $(VENV)/.stamp-test: $(PINS) | $(VENV)/bin/python
 	$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/.stamp-run
+
+$(VENV)/.stamp-parity: $(PINS) | $(VENV)/bin/python
+	$(PIP) -e '.[test,parity]'
+	@touch $@ $(VENV)/.stamp-run $(VENV)/.stamp-test
 
 # pyright reads the installed libraries, so the linters come on top of the test environment.
 $(VENV)/.stamp-lint: $(PINS) | $(VENV)/bin/python

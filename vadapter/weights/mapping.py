@@ -91,11 +91,13 @@ class Rule:
         source: name of the tensor. `{i}` stands for the number of the layer, counted from 0, where a checkpoint has a
             tensor for each; without it, a tensor for stacked parameters has the layers on its first axis.
         layout: how the two differ, of one layer.
+        layer_axis: the axis of the layers, of a tensor that has all of them.
     """
 
     target: str
     source: str
     layout: Layout = SAME
+    layer_axis: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +215,7 @@ def _stored(rule: Rule, shape: Shape) -> Shape:
     if _STACKED.fullmatch(rule.target) is None:
         return rule.layout.stored(shape)
     one = rule.layout.stored(shape[1:])
-    return one if LAYER in rule.source else (shape[0], *one)
+    return one if LAYER in rule.source else (*one[: rule.layer_axis], shape[0], *one[rule.layer_axis :])
 
 
 def _pieces(tensors: Tensors, rule: Rule, names: Sequence[str], shape: Shape, stacked: bool) -> list[Piece]:
@@ -225,6 +227,13 @@ def _pieces(tensors: Tensors, rule: Rule, names: Sequence[str], shape: Shape, st
 
         return [Piece(i, i + 1, functools.partial(layer, name)) for i, name in enumerate(names)]
     (name,) = names
+    if stacked and rule.layer_axis:
+
+        def all_layers() -> np.ndarray:
+            # Only the first axis can be read in parts.
+            return np.stack([change(x, shape[1:]) for x in np.moveaxis(tensors.read(name), rule.layer_axis, 0)])
+
+        return [Piece(0, shape[0], all_layers)]
     if stacked:
 
         def entry_of(i: int) -> np.ndarray:

@@ -1,0 +1,249 @@
+"""Checkpoints of t5x: models with our own names trained by it, and decoder-only networks in the style of its examples.
+
+A tree in our names is taken as it is. The names of t5x's `decoder_only` example are known as well; the example itself
+has relative position biases, which our decoders do not have, so only networks that grew out of it can be read.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vadapter.errors import UserError
+from vadapter.models import variants
+from vadapter.weights import published
+from vadapter.weights.architecture import Architecture, Opened
+from vadapter.weights.mapping import LAYER, SAME, Layout, Rule, Shape, transposed
+from vadapter.weights.tensors import Tensors
+
+_TOP = r"((?:optimizer/)?(?:target/|params/)?)"
+_OWN_DECODER = re.compile(_TOP + r"decoder/layers/attention/query/kernel")
+_OWN_ENCODER = re.compile(_TOP + r"encoder/Transformer/encoderblock/LayerNorm_0/scale")
+_EXAMPLE = re.compile(_TOP + r"decoder/(layers_0|layers|decoder)/self_attention/query/kernel")
+_ENCODER_DECODER = re.compile(r".*(?:^|/)(encoder/(layers_0|encoder)/attention|encoder_decoder_attention)/.*")
+# Kernels of t5x have one axis for the inputs and one for the outputs.
+_JOINED_OUTPUTS = Layout(lambda s: (s[0], math.prod(s[1:])), lambda x, shape: x.reshape(shape))
+_JOINED_INPUTS = Layout(lambda s: (math.prod(s[:-1]), s[-1]), lambda x, shape: x.reshape(shape))
+
+
+class _Shapes(dict[str, Shape]):
+    """Shapes of a checkpoint's tensors; one that is asked for and is not there makes the checkpoint incomplete."""
+
+    def __init__(self, tensors: Tensors):
+        super().__init__({name: info.shape for name, info in tensors.infos.items()})
+        self._where = tensors.where
+
+    def __missing__(self, name: str) -> Shape:
+        raise UserError(
+            f"{self._where} lacks {name}, which models with its other tensors have. Use a complete checkpoint."
+        )
+
+
+def architectures(opened: Opened, variant: str | None) -> list[Architecture]:
+    """Recognises the parts of a t5x checkpoint.
+
+    Args:
+        opened: the source.
+        variant: the published model whose settings hold. Needed for networks with t5x's names, and for ours where the
+            sizes are not published ones. A decoder's name leaves the vision encoder out, and the other way round.
+
+    Raises:
+        UserError: it is an encoder-decoder T5, or has relative position biases, or `variant` is needed.
+    """
+    tensors = opened.tensors
+    shapes = _Shapes(tensors)
+    wanted_vision, wanted_decoder = published.split(variant)
+    found = []
+    for top in _tops(shapes, _OWN_ENCODER) if wanted_vision else ():
+        config = published.encoder(_own_encoder(shapes, f"{top}encoder/", tensors.where), variant, tensors.where)
+        found.append(_own("vision", config, shapes, top, "encoder/"))
+    for top in _tops(shapes, _OWN_DECODER) if wanted_decoder else ():
+        config = published.decoder(_own_decoder(shapes, f"{top}decoder/", tensors.where), variant, tensors.where)
+        found.append(_own("decoder", config, shapes, top, "decoder/"))
+    if not found and wanted_decoder:
+        found += [_example(shapes, top, variant, tensors.where) for top in _tops(shapes, _EXAMPLE)]
+    if not found and not any(pattern.fullmatch(name) for name in shapes for pattern in (_OWN_ENCODER, _OWN_DECODER)):
+        _refuse_encoder_decoder(shapes, tensors.where)
+        raise UserError(
+            f"{tensors.where} has no model that is known: no tree in vadapter's own names (`decoder/layers/attention`, "
+            "`encoder/Transformer`), no decoder-only network in t5x's (`decoder/layers_0/self_attention`)."
+        )
+    return found
+
+
+def _tops(shapes: Mapping[str, Shape], pattern: re.Pattern[str]) -> list[str]:
+    return [match.group(1) for name in shapes if (match := pattern.fullmatch(name))]
+
+
+def _beside(top: str) -> tuple[str, ...]:
+    """The optimizer's state and the step, beside the parameters."""
+    return (rf"(?!{top}).*",) if top else (r"state/.*|step",)
+
+
+def _own(part: Any, config: Any, shapes: Mapping[str, Shape], top: str, tree: str) -> Architecture:
+    """A part that has our names: everything is taken as it is, and the other parts of the model are left."""
+    root = top + tree
+    rules = tuple(Rule(name[len(root) :], name) for name in shapes if name.startswith(root))
+    others = rf"{top}(?!{tree})(encoder|decoder|adapter)/.*"
+    return Architecture(part, "vadapter", config, rules, (*_beside(top), others))
+
+
+def _own_decoder(shapes: Mapping[str, Shape], root: str, where: str) -> dict[str, Any]:
+    if f"{root}embedder/embedding" not in shapes:
+        raise UserError(
+            f"{where} has a decoder without {root}embedder/embedding: a language model that served as an adapter has "
+            "no embeddings. Use the checkpoint that it was made of."
+        )
+    vocab_size, width = shapes[f"{root}embedder/embedding"]
+    layers = f"{root}layers/"
+    depth, _, num_heads, head_dim = shapes[f"{layers}attention/query/kernel"]
+    found = {
+        "vocab_size": vocab_size,
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "num_kv_heads": shapes[f"{layers}attention/key/kernel"][2],
+        "head_dim": head_dim,
+        "mlp_dim": shapes[f"{layers}mlp/up/kernel"][2],
+        "gated": f"{layers}mlp/gate/kernel" in shapes,
+        "parallel_block": f"{layers}pre_mlp_norm/scale" not in shapes,
+        "post_norms": f"{layers}post_mlp_norm/scale" in shapes,
+        "qk_norm": f"{layers}attention/query_norm/scale" in shapes,
+        "qkv_bias": f"{layers}attention/query/bias" in shapes,
+        "tied_head": f"{root}head/embedding" not in shapes,
+    }
+    return found | ({"norm": "layer"} if f"{root}final_norm/bias" in shapes else {})
+
+
+def _own_encoder(shapes: Mapping[str, Shape], root: str, where: str) -> dict[str, Any]:
+    block = f"{root}Transformer/encoderblock/"
+    patch_size, _, _, width = shapes[f"{root}embedding/kernel"]
+    class_token = f"{root}cls" in shapes
+    patches = shapes[f"{root}pos_embedding"][1] - class_token
+    if math.isqrt(patches) ** 2 != patches:
+        raise UserError(f"{where} has positions for {patches} patches, which are not a square grid.")
+    return {
+        "patch_size": patch_size,
+        "width": width,
+        "depth": shapes[f"{block}LayerNorm_0/scale"][0],
+        "num_heads": shapes[f"{block}MultiHeadDotProductAttention_0/query/kernel"][2],
+        "mlp_dim": shapes[f"{block}MlpBlock_0/Dense_0/kernel"][2],
+        "grid": math.isqrt(patches),
+        "class_token": class_token,
+        "num_registers": shapes.get(f"{root}registers", (1, 0))[1],
+        "layer_scale": f"{block}LayerScale_0/scale" in shapes,
+        "gated": f"{block}MlpBlock_0/Gate/kernel" in shapes,
+        "pre_norm": f"{root}pre_norm/scale" in shapes,
+        "final_norm": f"{root}Transformer/encoder_norm/scale" in shapes,
+        "patch_bias": f"{root}embedding/bias" in shapes,
+    }
+
+
+def _refuse_encoder_decoder(shapes: Mapping[str, Shape], where: str) -> None:
+    if any(_ENCODER_DECODER.fullmatch(name) for name in shapes):
+        raise UserError(
+            f"{where} is an encoder-decoder T5: its decoder reads its encoder by cross-attention. Here the decoder "
+            "reads visual tokens among the text. Use a decoder-only language model."
+        )
+
+
+def _example(shapes: Mapping[str, Shape], top: str, variant: str | None, where: str) -> Architecture:
+    """A decoder with the names of t5x's `decoder_only` example."""
+    _refuse_encoder_decoder(shapes, where)
+    if any("relpos_bias" in name for name in shapes):
+        raise UserError(
+            f"{where} has relative position biases (`relpos_bias`), as T5 has them. Our decoders have rotary "
+            "positions; these weights mean nothing there. Use a language model with rotary positions."
+        )
+    if variant is None:
+        raise UserError(
+            f"{where} has the names of t5x's decoder-only example and no `relpos_bias`: what it computes in place "
+            "of it is not known. Give --variant, the name of the model that it computes: rotary positions, factor on "
+            f"the attention logits (t5x's own layers have none), activation. Known: {', '.join(variants.DECODERS)}."
+        )
+    embedding = next((n for n in (f"{top}{at}token_embedder/embedding" for at in ("", "decoder/")) if n in shapes), "")
+    if not embedding:
+        raise UserError(f"{where} lacks `token_embedder/embedding`, which a decoder-only network of t5x has.")
+    layers = _layers(shapes, top, width=shapes[embedding][1])
+    if not {"mlp/wi/kernel", "mlp/wi_1/kernel"} & layers.one.keys():
+        raise UserError(
+            f"{where} has layers without `mlp/wi` and `mlp/wi_1`; networks with other MLPs than those of t5x's "
+            "examples are not supported."
+        )
+    found = _example_fields(shapes, top, embedding, layers, variants.decoder(variant).head_dim)
+    config = published.decoder(found, variant, where)
+    return Architecture("decoder", "t5x", config, tuple(_example_rules(top, embedding, layers)), _beside(top))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layers:
+    """Where the layers are: one by one under `layers_{i}/`, or stacked on an axis.
+
+    Attributes:
+        root: what comes before the name of a layer's tensor.
+        one: shapes of one layer's tensors, by name.
+        depth: how many layers there are.
+        axis: that of the layers where they are stacked: the second by default in t5x (`param_scan_axis`).
+    """
+
+    root: str
+    one: Mapping[str, Shape]
+    depth: int
+    axis: int = 0
+
+    def rule(self, target: str, name: str, layout: Layout = SAME) -> Rule:
+        return Rule(f"layers/{target}", self.root + name, layout, self.axis)
+
+
+def _layers(shapes: Mapping[str, Shape], top: str, width: int) -> _Layers:
+    first = f"{top}decoder/layers_0/"
+    if one := {name[len(first) :]: shape for name, shape in shapes.items() if name.startswith(first)}:
+        numbers = (re.match(rf"{top}decoder/layers_(\d+)/", name) for name in shapes)
+        return _Layers(f"{top}decoder/layers_{LAYER}/", one, 1 + max(int(m.group(1)) for m in numbers if m))
+    query = "self_attention/query/kernel"
+    root = next(f"{top}decoder/{at}/" for at in ("layers", "decoder") if f"{top}decoder/{at}/{query}" in shapes)
+    axis = 1 if shapes[root + query][0] == width else 0
+    stacked = {name[len(root) :]: shape for name, shape in shapes.items() if name.startswith(root)}
+    one = {name: (*shape[:axis], *shape[axis + 1 :]) for name, shape in stacked.items()}
+    return _Layers(root, one, stacked[query][axis], axis)
+
+
+def _example_fields(
+    shapes: Mapping[str, Shape], top: str, embedding: str, layers: _Layers, head_dim: int
+) -> dict[str, Any]:
+    """Fields of the configuration. `head_dim` is that of kernels which do not tell it."""
+    query = layers.one["self_attention/query/kernel"]
+    key = layers.one.get("self_attention/key/kernel", query)
+    if len(query) == 3:
+        head_dim = query[2]
+    gated = "mlp/wi_1/kernel" in layers.one
+    vocab_size, width = shapes[embedding]
+    return {
+        "vocab_size": vocab_size,
+        "width": width,
+        "depth": layers.depth,
+        "num_heads": math.prod(query[1:]) // head_dim,
+        "num_kv_heads": max(1, math.prod(key[1:]) // head_dim),
+        "head_dim": head_dim,
+        "mlp_dim": layers.one[f"mlp/{'wi_1' if gated else 'wi'}/kernel"][1],
+        "norm": "rms",
+        "gated": gated,
+        "parallel_block": "pre_mlp_layer_norm/scale" not in layers.one,
+        "tied_head": f"{top}decoder/logits_dense/kernel" not in shapes,
+    }
+
+
+def _example_rules(top: str, embedding: str, layers: _Layers) -> Iterator[Rule]:
+    yield Rule("embedder/embedding", embedding)
+    yield Rule("final_norm/scale", f"{top}decoder/decoder_norm/scale")
+    yield Rule("head/embedding", f"{top}decoder/logits_dense/kernel", transposed(1, 0))
+    yield layers.rule("pre_attention_norm/scale", "pre_self_attention_layer_norm/scale")
+    yield layers.rule("pre_mlp_norm/scale", "pre_mlp_layer_norm/scale")
+    joined = len(layers.one["self_attention/query/kernel"]) == 2
+    for name in ("query", "key", "value", "out"):
+        layout = (_JOINED_INPUTS if name == "out" else _JOINED_OUTPUTS) if joined else SAME
+        yield layers.rule(f"attention/{name}/kernel", f"self_attention/{name}/kernel", layout)
+    gated = "mlp/wi_1/kernel" in layers.one
+    for ours, theirs in (("gate", "wi_0"), ("up", "wi_1" if gated else "wi"), ("down", "wo")):
+        yield layers.rule(f"mlp/{ours}/kernel", f"mlp/{theirs}/kernel")

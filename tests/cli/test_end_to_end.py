@@ -157,3 +157,72 @@ def test_own_photographs_train_both_stages(demo, tmp_path):
         assert main(["train", f"--gin_file=experiments/{name}.gin", *small, *given]) == 0
     picture = f"--media={photos / '3.jpg'}"
     assert main(["infer", f"--model_dir={tmp_path / 'own2'}", picture, "--question=What colour is it?"]) == 0
+
+
+@pytest.fixture(scope="module")
+def bundle(demo):
+    """The arm `queries` as a bundle."""
+    assert main(["export", f"--checkpoint={demo / 'queries'}", f"--out={demo / 'bundle'}"]) == 0
+    return demo / "bundle"
+
+
+def test_a_bundle_says_what_its_run_says(demo, bundle, tmp_path, capsys):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).save(tmp_path / "picture.png")
+    for name in ("vit", "large", "queries"):  # neither the training data nor the gin configuration are needed
+        shutil.copytree(demo / name, tmp_path / name)
+        (tmp_path / name / "config.gin").unlink()
+    ask = [f"--media={tmp_path / 'picture.png'}", "--max_new_tokens=6"]
+    capsys.readouterr()
+    assert main(["infer", f"--model_dir={tmp_path / 'queries'}", *ask]) == 0
+    said = capsys.readouterr().out
+    assert main(["infer", f"--bundle={bundle}", *ask, "--mesh=2,2,2"]) == 0
+    assert capsys.readouterr().out == said != ""
+    shutil.move(tmp_path / "vit", tmp_path / "encoder")
+    shutil.copytree(bundle, tmp_path / "bundle")
+    assert main(["infer", f"--bundle={tmp_path / 'bundle'}", *ask]) == 2
+    assert "--encoder=DIR" in capsys.readouterr().err
+    assert main(["infer", f"--bundle={tmp_path / 'bundle'}", f"--encoder={tmp_path / 'encoder'}", *ask]) == 0
+    assert capsys.readouterr().out == said
+
+
+def test_infer_refuses_a_mixture_of_run_and_bundle(demo, bundle, capsys):
+    ask = ["--media=a.png"]
+    for wrong in ([f"--bundle={bundle}", "--step=3"], [f"--model_dir={demo / 'queries'}", "--encoder=x"]):
+        assert main(["infer", *wrong, *ask]) == 2
+        assert "Leave it out" in capsys.readouterr().err
+    assert main(["infer", f"--bundle={bundle}", f"--model_dir={demo}", *ask]) == 2
+    assert "not allowed with" in capsys.readouterr().err
+
+
+WORLD = [flag for flag in SMALL if "ScenesConfig" in flag or "MeshConfig" in flag]
+
+
+def test_eval_of_a_bundle_repeats_what_training_measured(demo, bundle, tmp_path, capsys):
+    data = [f"--gin.DATA_DIR={str(demo / 'data')!r}", "--gin.NUM_FRAMES=2", "--gin.BATCH_SIZE=8", *WORLD]
+    files = ["--gin_file=runs/eval.gin", "--gin_file=data/scenes.gin", "--gin.EVALUATIONS=[@val/Evaluation()]"]
+    given = [f"--bundle={bundle}", *files, *data, "--gin.val/LoaderConfig.eval_limit=8"]
+    assert main(["eval", *given, f"--output={tmp_path}"]) == 0
+    done = json.loads((demo / "queries" / "done.json").read_text())
+    scalars = json.loads((tmp_path / "evaluation.json").read_text())
+    assert scalars["val/loss"] == pytest.approx(done["evals"]["val"]["loss"], rel=1e-4)
+    assert main(["eval", *given]) == 2
+    assert "--output" in capsys.readouterr().err
+
+
+def test_training_goes_on_from_a_bundle(demo, bundle, tmp_path, capsys):
+    macros = {
+        "MODEL_DIR": tmp_path / "more",
+        "DATA_DIR": demo / "data",
+        "ENCODER_RUN": demo / "vit",
+        "LARGE_RUN": demo / "large",
+        "STAGE1_RUN": demo / "stage1",
+    }
+    given = [f"--gin.{name}={str(value)!r}" for name, value in macros.items()]
+    still = ["--gin.OptimizerConfig.learning_rate=1e-12", "--gin.EVALUATIONS=[@val/Evaluation()]"]
+    command = ["train", "--gin_file=experiments/scenes_queries.gin", *SMALL, "--gin.TRAIN_STEPS=2", *given, *still]
+    assert main([*command, f"--bundle={bundle}"]) == 0
+    before, after = (json.loads((d / "done.json").read_text()) for d in (demo / "queries", tmp_path / "more"))
+    assert after["evals"]["val"]["loss"] == pytest.approx(before["evals"]["val"]["loss"], rel=1e-4)
+    capsys.readouterr()
+    assert main(command) == 2  # the bundle is a source of the run as the others are
+    assert "was started from 4 sources" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import pytest
 
 from vadapter import resources
 from vadapter.data import prompts, vocabulary
+from vadapter.data.scenes import vocabulary as scenes_vocabulary
 from vadapter.errors import UserError
 
 
@@ -13,7 +14,7 @@ def words():
 
 
 def test_the_committed_model_is_what_the_code_builds():
-    assert (resources.folder("data") / "scenes" / "vocabulary.model").read_bytes() == vocabulary.build()
+    assert (resources.folder("data") / "scenes" / "vocabulary.model").read_bytes() == scenes_vocabulary.build()
 
 
 def test_special_ids(words):

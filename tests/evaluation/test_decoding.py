@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from tests.models import small
-from vadapter.evaluation.decoding import make_generate
+from vadapter.evaluation.decoding import EMPTY, make_generate
 from vadapter.models.vlm import VLM
 from vadapter.partitioning import MeshConfig, Partitioner, init_params, make_mesh
 
@@ -46,9 +46,9 @@ def slow_greedy(model, params, batch, lengths, eos_id):
     for i in range(NEW):
         token = np.asarray(logits_at(batch, (lengths + i - 1)[:, None]))[:, 0].argmax(-1)
         ended |= token == eos_id
-        out[:, i] = np.where(ended, 0, token)
+        out[:, i] = np.where(ended, EMPTY, token)
         tokens, segments = batch.tokens.copy(), batch.segment_ids.copy()
-        tokens[rows, lengths + i], segments[rows, lengths + i] = out[:, i], 1
+        tokens[rows, lengths + i], segments[rows, lengths + i] = np.where(ended, 0, token), 1
         batch = batch.replace(tokens=tokens, segment_ids=segments)
     return out
 
@@ -71,7 +71,7 @@ def test_cached_generation_equals_reading_everything_anew(setup):
     eos = int(free[0, 2])
     stopped = generate(setup, ONE, eos)
     np.testing.assert_array_equal(stopped, slow_greedy(model, params, batch, lengths, eos))
-    assert (stopped[0, np.argmax(free[0] == eos) :] == 0).all()
+    assert (stopped[0, np.argmax(free[0] == eos) :] == EMPTY).all()
 
 
 def test_sharded_generation_equals_unsharded(setup):

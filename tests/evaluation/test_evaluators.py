@@ -188,5 +188,5 @@ def test_scores_without_rows_are_left_out():
 
 
 def test_an_empty_prediction_is_empty_text():
-    assert evaluators.text_of(np.array([0, 3, 3]), Words()) == ""
+    assert evaluators.text_of(np.array([-1, 3, 3]), Words()) == ""
     assert evaluators.text_of(np.array([1, 3, 3]), Words()) == ""

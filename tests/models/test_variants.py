@@ -14,26 +14,48 @@ from vadapter.models.vit import ViT
 
 # Parameters of the published checkpoints. Several totals were also added up by hand from the published configurations.
 DECODERS = {
+    "gemma_2b": 2_506_172_416,
+    "gemma_7b": 8_537_680_896,
     "gemma2_2b": 2_614_341_888,
     "gemma2_9b": 9_241_705_984,
+    "gemma2_27b": 27_227_128_320,
     "gemma3_270m": 268_098_176,
     "gemma3_1b": 999_885_952,
     # The published checkpoints hold a SigLIP encoder at 896 pixels and a projection as well, which are subtracted.
     "gemma3_4b": 4_300_079_472 - 416_866_032 - (1152 * 2560 + 1152),
     "gemma3_12b": 12_187_325_040 - 416_866_032 - (1152 * 3840 + 1152),
+    "gemma3_27b": 27_432_406_640 - 416_866_032 - (1152 * 5376 + 1152),
+    "qwen2.5_0.5b": 494_032_768,
+    "qwen2.5_1.5b": 1_543_714_304,
+    "qwen2.5_3b": 3_085_938_688,
+    "qwen2.5_7b": 7_615_616_512,
+    "qwen2.5_14b": 14_770_033_664,
+    "qwen2.5_32b": 32_763_876_352,
+    "qwen2.5_72b": 72_706_203_648,
     "qwen3_0.6b": 596_049_920,
     "qwen3_1.7b": 1_720_574_976,
     "qwen3_4b": 4_022_468_096,
     "qwen3_8b": 8_190_735_360,
+    "qwen3_14b": 14_768_307_200,
+    "qwen3_32b": 32_762_123_264,
+    "llama2_7b": 6_738_415_616,
+    "llama2_13b": 13_015_864_320,
+    "llama3_8b": 8_030_261_248,
     "llama3.2_1b": 1_235_814_400,
     "llama3.2_3b": 3_212_749_824,
     "llama3.1_8b": 8_030_261_248,
+    "llama3.1_70b": 70_553_706_496,
 }
 ENCODERS = {
     "so400m_14_224": 412_442_352,  # PaliGemma's vision tower
     "siglip_b_16_224": 92_884_224 - 7_087_104,  # the checkpoint without its pooling head
     "clip_l_14_224": 303_179_776 - 2 * 1024,  # the checkpoint without the norm of its pooled token
     "clip_l_14_336": 303_507_456 - 2 * 1024,
+    # The checkpoints without the token that masks patches.
+    "dinov2_s": 22_056_576 - 384,
+    "dinov2_b": 86_580_480 - 768,
+    "dinov2_l": 304_368_640 - 1024,
+    "dinov2_g": 1_136_480_768 - 1536,
 }
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -59,3 +61,43 @@ def test_another_resolution_is_refused():
         ViT(small.vit()).init(jax.random.key(0), np.zeros((1, 24, 24, 3), np.uint8))
     with pytest.raises(UserError, match="patch_size"):
         small.vit(patch_size=5)
+
+
+DINOV2 = dict(class_token=True, num_registers=3, layer_scale=True, gated=True, activation="silu")
+
+
+def test_dinov2_options_add_parameters():
+    shapes = {path: x.shape for path, x in trees.flatten(init(small.vit(**DINOV2))).items()}
+    assert shapes["registers"] == (1, 3, 32)
+    assert shapes["pos_embedding"] == (1, 5, 32)
+    assert shapes["Transformer/encoderblock/LayerScale_1/scale"] == (2, 32)
+    assert shapes["Transformer/encoderblock/MlpBlock_0/Gate/kernel"] == (2, 32, 64)
+
+
+def test_registers_change_the_patches_and_are_not_returned():
+    config = small.vit(**DINOV2)
+    params = init(config)
+    tokens = encode(config, params)
+    assert tokens.shape == (3, 4, 32)
+    others = {**params, "registers": np.random.default_rng(1).normal(size=(1, 3, 32)).astype(np.float32)}
+    assert np.abs(encode(config, others) - tokens).max() > 1e-3
+
+
+def test_layers_scaled_by_nothing_add_nothing():
+    config = small.vit(layer_scale=True, final_norm=False)
+    params = init(config)
+    blocks = params["Transformer"]["encoderblock"]
+    none = {name: {"scale": blocks[name]["scale"] * 0} for name in ("LayerScale_0", "LayerScale_1")}
+    without = {**params, "Transformer": {"encoderblock": {**blocks, **none}}}
+    shallow = dataclasses.replace(config, depth=1)
+    of_one = jax.tree.map(lambda x: x[:1], without["Transformer"])
+    np.testing.assert_array_equal(encode(config, without), encode(shallow, {**without, "Transformer": of_one}))
+
+
+def test_pixels_beyond_the_last_whole_patch_are_not_read():
+    config = small.vit(image_size=16, patch_size=6, drop_edges=True)
+    assert config.num_patches == 4
+    params = init(config)
+    changed = FRAMES.copy()
+    changed[:, 12:] = changed[:, :, 12:] = 0
+    np.testing.assert_array_equal(encode(config, params, changed), encode(config, params))

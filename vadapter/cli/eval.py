@@ -1,7 +1,12 @@
-"""Runs the evaluators on a trained run, with the settings it was trained with, and writes their results beside it.
+r"""Runs the evaluators on a trained run, with the settings it was trained with, and writes their results beside it.
 
 vadapter eval --model_dir=runs/queries
 vadapter eval --model_dir=runs/queries --gin.val/LoaderConfig.split='"test"' --gin.val/LoaderConfig.eval_limit=0
+
+Or on a bundle: the gin files then say on which data, and with which evaluators.
+
+vadapter eval --bundle=owl --output=results --gin_file=runs/eval.gin --gin_file=data/jsonl.gin \
+  --gin.TRAIN_JSONL='"photos/train.jsonl"' --gin.VALIDATION_JSONL='"photos/test.jsonl"'
 """
 
 import argparse
@@ -9,11 +14,11 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("--model_dir", required=True, metavar="DIR", help="folder of a trained run")
-    parser.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the latest)")
-    parser.add_argument("--output", metavar="DIR", help="where to write the results (default: the run's folder)")
+    from vadapter.cli.arguments import add_model_arguments
     from vadapter.cli.config import add_gin_arguments
 
+    add_model_arguments(parser)
+    parser.add_argument("--output", metavar="DIR", help="where to write the results (default: the run's folder)")
     add_gin_arguments(parser)
 
 
@@ -21,10 +26,14 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates; writes `evaluation.json` and `predictions.jsonl`."""
     import jax
 
-    from vadapter.cli import restored
+    from vadapter.cli import bundled, restored
+    from vadapter.errors import UserError
     from vadapter.evaluation import report_files
 
-    trained = restored.load(args)
+    if args.bundle and not args.output:
+        raise UserError("A bundle is left as it is. Say with --output where to write the results of its evaluation.")
+    opened = bundled.of_arguments(args)
+    trained = restored.load_bundle(opened, args) if opened else restored.load(args)
     output = args.output or trained.parts.experiment.model_dir
     scalars, records = {}, []
     for evaluator in trained.parts.evaluators():

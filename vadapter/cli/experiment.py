@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from vadapter import trees
 from vadapter.cli import config as gin_front
+from vadapter.cli.shapes import example, for_model
 from vadapter.data import tasks as data_tasks
 from vadapter.data.config import LoaderConfig, ScenesConfig
 from vadapter.data.loader import Loader
@@ -62,6 +63,7 @@ class Experiment:
         mesh: how devices are laid out.
         rules: where logical axes lie on the mesh.
         seed: of random parameters.
+        bundle: folder of an adapter bundle that what is trained starts from.
     """
 
     model: vlm.VLMConfig | classifier.ClassifierConfig
@@ -74,6 +76,7 @@ class Experiment:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     rules: Sequence[tuple[str, Any]] = DEFAULT_RULES
     seed: int = 0
+    bundle: str | None = None
 
 
 def register() -> None:
@@ -137,11 +140,8 @@ class Parts:
     @functools.cached_property
     def example(self) -> Any:
         """Shapes of a global batch."""
-        iterator = self.loader.batches(0)
-        batch = next(iterator)
-        iterator.close()
-        rows = self.experiment.data.batch_size
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
+        data = self.experiment.data
+        return example(self.experiment.model, data.batch_size, data.lengths)
 
     @functools.cached_property
     def abstract(self) -> Any:
@@ -217,18 +217,6 @@ def remembered(batches: Callable[[], Iterator[Any]], limit: int = 1 << 28) -> Ca
         kept = seen if size <= limit else None
 
     return again
-
-
-def for_model(data: LoaderConfig, model: vlm.VLMConfig | classifier.ClassifierConfig) -> LoaderConfig:
-    """Returns loader settings with the sizes that the model dictates: resolution, frames, visual tokens."""
-    encoder = model.encoder
-    if encoder is not None:
-        data = dataclasses.replace(data, image_size=encoder.image_size)
-    if isinstance(model, vlm.VLMConfig):
-        frames = model.num_frames
-        tokens = {n: model.num_visual_tokens(n) for n in {1, frames}}
-        data = dataclasses.replace(data, num_frames=frames, num_visual_tokens=tokens)
-    return data
 
 
 def data_info(experiment: Experiment) -> Mapping[str, Any]:

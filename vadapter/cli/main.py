@@ -25,7 +25,9 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("train", "train one stage, as gin files describe it", "vadapter.cli.train"),
     Command("eval", "run the evaluators on a trained model", "vadapter.cli.eval"),
+    Command("import", "take open weights into a folder that runs can use", "vadapter.cli.import_weights"),
     Command("infer", "caption an image or a video, or answer a question about it", "vadapter.cli.infer"),
+    Command("export", "write what a run trained as one folder: the adapter bundle", "vadapter.cli.export"),
     Command("report", "write one HTML file with the curves, figures and examples of some runs", "vadapter.cli.report"),
     Command("demo", "run the whole method in miniature, from pretraining to report", "vadapter.cli.demo"),
 )

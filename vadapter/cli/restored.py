@@ -1,22 +1,23 @@
-"""A trained run and the configuration that it was trained with, for eval and infer."""
+"""A trained model and an experiment, for evaluation: those of a run, or a bundle and what gin files say."""
 
 import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
 
+from vadapter.cli import bundled, experiment, inference
 from vadapter.cli import config as gin_front
-from vadapter.cli import experiment
+from vadapter.data import description as data
 from vadapter.errors import UserError
 from vadapter.training import checkpoints, initialize
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained run.
+    """A trained model.
 
     Attributes:
-        parts: made from its configuration.
+        parts: made from the experiment.
         params: all parameters, on the device.
         step: of the checkpoint.
     """
@@ -42,3 +43,25 @@ def load(args: argparse.Namespace) -> Run:
     parts = experiment.Parts(experiment.configured())
     restored = initialize.restore(model_dir, parts.abstract, parts.partitioner, step)
     return Run(parts, restored.params, step)
+
+
+def load_bundle(opened: bundled.Opened, args: argparse.Namespace) -> Run:
+    """Reads a bundle as the model of the experiment that the command line gives.
+
+    Raises:
+        UserError: the experiment's data have another vocabulary than the bundle, or as `bundled.Opened.params`.
+    """
+    experiment.register()
+    gin_front.parse_gin_arguments(args)
+    configured = experiment.configured()
+    bundle = opened.bundle
+    text, found = bundle.description.text, data.describe(configured.data.mixture)
+    if text and found.get("sha256") != text.sha256:
+        raise UserError(
+            f"The bundle {bundle.folder} was trained with a vocabulary whose sha256 is {text.sha256}; the data that "
+            f"the gin files describe have {found.get('sha256', 'no text')}. Give them the bundle's vocabulary "
+            f"({text.vocabulary or 'the shipped one'}, relative to the bundle)."
+        )
+    model = inference.runnable(bundle.description.model)
+    parts = experiment.Parts(dataclasses.replace(configured, model=model))
+    return Run(parts, opened.params(parts.abstract, parts.partitioner), bundle.step)

@@ -1,6 +1,10 @@
 """Trains one stage, as gin files describe it. The same command resumes a run that was stopped.
 
 vadapter train --gin_file=experiments/scenes_stage1.gin --gin.MODEL_DIR='"runs/stage1"'
+
+With a bundle, what is trained starts from it instead of at random:
+
+vadapter train --bundle=owl --gin_file=experiments/own_stage2.gin --gin.MODEL_DIR='"runs/more"'
 """
 
 import argparse
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
+    parser.add_argument("--bundle", metavar="DIR", help="start from what this bundle has (sets Experiment.bundle)")
     add_gin_arguments(parser)
 
 
@@ -23,6 +28,8 @@ def run(args: argparse.Namespace) -> None:
     from vadapter.cli import experiment
 
     experiment.register()
+    if args.bundle:
+        args.gin_bindings.append(f"Experiment.bundle={args.bundle!r}")
     parse_gin_arguments(args)
     train(experiment.configured())
 
@@ -30,18 +37,22 @@ def run(args: argparse.Namespace) -> None:
 def train(experiment: "Experiment") -> "TrainResult":
     """Runs an experiment whose gin configuration is the current one; used by `vadapter demo` too.
 
-    Writes into `model_dir` what `training.loop.train` writes, `config.gin`, and the predictions of the last evaluation.
+    Writes into `model_dir` what `training.loop.train` writes, `config.gin`, `model.json`, and the predictions of the
+    last evaluation.
     """
     import jax
 
+    from vadapter.cli import described
     from vadapter.cli.experiment import Parts, data_info
     from vadapter.cli.host_memory import keep_freed_memory
+    from vadapter.cli.warm_start import warm_start
     from vadapter.training import initialize, loop
+    from vadapter.weights import description
 
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     parts = Parts(experiment)
-    evaluators = parts.evaluators()
+    evaluators, loader = parts.evaluators(), parts.loader
     params, references = initialize.initial_params(
         parts.model,
         parts.example,
@@ -52,14 +63,18 @@ def train(experiment: "Experiment") -> "TrainResult":
         model_dir=experiment.model_dir,
         frozen_dtype=experiment.train.frozen_dtype,
     )
+    if experiment.bundle:
+        params, start = warm_start(params, references, experiment)
+        references.append(start)
     if jax.process_index() == 0:
         save_config(experiment.model_dir)
+        description.save(experiment.model_dir, described.describe(experiment))
     return loop.train(
         experiment.train,
         objective=parts.objective,
         params=params,
         partitioner=parts.partitioner,
-        batches=parts.loader.batches,
+        batches=loader.batches,
         model_dir=experiment.model_dir,
         evaluators=evaluators,
         references=references,

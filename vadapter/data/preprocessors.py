@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from vadapter.data import prompts
 from vadapter.data.sources import media_shape
+from vadapter.data.vocabulary import TextVocabulary
 from vadapter.errors import UserError
 
 MEDIA_ID = -1
@@ -60,30 +61,31 @@ def _pick(example: Example, values: tf.Tensor) -> tf.Tensor:
     return tf.concat([values, [""]], 0)[tf.math.floormod(example["choice"], count)]
 
 
-def _prompted(example: Example, template: str, question: tf.Tensor | None, target: tf.Tensor, vocabulary) -> Example:
+def _prompted(
+    example: Example, template: str, question: tf.Tensor | None, target: tf.Tensor, vocabulary: TextVocabulary
+) -> Example:
     """Adds `inputs`, `targets`, and the prompt as text."""
     before, after = prompts.split(template)
-    head = tf.constant([*vocabulary.encode(before), MEDIA_ID], tf.int32)
+    head = tf.constant([*vocabulary.head(before), MEDIA_ID], tf.int32)
     if question is None:
-        prompt, tail = tf.constant(template), tf.constant(vocabulary.encode(after), tf.int32)
+        prompt, tail = tf.constant(template), tf.constant(vocabulary.tail(after), tf.int32)
     else:
         start, end = after.split(prompts.QUESTION)
         text = tf.strings.join([start, question, end])
-        prompt, tail = tf.strings.join([before, " ", prompts.MEDIA, text]), vocabulary.encode_tf(text)
+        prompt, tail = tf.strings.join([before, " ", prompts.MEDIA, text]), vocabulary.tail_tf(text)
     inputs = tf.concat([head, tail], 0)
     return {**example, "prompt": prompt, "inputs": inputs, "targets": target_ids(vocabulary, target)}
 
 
-def _eos(vocabulary: seqio.Vocabulary) -> tf.Tensor:
-    if vocabulary.eos_id is None or vocabulary.eos_id < 0:
+def _eos(vocabulary: TextVocabulary) -> tf.Tensor:
+    if vocabulary.eos_id is None:
         raise UserError(f"Expected a vocabulary with an end-of-text id; {vocabulary} has none. Choose another one.")
     return tf.constant([vocabulary.eos_id], tf.int32)
 
 
-def target_ids(vocabulary: seqio.Vocabulary, text: tf.Tensor) -> tf.Tensor:
-    """Returns the ids of the text after a space, as it follows a prompt, with eos."""
-    ids = vocabulary.encode_tf(tf.strings.join([" ", tf.strings.strip(text)]))
-    return tf.concat([ids, _eos(vocabulary)], 0)
+def target_ids(vocabulary: TextVocabulary, text: tf.Tensor) -> tf.Tensor:
+    """Returns the ids of the text as it follows a prompt, with the token that ends it."""
+    return tf.concat([vocabulary.answer_tf(tf.strings.strip(text)), _eos(vocabulary)], 0)
 
 
 @_map

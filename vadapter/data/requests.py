@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import seqio
 import tensorflow as tf
 
 from vadapter.batch import Batch
@@ -13,6 +12,7 @@ from vadapter.data import images, prompts, video
 from vadapter.data.config import LoaderConfig
 from vadapter.data.converters import VLMFeatureConverter
 from vadapter.data.preprocessors import MEDIA_ID
+from vadapter.data.vocabulary import TextVocabulary
 from vadapter.errors import UserError
 
 
@@ -27,8 +27,8 @@ def load_media(path: str, image_size: int, num_frames: int) -> np.ndarray:
     return images.load(path, image_size)[None]
 
 
-def prompt_ids(vocabulary: seqio.Vocabulary, prompt: str, question: str | None) -> list[int]:
-    """Returns the ids of a prompt with one `MEDIA_ID`.
+def prompt_ids(vocabulary: TextVocabulary, prompt: str, question: str | None) -> list[int]:
+    """Returns the ids of a prompt with one `MEDIA_ID`, in the vocabulary's format.
 
     Args:
         vocabulary: the model's.
@@ -40,11 +40,11 @@ def prompt_ids(vocabulary: seqio.Vocabulary, prompt: str, question: str | None) 
     """
     before, after = prompts.split(prompts.resolve(prompt, question is not None))
     after = after.replace(prompts.QUESTION, prompts.bare_question(question or ""))
-    return [*vocabulary.encode(before), MEDIA_ID, *vocabulary.encode(after)]
+    return [*vocabulary.head(before), MEDIA_ID, *vocabulary.tail(after)]
 
 
 def request(
-    path: str, config: LoaderConfig, vocabulary: seqio.Vocabulary, prompt: str, question: str | None, rows: int
+    path: str, config: LoaderConfig, vocabulary: TextVocabulary, prompt: str, question: str | None, rows: int
 ) -> Batch:
     """Makes a batch that asks the same of one file in each row.
 

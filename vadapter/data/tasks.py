@@ -11,12 +11,13 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from vadapter.data import formats, prompts
 from vadapter.data import preprocessors as pre
-from vadapter.data import prompts
 from vadapter.data import vocabulary as vocabularies
 from vadapter.data.config import ScenesConfig
 from vadapter.data.scenes import builder as scenes_builder
 from vadapter.data.sources import MEDIA_KEYS, ArrayRecordSource, JsonlSource, RandomAccessSource
+from vadapter.data.vocabulary import TextVocabulary
 from vadapter.errors import UserError
 
 
@@ -26,7 +27,7 @@ def _remove(name: str) -> None:
             registry.remove(name)
 
 
-def _features(vocabulary: seqio.Vocabulary, kind: str) -> dict[str, Any]:
+def _features(vocabulary: TextVocabulary, kind: str) -> dict[str, Any]:
     return {
         "inputs": seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32),
         "targets": seqio.Feature(vocabulary, add_eos=True, dtype=tf.int32),
@@ -39,7 +40,7 @@ def add_task(
     source: RandomAccessSource,
     preprocessors: Sequence[pre.Preprocessor],
     *,
-    vocabulary: seqio.Vocabulary | None = None,
+    vocabulary: TextVocabulary | None = None,
     labels: bool = False,
 ) -> str:
     """Registers a seqio task, replacing one of the same name, and returns the name.
@@ -69,7 +70,7 @@ def add_mixture(name: str, rates: Sequence[tuple[str, float]]) -> str:
 
 
 @functools.cache
-def default_vocabulary() -> seqio.SentencePieceVocabulary:
+def default_vocabulary() -> TextVocabulary:
     """Returns the scenes vocabulary."""
     return vocabularies.load()
 
@@ -124,6 +125,7 @@ def jsonl_task(
     video_question_prompt: str = "video_question",
     resize: str = "stretch",
     vocabulary: str = "",
+    prompt_format: str = formats.PLAIN,
     max_bad_share: float = 0.01,
 ) -> str:
     """Registers a user's own images and videos, listed in JSONL files (see `sources.JsonlSource`), and returns `name`.
@@ -139,17 +141,20 @@ def jsonl_task(
         caption_prompt: a name in data/prompts, or a template with `<media>`.
         question_prompt, video_question_prompt: the same, with `<question>` too.
         resize: stretch, crop or pad.
-        vocabulary: path of a SentencePiece model; the default is the scenes vocabulary, which writes any text.
+        vocabulary: a SentencePiece model, a tokenizer.json, or a folder with one, such as an imported language model's;
+            the default is the scenes vocabulary, which writes any text.
+        prompt_format: `plain`; `chat`, the turns of the vocabulary's family; or a name of `formats.FORMATS`.
         max_bad_share: share of the lines that may be malformed.
 
     Raises:
-        UserError: `train` is not given or not readable, too many lines are bad, or a prompt is not a template.
+        UserError: `train` is not given or not readable, too many lines are bad, a prompt is not a template, or the
+            vocabulary cannot be read or lacks the tokens of the format.
     """
     if not train:
         raise UserError("Expected a JSONL file in jsonl_task.train; found nothing. Set it to the path of your file.")
     if not seqio.utils.re.fullmatch(r"[\w\d_]+", name):
         raise UserError(f"Expected letters, digits and underscores in jsonl_task.name; found {name!r}. Rename it.")
-    words = vocabularies.load(vocabulary) if vocabulary else default_vocabulary()
+    words = vocabularies.load(vocabulary, prompt_format)
     used: list[tuple[str, float]] = []
     for media in MEDIA_KEYS:
         for question in (False, True):

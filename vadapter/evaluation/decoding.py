@@ -10,6 +10,8 @@ from vadapter.batch import Batch
 from vadapter.models.vlm import VLM
 from vadapter.partitioning import Partitioner
 
+EMPTY = -1  # no token has it; 0 is a word in some vocabularies
+
 
 def greedy(
     model: VLM, params: PyTree, batch: Batch, *, max_new_tokens: int, eos_id: int
@@ -26,12 +28,12 @@ def greedy(
         eos_id: id of the end token.
 
     Returns:
-        New ids of each row; 0 from the end token on.
+        New ids of each row; `EMPTY` from the end token on.
     """
     rows = batch.tokens.shape[0]
     lengths = (batch.segment_ids > 0).sum(axis=1)
     logits, cache = model.apply({"params": params}, batch, max_new_tokens, method="prefill")
-    out = jnp.zeros((rows, max_new_tokens), jnp.int32)
+    out = jnp.full((rows, max_new_tokens), EMPTY, jnp.int32)
 
     def more(state: tuple) -> Array:
         step, *_, ended = state
@@ -41,8 +43,8 @@ def greedy(
         step, logits, cache, out, ended = state
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         ended = ended | (token == eos_id)
+        out = jax.lax.dynamic_update_slice(out, jnp.where(ended, EMPTY, token)[:, None], (0, step))
         token = jnp.where(ended, 0, token)
-        out = jax.lax.dynamic_update_slice(out, token[:, None], (0, step))
         logits, cache = model.apply({"params": params}, token, lengths + step, cache, method="extend")
         return step + 1, logits, cache, out, ended
 

@@ -246,9 +246,9 @@ def score_records(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def text_of(ids: np.ndarray, vocabulary: Vocabulary) -> str:
-    """Decodes ids up to the first 0 or end-of-sequence id (the vocabulary's `eos_id`, if it has one)."""
+    """Decodes ids up to the first negative or end-of-sequence id (the vocabulary's `eos_id`, if it has one)."""
     eos = getattr(vocabulary, "eos_id", None)
-    kept = list(itertools.takewhile(lambda i: i not in (0, eos), (int(i) for i in ids)))
+    kept = list(itertools.takewhile(lambda i: i >= 0 and i != eos, (int(i) for i in ids)))
     return str(vocabulary.decode(kept)).strip() if kept else ""
 
 

@@ -1,12 +1,14 @@
 """Projections, norms and gated MLPs whose parameters carry logical axis names."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 
+from vadapter import quantization
 from vadapter.array_types import Array, Float
 from vadapter.errors import UserError
 from vadapter.partitioning import constrain
@@ -51,6 +53,29 @@ def named(init: Callable, *names: str | None) -> Callable:
     return nn.with_logical_partitioning(init, names)
 
 
+def _promote(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
+    # Of (input, kernel, bias). A quantised kernel goes on to `_dot_general` as it is.
+    floating = [x for x in args if not quantization.is_quantized(x)]
+    promoted = iter(promote_dtype(*floating, dtype=dtype, inexact=inexact))
+    return [x if quantization.is_quantized(x) else next(promoted) for x in args]
+
+
+def _dot_general(x: Array, kernel: Any, dims: Any, precision: Any = None) -> Array:
+    if not quantization.is_quantized(kernel):
+        return jax.lax.dot_general(x, kernel, dims, precision=precision)
+
+    def product(x: Array, kernel: Any) -> Array:
+        return jax.lax.dot_general(x, quantization.dequantize(kernel, x.dtype), dims, precision=precision)
+
+    # The gradient with respect to x needs the kernel. Without this, the backward pass would keep the floating kernels
+    # of all layers; so it keeps the int8 ones, which are there anyway, and turns each back once more.
+    return jax.checkpoint(product, prevent_cse=False)(x, kernel)
+
+
+def _dot_general_cls() -> Callable:
+    return _dot_general
+
+
 def dense(
     features: int | Sequence[int],
     names: Sequence[str | None],
@@ -62,6 +87,8 @@ def dense(
     init: Callable = fan_in,
 ) -> nn.DenseGeneral:
     """A linear map over `axis` of its input to `features`, parameters `kernel` (input axes, then features) and `bias`.
+
+    The kernel may be a quantised one (`vadapter.quantization`).
 
     Args:
         features: size or sizes of the output dimensions.
@@ -80,6 +107,8 @@ def dense(
         dtype=jnp.dtype(dtype),
         kernel_init=named(init, *names),
         bias_init=named(nn.initializers.zeros, *tuple(names)[-outputs:]),
+        promote_dtype=_promote,
+        dot_general_cls=_dot_general_cls,
         name=name,
     )
 

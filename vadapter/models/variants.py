@@ -34,6 +34,13 @@ _CLIP: Fields = {
     "mean": _CLIP_MEAN,
     "std": _CLIP_STD,
 }
+_DINOV2: Fields = {
+    "activation": "gelu",
+    "class_token": True,
+    "layer_scale": True,
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
 
 
 def _vit(image_size: int, patch_size: int, width: int, depth: int, num_heads: int, mlp_dim: int) -> dict[str, Any]:
@@ -52,16 +59,31 @@ ENCODERS: Mapping[str, Fields] = {
     "vit_b": _vit(288, 18, 768, 12, 12, 3072),
     "vit_l": _vit(288, 18, 1024, 24, 16, 4096),
     "vit_g": _vit(288, 18, 1408, 40, 16, 6144),
-    # SigLIP (arXiv 2303.15343), without the pooling head. 27 x 27 whole patches of a 384-pixel image are 378 pixels.
+    # SigLIP (arXiv 2303.15343) and SigLIP 2 (arXiv 2502.14786), without the pooling head.
+    # A 384-pixel image has 27 x 27 whole patches of 14 pixels, 378 pixels in all; the rest is not read.
     "so400m_14_224": _vit(224, 14, 1152, 27, 16, 4304),
-    "so400m_14_384": _vit(378, 14, 1152, 27, 16, 4304),
+    "so400m_14_384": _vit(384, 14, 1152, 27, 16, 4304) | {"drop_edges": True},
+    "so400m_16_256": _vit(256, 16, 1152, 27, 16, 4304),
+    "so400m_16_384": _vit(384, 16, 1152, 27, 16, 4304),
+    "so400m_16_512": _vit(512, 16, 1152, 27, 16, 4304),
     "siglip_b_16_224": _vit(224, 16, 768, 12, 12, 3072),
+    "siglip_b_16_256": _vit(256, 16, 768, 12, 12, 3072),
     "siglip_b_16_384": _vit(384, 16, 768, 12, 12, 3072),
+    "siglip_b_16_512": _vit(512, 16, 768, 12, 12, 3072),
+    "siglip2_b_32_256": _vit(256, 32, 768, 12, 12, 3072),
     "siglip_l_16_256": _vit(256, 16, 1024, 24, 16, 4096),
     "siglip_l_16_384": _vit(384, 16, 1024, 24, 16, 4096),
+    "siglip2_l_16_512": _vit(512, 16, 1024, 24, 16, 4096),
+    "siglip2_g_16_256": _vit(256, 16, 1536, 40, 16, 6144),
+    "siglip2_g_16_384": _vit(384, 16, 1536, 40, 16, 6144),
     # OpenAI's CLIP, patch tokens of the last layer. LLaVA reads those of the layer before: depth=23.
     "clip_l_14_224": _vit(224, 14, 1024, 24, 16, 4096) | _CLIP,
     "clip_l_14_336": _vit(336, 14, 1024, 24, 16, 4096) | _CLIP,
+    # DINOv2 (arXiv 2304.07193), patch tokens after the final norm.
+    "dinov2_s": _vit(518, 14, 384, 12, 6, 1536) | _DINOV2,
+    "dinov2_b": _vit(518, 14, 768, 12, 12, 3072) | _DINOV2,
+    "dinov2_l": _vit(518, 14, 1024, 24, 16, 4096) | _DINOV2,
+    "dinov2_g": _vit(518, 14, 1536, 40, 24, 4096) | _DINOV2 | {"activation": "silu", "gated": True},
 }
 
 _PALM: Fields = {
@@ -73,17 +95,18 @@ _PALM: Fields = {
     "parallel_block": True,
     "scale_embedding": True,
 }
-_GEMMA: Fields = {"norm": "rms_plus_one", "post_norms": True, "scale_embedding": True, "head_dim": 256}
-_GEMMA2: Fields = _GEMMA | {
-    "vocab_size": 256_000,
+_GEMMA1: Fields = {"vocab_size": 256_000, "norm": "rms_plus_one", "scale_embedding": True, "head_dim": 256}
+_GEMMA2: Fields = _GEMMA1 | {
+    "post_norms": True,
     "attention_pattern": ("local", "global"),
     "window": 4096,
     "query_scale": 256**-0.5,
     "attention_softcap": 50.0,
     "final_softcap": 30.0,
 }
-_GEMMA3: Fields = _GEMMA | {
+_GEMMA3: Fields = _GEMMA1 | {
     "vocab_size": 262_144,
+    "post_norms": True,
     "qk_norm": True,
     "attention_pattern": ("local",) * 5 + ("global",),
     "window": 512,
@@ -97,6 +120,17 @@ _GEMMA3_LARGE: Fields = _GEMMA3 | {
     "window": 1024,
     "rope_scaling": RopeScaling("linear", factor=8.0),
 }
+# The small sizes are tied and have a smaller table.
+_QWEN25: Fields = {
+    "vocab_size": 152_064,
+    "num_kv_heads": 8,
+    "head_dim": 128,
+    "activation": "silu",
+    "qkv_bias": True,
+    "rope_base": 1_000_000.0,
+    "tied_head": False,
+}
+_QWEN25_SMALL: Fields = _QWEN25 | {"vocab_size": 151_936, "num_kv_heads": 2, "tied_head": True}
 _QWEN3: Fields = {
     "vocab_size": 151_936,
     "num_kv_heads": 8,
@@ -104,6 +138,13 @@ _QWEN3: Fields = {
     "activation": "silu",
     "qk_norm": True,
     "rope_base": 1_000_000.0,
+}
+_LLAMA2: Fields = {
+    "vocab_size": 32_000,
+    "head_dim": 128,
+    "norm_eps": 1e-5,
+    "activation": "silu",
+    "tied_head": False,
 }
 _LLAMA3: Fields = {
     "vocab_size": 128_256,
@@ -123,20 +164,40 @@ DECODERS: Mapping[str, Fields] = {
     "palm_108m": _PALM | _shape(768, 12, 4, 3072),
     "palm_1b": _PALM | _shape(2048, 18, 8, 8192),
     "palm_8b": _PALM | _shape(4096, 34, 24, 16_384),
+    "gemma_2b": _GEMMA1 | _shape(2048, 18, 8, 16_384, num_kv_heads=1),
+    "gemma_7b": _GEMMA1 | _shape(3072, 28, 16, 24_576, num_kv_heads=16),
     "gemma2_2b": _GEMMA2 | _shape(2304, 26, 8, 9216, num_kv_heads=4),
     "gemma2_9b": _GEMMA2 | _shape(3584, 42, 16, 14_336, num_kv_heads=8),
+    # The 27B sizes scale their queries by width / heads, not by the head dimension.
+    "gemma2_27b": _GEMMA2 | _shape(4608, 46, 32, 36_864, num_kv_heads=16, head_dim=128, query_scale=144**-0.5),
     "gemma3_270m": _GEMMA3 | _shape(640, 18, 4, 2048, num_kv_heads=1),
     "gemma3_1b": _GEMMA3 | _shape(1152, 26, 4, 6912, num_kv_heads=1),
     "gemma3_4b": _GEMMA3_LARGE | _shape(2560, 34, 8, 10_240, num_kv_heads=4),
     "gemma3_12b": _GEMMA3_LARGE | _shape(3840, 48, 16, 15_360, num_kv_heads=8),
+    "gemma3_27b": _GEMMA3_LARGE | _shape(5376, 62, 32, 21_504, num_kv_heads=16, head_dim=128, query_scale=168**-0.5),
+    "qwen2.5_0.5b": _QWEN25_SMALL | _shape(896, 24, 14, 4864, head_dim=64),
+    "qwen2.5_1.5b": _QWEN25_SMALL | _shape(1536, 28, 12, 8960),
+    "qwen2.5_3b": _QWEN25_SMALL | _shape(2048, 36, 16, 11_008),
+    "qwen2.5_7b": _QWEN25 | _shape(3584, 28, 28, 18_944, num_kv_heads=4),
+    # norm_eps is 1e-6 in the instruct versions of these three.
+    "qwen2.5_14b": _QWEN25 | _shape(5120, 48, 40, 13_824, norm_eps=1e-5),
+    "qwen2.5_32b": _QWEN25 | _shape(5120, 64, 40, 27_648, norm_eps=1e-5),
+    "qwen2.5_72b": _QWEN25 | _shape(8192, 80, 64, 29_568, norm_eps=1e-5),
     "qwen3_0.6b": _QWEN3 | _shape(1024, 28, 16, 3072),
     "qwen3_1.7b": _QWEN3 | _shape(2048, 28, 16, 6144),
     "qwen3_4b": _QWEN3 | _shape(2560, 36, 32, 9728),
     "qwen3_8b": _QWEN3 | _shape(4096, 36, 32, 12_288, tied_head=False),
+    "qwen3_14b": _QWEN3 | _shape(5120, 40, 40, 17_408, tied_head=False),
+    "qwen3_32b": _QWEN3 | _shape(5120, 64, 64, 25_600, tied_head=False),
+    "llama2_7b": _LLAMA2 | _shape(4096, 32, 32, 11_008, num_kv_heads=32),
+    "llama2_13b": _LLAMA2 | _shape(5120, 40, 40, 13_824, num_kv_heads=40),
+    "llama3_8b": _LLAMA3 | _shape(4096, 32, 32, 14_336, head_dim=128, tied_head=False, rope_scaling=None),
     "llama3.2_1b": _LLAMA3 | _shape(2048, 16, 32, 8192, head_dim=64),
     "llama3.2_3b": _LLAMA3 | _shape(3072, 28, 24, 8192, head_dim=128),
     "llama3.1_8b": _LLAMA3
     | _shape(4096, 32, 32, 14_336, head_dim=128, tied_head=False, rope_scaling=RopeScaling("llama3", factor=8.0)),
+    "llama3.1_70b": _LLAMA3
+    | _shape(8192, 80, 64, 28_672, head_dim=128, tied_head=False, rope_scaling=RopeScaling("llama3", factor=8.0)),
 }
 
 

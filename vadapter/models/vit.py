@@ -1,4 +1,4 @@
-"""Vision transformer with big_vision's parameter names and semantics, and the switches of CLIP and SigLIP."""
+"""Vision transformer with big_vision's parameter names and semantics, and the switches of CLIP, SigLIP and DINOv2."""
 
 import dataclasses
 
@@ -26,12 +26,18 @@ class ViTConfig:
         depth: layers.
         num_heads: N; the head dimension is width / num_heads.
         mlp_dim: hidden size of the MLP.
-        activation: `gelu_tanh` (big_vision), `gelu`, `quick_gelu` (OpenAI CLIP).
+        activation: `gelu_tanh` (big_vision), `gelu` (DINOv2), `quick_gelu` (OpenAI CLIP); with `gated`, of the gate.
+        gated: the MLP has a gate, `Dense_1(act(Gate(x)) * Dense_0(x))` (SwiGLU of DINOv2's giant size).
         norm_eps: of every LayerNorm; 1e-6 (big_vision), 1e-5 (CLIP).
-        class_token: a learned token before the patches; it is dropped from the result (CLIP).
+        class_token: a learned token before the patches; it is dropped from the result (CLIP, DINOv2).
+        num_registers: learned tokens between the class token and the patches, without positions; dropped from the
+            result as well (DINOv2 with registers).
+        layer_scale: a learned factor for each channel of what attention and MLP add (DINOv2).
         pre_norm: a LayerNorm between embedding and layers (CLIP).
         final_norm: a LayerNorm after the layers; off for CLIP's patch tokens as LLaVA reads them.
         patch_bias: bias of the patch embedding; off in CLIP.
+        drop_edges: `image_size` may be no multiple of `patch_size`; the pixels right of and below the last whole patch
+            are then not read (SigLIP so400m at 384 pixels sees 378 of them).
         mean: of the pixels in 0..1, for R, G, B; 0.5 with std 0.5 maps to -1..1 (big_vision, SigLIP).
         std: likewise.
         attention_impl: see `attention.attend`.
@@ -46,11 +52,15 @@ class ViTConfig:
     num_heads: int
     mlp_dim: int
     activation: layers.Activation = "gelu_tanh"
+    gated: bool = False
     norm_eps: float = 1e-6
     class_token: bool = False
+    num_registers: int = 0
+    layer_scale: bool = False
     pre_norm: bool = False
     final_norm: bool = True
     patch_bias: bool = True
+    drop_edges: bool = False
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     attention_impl: AttentionImpl = "xla"
@@ -58,9 +68,10 @@ class ViTConfig:
     remat: layers.Remat = "none"
 
     def __post_init__(self):
-        if self.image_size % self.patch_size:
+        if self.image_size % self.patch_size and not self.drop_edges:
             raise UserError(
-                f"ViTConfig: image_size {self.image_size} is no multiple of patch_size {self.patch_size}. Change one."
+                f"ViTConfig: image_size {self.image_size} is no multiple of patch_size {self.patch_size}. Change one, "
+                "or set drop_edges."
             )
         if self.width % self.num_heads:
             raise UserError(
@@ -79,16 +90,29 @@ class ViTConfig:
 
 
 class MlpBlock(nn.Module):
-    """big_vision's MLP: Dense_0, activation, Dense_1."""
+    """big_vision's MLP: Dense_0, activation, Dense_1; with a gate, the activation is the gate's."""
 
     config: ViTConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
         c = self.config
-        x = dense(c.mlp_dim, ("embed", "mlp"), name="Dense_0", bias=True, dtype=c.dtype, init=_xavier)(x)
-        x = layers.activation(c.activation)(constrain(x, "batch", "length", "activation_mlp"))
-        return dense(c.width, ("mlp", "embed"), name="Dense_1", bias=True, dtype=c.dtype, init=_xavier)(x)
+
+        def wide(name: str) -> Array:
+            y = dense(c.mlp_dim, ("embed", "mlp"), name=name, bias=True, dtype=c.dtype, init=_xavier)(x)
+            return constrain(y, "batch", "length", "activation_mlp")
+
+        act = layers.activation(c.activation)
+        hidden = act(wide("Gate")) * wide("Dense_0") if c.gated else act(wide("Dense_0"))
+        return dense(c.width, ("mlp", "embed"), name="Dense_1", bias=True, dtype=c.dtype, init=_xavier)(hidden)
+
+
+class LayerScale(nn.Module):
+    """A factor for each channel (CaiT, arXiv 2103.17239)."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
+        return x * self.param("scale", named(nn.initializers.ones, "embed"), (x.shape[-1],)).astype(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -119,10 +143,14 @@ class EncoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"], _) -> tuple[Array, None]:
         c = self.config
+
+        def scaled(name: str, y: Array) -> Array:
+            return LayerScale(name=name)(y) if c.layer_scale else y
+
         y = Norm("layer", c.norm_eps, name="LayerNorm_0")(x)
-        x = x + SelfAttention(c, name="MultiHeadDotProductAttention_0")(y)
+        x = x + scaled("LayerScale_0", SelfAttention(c, name="MultiHeadDotProductAttention_0")(y))
         y = Norm("layer", c.norm_eps, name="LayerNorm_1")(x)
-        x = x + MlpBlock(c, name="MlpBlock_0")(y)
+        x = x + scaled("LayerScale_1", MlpBlock(c, name="MlpBlock_0")(y))
         return constrain(x, "batch", "length", "activation_embed"), None
 
 
@@ -179,13 +207,20 @@ class ViT(nn.Module):
             name="embedding",
         )(pixels)
         x = x.reshape(x.shape[0], c.num_patches, c.width)
+
+        def learned(name: str, count: int) -> Array:
+            tokens = self.param(name, named(nn.initializers.zeros, None, None, "embed"), (1, count, c.width))
+            return jnp.broadcast_to(tokens.astype(x.dtype), (x.shape[0], count, c.width))
+
+        first = 1 if c.class_token else 0
         if c.class_token:
-            cls = self.param("cls", named(nn.initializers.zeros, None, None, "embed"), (1, 1, c.width))
-            x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, c.width)), x], axis=1)
+            x = jnp.concatenate([learned("cls", 1), x], axis=1)
         init = named(nn.initializers.normal(c.width**-0.5), None, "positions", "embed")
         x = x + self.param("pos_embedding", init, (1, x.shape[1], c.width)).astype(jnp.float32)
+        if c.num_registers:
+            x = jnp.concatenate([x[:, :first], learned("registers", c.num_registers), x[:, first:]], axis=1)
         x = constrain(x.astype(jnp.dtype(c.dtype)), "batch", "length", "activation_embed")
         if c.pre_norm:
             x = Norm("layer", c.norm_eps, name="pre_norm")(x)
         x = Transformer(c, name="Transformer")(x)
-        return x[:, 1:] if c.class_token else x
+        return x[:, first + c.num_registers :]

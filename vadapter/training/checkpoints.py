@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Sharding
 
 from vadapter import trees
 from vadapter.array_types import PyTree
@@ -20,6 +19,10 @@ from vadapter.training.freezing import named_leaves
 from vadapter.training.state import TrainState
 
 FORMAT = 1
+# A device that needs a part of an array reads whole chunks of the file.
+_CHUNK_BYTES = 1 << 26
+# What a process holds on the host while it reads: no more than this, however large its devices' parts are.
+_READ_AHEAD_GB = 16
 _DIRECTORY = re.compile(r"checkpoint_(\d+)")
 
 
@@ -73,9 +76,15 @@ class Checkpointer:
         self._ocp = ocp
         self._model_dir = str(epath.Path(model_dir)) if "://" in model_dir else str(epath.Path(model_dir).resolve())
         options = ocp.CheckpointManagerOptions(
-            step_prefix="checkpoint", max_to_keep=keep, read_only=read_only, create=not read_only
+            step_prefix="checkpoint",
+            max_to_keep=None if read_only else keep,
+            save_interval_steps=0 if read_only else 1,
+            read_only=read_only,
+            create=not read_only,
         )
-        handlers: dict[str, Any] = {n: ocp.StandardCheckpointHandler() for n in ("params", "optimizer")}
+        handlers: dict[str, Any] = {
+            name: ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_READ_AHEAD_GB) for name in ("params", "optimizer")
+        }
         handlers["run"] = ocp.JsonCheckpointHandler()
         self._manager = ocp.CheckpointManager(self._model_dir, options=options, item_handlers=handlers)
 
@@ -94,8 +103,8 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         args = self._ocp.args.Composite(
-            params=self._ocp.args.StandardSave(state.params),
-            optimizer=self._ocp.args.StandardSave(_optimizer_tree(state)),
+            params=self._save_args(state.params),
+            optimizer=self._save_args(_optimizer_tree(state)),
             run=self._ocp.args.JsonSave({"format": FORMAT, "step": step, **run}),
         )
         self._manager.save(step, args=args, force=True)
@@ -129,7 +138,7 @@ class Checkpointer:
         wanted = {"params": placed.params, "optimizer": _optimizer_tree(placed)}
         for item, tree in wanted.items():
             _check(f"{self._model_dir}/checkpoint_{step}", item, trees.flatten(tree), self.shapes(step, item))
-        args = {item: self._ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
+        args = {item: self._restore_args(tree) for item, tree in wanted.items()}
         restored = self._manager.restore(step, args=self._ocp.args.Composite(**args))
         leaves = trees.flatten(restored["optimizer"])
         opt_state = [leaves["state/" + name] for name in named_leaves(abstract.opt_state)]
@@ -141,21 +150,27 @@ class Checkpointer:
         tree = self._manager.item_metadata(step)[item].tree
         return {p: jax.ShapeDtypeStruct(tuple(m.shape), m.dtype) for p, m in trees.flatten(tree).items()}
 
-    def params(self, step: int, shardings: Mapping[str, Sharding] | None = None) -> dict[str, Any]:
-        """Reads the trainable parameters alone, as `{slash path: array}`.
+    def read(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+        """Reads some of the parameters, and nothing else of the checkpoint.
 
         Args:
             step: which checkpoint.
-            shardings: of each path, where to put it; default numpy arrays on the host.
+            wanted: of each slash path its shape and the dtype to read it as. With a sharding the result is an array of
+                which this process reads what its devices hold; without, a numpy array on the host.
+
+        Returns:
+            `{slash path: array}`.
         """
-        flat: dict[str, Any] = {}
-        for path, x in self.shapes(step).items():
-            if shardings is None:
-                flat[path] = np.zeros(x.shape, x.dtype)
-            else:
-                flat[path] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
-        args = self._ocp.args.Composite(params=self._ocp.args.StandardRestore(trees.unflatten(flat)))
+        args = self._ocp.args.Composite(params=self._restore_args(trees.unflatten(wanted)))
         return trees.flatten(self._manager.restore(step, args=args)["params"])
+
+    def _save_args(self, tree: PyTree) -> Any:
+        small = self._ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
+        return self._ocp.args.PyTreeSave(tree, save_args=jax.tree.map(lambda _: small, tree))
+
+    def _restore_args(self, tree: PyTree) -> Any:
+        kinds = self._ocp.checkpoint_utils.construct_restore_args(tree)
+        return self._ocp.args.PyTreeRestore(tree, restore_args=kinds, partial_restore=True)
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
@@ -177,7 +192,7 @@ def load_params(path: str, step: int | None = None) -> dict[str, np.ndarray]:
     """Reads the parameters that a run trained, as `{slash path: array}` on the host. Raises as `locate`."""
     model_dir, step = locate(path, step)
     with Checkpointer(model_dir, read_only=True) as checkpointer:
-        return checkpointer.params(step)
+        return checkpointer.read(step, checkpointer.shapes(step))
 
 
 def save_params(model_dir: str, params: trees.Tree, step: int = 0, run: Mapping[str, Any] | None = None) -> None:

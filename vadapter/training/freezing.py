@@ -1,6 +1,7 @@
 """Trainable and frozen parameters are two trees: what is frozen has no gradient, no optimizer state, no decay."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vadapter import trees
+from vadapter import quantization, trees
 from vadapter.array_types import PyTree
 from vadapter.errors import UserError
 
-_DTYPES = ("bfloat16", "float32")
+_DTYPES = ("bfloat16", "float32", "int8")
 
 
 def partition(params: trees.Tree, trainable: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -36,6 +37,8 @@ def partition(params: trees.Tree, trainable: Sequence[str]) -> tuple[dict[str, A
 def storage_dtype(path: str, dtype: Any, is_trainable: bool, frozen_dtype: str) -> np.dtype:
     """Dtype in which a run keeps a parameter: f32 if trained, else `frozen_dtype`; integers stay as they are.
 
+    With `int8` this is bf16, the dtype of all that is not `is_quantized`.
+
     Raises:
         UserError: `frozen_dtype` is not known.
     """
@@ -45,17 +48,31 @@ def storage_dtype(path: str, dtype: Any, is_trainable: bool, frozen_dtype: str) 
         if is_trainable:
             raise UserError(f"{path} is trainable but holds {dtype}, which has no gradient. Freeze it.")
         return np.dtype(dtype)
-    return jnp.dtype(jnp.float32 if is_trainable else frozen_dtype)
+    if is_trainable or frozen_dtype == "float32":
+        return jnp.dtype(jnp.float32)
+    return jnp.dtype(jnp.bfloat16)
+
+
+def is_quantized(path: str, is_trainable: bool, frozen_dtype: str) -> bool:
+    """Returns whether a run keeps a parameter as a `vadapter.quantization` array."""
+    return frozen_dtype == "int8" and not is_trainable and quantization.applies(path)
 
 
 def cast(params: trees.Tree, is_trainable: bool, frozen_dtype: str = "bfloat16") -> dict[str, Any]:
-    """Casts arrays to `storage_dtype`, keeping their shardings.
+    """Casts arrays to `storage_dtype`, keeping their shardings. What is quantised already stays as it is.
 
     A trained parameter read from bf16 weights becomes f32 here, and with it its optimizer moments.
     """
-    flat = trees.flatten(params)
-    kinds = {p: storage_dtype(p, x.dtype, is_trainable, frozen_dtype) for p, x in flat.items()}
-    return trees.unflatten({p: x if x.dtype == kinds[p] else x.astype(kinds[p]) for p, x in flat.items()})
+
+    def kept(path: str, x: Any) -> Any:
+        dtype = storage_dtype(path, x.dtype, is_trainable, frozen_dtype)
+        if quantization.is_quantized(x):
+            return x
+        if is_quantized(path, is_trainable, frozen_dtype):
+            return quantization.quantize(path, x)
+        return x if x.dtype == dtype else x.astype(dtype)
+
+    return trees.unflatten({path: kept(path, x) for path, x in trees.flatten(params).items()})
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
@@ -123,29 +140,26 @@ def _sum_by(leaves: dict[str, Any], key: Callable[[str], str | None], size: Call
 
 
 def summarize(trainable: trees.Tree, frozen: trees.Tree, opt_state: PyTree) -> list[PartSummary]:
-    """Counts parameters and bytes of each part. Leaves may be arrays or shape structs."""
-
-    def nbytes(x: Any) -> int:
-        return x.size * x.dtype.itemsize
-
+    """Counts parameters and bytes of each part. Leaves may be arrays, quantised or not, or shape structs."""
     flat = trees.flatten(trainable)
 
     def optimizer_part(path: str) -> str | None:
         parameter = parameter_of(path, flat)
         return parameter and part_of(parameter)
 
-    optimizer = _sum_by(named_leaves(opt_state), optimizer_part, nbytes)
+    optimizer = _sum_by(named_leaves(opt_state), optimizer_part, quantization.nbytes)
     rows = []
     for is_trainable, leaves in ((True, flat), (False, trees.flatten(frozen))):
-        counts = _sum_by(leaves, part_of, lambda x: x.size)
-        sizes = _sum_by(leaves, part_of, nbytes)
+        counts = _sum_by(leaves, part_of, lambda x: math.prod(x.shape))
+        sizes = _sum_by(leaves, part_of, quantization.nbytes)
         for part, count in counts.items():
             moments = optimizer.get(part, 0) if is_trainable else 0
             rows.append(PartSummary(part, is_trainable, count, sizes[part], moments))
     return sorted(rows, key=lambda r: (r.part, not r.trainable))
 
 
-def _size(n: int) -> str:
+def size_text(n: int) -> str:
+    """Returns a number of bytes for people, such as `1.2 GB`."""
     value = float(n)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
@@ -159,11 +173,11 @@ def table(rows: Sequence[PartSummary]) -> str:
     trained = [r for r in rows if r.trainable]
     lines = [("part", "trained?", "parameters", "weights", "optimizer")]
     for r in rows:
-        trained_word, optimizer = ("yes", _size(r.optimizer_bytes)) if r.trainable else ("frozen", "-")
-        lines.append((r.part, trained_word, f"{r.parameters:,}", _size(r.weight_bytes), optimizer))
+        trained_word, optimizer = ("yes", size_text(r.optimizer_bytes)) if r.trainable else ("frozen", "-")
+        lines.append((r.part, trained_word, f"{r.parameters:,}", size_text(r.weight_bytes), optimizer))
     for name, chosen in (("all trained", trained), ("all", rows)):
         sums = [sum(getattr(r, f) for r in chosen) for f in ("parameters", "weight_bytes", "optimizer_bytes")]
-        lines.append((name, "", f"{sums[0]:,}", _size(sums[1]), _size(sums[2])))
+        lines.append((name, "", f"{sums[0]:,}", size_text(sums[1]), size_text(sums[2])))
     widths = [max(len(line[i]) for line in lines) for i in range(5)]
     columns = [str.ljust] * 2 + [str.rjust] * 3
     rendered = ([f(c, w) for f, c, w in zip(columns, line, widths, strict=True)] for line in lines)

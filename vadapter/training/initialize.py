@@ -1,136 +1,34 @@
-"""Parameters from other runs: stage hand-off by path rules, recorded with a hash so that they are found again.
+"""Parameters of a run: read from other runs, each to the devices that hold it, and at random what no source gives.
 
 A run's checkpoint holds what the run trained. Everything else it took from `Source`s, and the checkpoint records them:
 `restore` reads them again, refuses other weights than the run had, and lays the run's own parameters over them.
 """
 
 import dataclasses
-import hashlib
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Sharding
 
-from vadapter import trees
+from vadapter import quantization, trees
 from vadapter.array_types import Array, PyTree
 from vadapter.errors import UserError
 from vadapter.partitioning import Partitioner, init_params
 from vadapter.training import checkpoints, freezing
+from vadapter.training.sources import Offer, Reference, Source, check_fits, check_same, look, rename
+
+__all__ = ["Reference", "Restored", "Source", "assemble", "check_same", "initial_params", "rename", "restore"]
 
 _QUERIES = "adapter/queries"
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    r"""A run to take parameters from.
-
-    Attributes:
-        path: its MODEL_DIR, or one of its `checkpoint_<step>` folders.
-        rules: (regex, replacement): a parameter whose whole path matches is taken, under the path that the replacement
-            gives, such as `("decoder/(.*)", r"adapter/lm/\1")`. The first match counts; what none matches is not taken.
-        step: which checkpoint; default the latest.
-    """
-
-    path: str
-    rules: tuple[tuple[str, str], ...] = (("(.*)", r"\1"),)
-    step: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """What was taken from a source, as the checkpoint records it.
-
-    Attributes:
-        path: MODEL_DIR of the source, relative to that of the run that took it (so that a folder of runs can be moved).
-        step: its checkpoint.
-        rules: as in `Source`.
-        sha256: `fingerprint` of what was taken, under its new paths, in the dtype it was saved in.
-        frozen: parameters (paths) taken that the run did not train: those that must be found again.
-        initial: parameters taken as a start only.
-    """
-
-    path: str
-    step: int
-    rules: tuple[tuple[str, str], ...]
-    sha256: str
-    frozen: int
-    initial: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-serialisable dict."""
-        return {**dataclasses.asdict(self), "rules": [list(r) for r in self.rules]}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "Reference":
-        """Reads `to_json`'s dict."""
-        return cls(**{**record, "rules": tuple((a, b) for a, b in record["rules"])})
-
-
-def fingerprint(tree: trees.Tree) -> str:
-    """Returns the sha256 of a tree of host arrays: of the sorted (path, dtype, shape, bytes)."""
-    digest = hashlib.sha256()
-    for path, leaf in trees.flatten(tree).items():
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{path}\0{array.dtype.name}\0{tuple(array.shape)}\0".encode())
-        digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
-    return digest.hexdigest()
-
-
-def rename(flat: Mapping[str, Any], rules: Sequence[tuple[str, str]], where: str) -> dict[str, Any]:
-    """Applies a source's rules to `{path: value}`.
-
-    Raises:
-        UserError: a rule matches nothing or is malformed, or two parameters get the same path.
-    """
-    matched = trees.match([pattern for pattern, _ in rules], flat, f"rule of the source {where}:")
-    renamed: dict[str, Any] = {}
-    for path, index in matched.items():
-        pattern, replacement = rules[index]
-        try:
-            match = re.fullmatch(pattern, path)
-            assert match is not None
-            new = match.expand(replacement)
-        except (re.error, IndexError) as e:
-            raise UserError(f"The replacement {replacement!r} of {where} is malformed: {e}. Change the rule.") from e
-        if new in renamed:
-            raise UserError(f"Two parameters of the source {where} get the path {new}. Change its rules.")
-        renamed[new] = flat[path]
-    return renamed
-
-
-def load_sources(
-    sources: Sequence[Source], abstract: Mapping[str, Any], frozen: Sequence[str], model_dir: str
-) -> tuple[dict[str, np.ndarray], list[Reference]]:
-    """Reads what a run takes from other runs. A later source wins over an earlier one.
-
-    Args:
-        sources: where from.
-        abstract: `{slash path: shape struct}` of all of the run's parameters.
-        frozen: paths that the run does not train.
-        model_dir: of the run; the references are relative to it.
-
-    Returns:
-        `{slash path: array}` on the host, in the dtypes that they were saved in, and the references.
-
-    Raises:
-        UserError: a source or a match is missing, or a parameter has no place in the model or another shape.
-    """
-    taken: dict[str, np.ndarray] = {}
-    references = []
-    for source in sources:
-        folder, step = checkpoints.locate(source.path, source.step)
-        where = f"{folder}/checkpoint_{step}"
-        found = rename(checkpoints.load_params(folder, step), source.rules, where)
-        _check_fits(found, abstract, where)
-        count = len(found.keys() & set(frozen))
-        path = _relative(folder, model_dir)
-        references.append(Reference(path, step, source.rules, fingerprint(found), count, len(found) - count))
-        taken.update(found)
-    return taken, references
+def _print_once(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)
 
 
 def initial_params(
@@ -143,8 +41,11 @@ def initial_params(
     sources: Sequence[Source] = (),
     model_dir: str,
     frozen_dtype: str = "bfloat16",
+    say: Callable[[str], None] = _print_once,
 ) -> tuple[dict[str, Any], list[Reference]]:
     """Makes a run's parameters: from its sources, and at random what no source gives.
+
+    Each process reads what its devices hold and nothing else. A later source wins over an earlier one.
 
     Args:
         model: a module called on one batch.
@@ -154,27 +55,32 @@ def initial_params(
         trainable: patterns of the parameters to train; see `freezing.partition`.
         sources: other runs.
         model_dir: folder of this run.
-        frozen_dtype: dtype in which frozen parameters are kept.
+        frozen_dtype: dtype in which frozen parameters are kept; see `loop.TrainConfig`.
+        say: is given a line a source: what was taken, and what was left.
 
     Returns:
         Nested dict of all parameters on the device (trained ones f32), and the references for the checkpoint.
 
     Raises:
-        UserError: as `load_sources`; or a frozen parameter comes from no source.
+        UserError: as `sources.look`; or a frozen parameter comes from no source.
     """
     boxed = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
     abstract = trees.flatten(nn.unbox(boxed))
     trained_tree, frozen_tree = freezing.partition(nn.unbox(boxed), trainable)
-    trained, frozen = trees.flatten(trained_tree), trees.flatten(frozen_tree)
-    taken, references = load_sources(sources, abstract, list(frozen), model_dir)
+    frozen = trees.flatten(frozen_tree)
+    offers = [look(source, abstract) for source in sources]
+    taken = {path for offer in offers for path in offer.taken}
     _check_covered(frozen, taken, [s.path for s in sources])
-    shardings = trees.flatten(partitioner.param_shardings(boxed))
-    params = _place(taken, trained, shardings, frozen_dtype)
+    storage = _Storage(partitioner, boxed, trees.flatten(trained_tree), frozen_dtype)
+    references = [offer.reference(_relative(offer.folder, model_dir), frozen) for offer in offers]
+    params = _read(offers, taken, storage)
+    for offer in offers:
+        say(offer.summary())
     if rest := [p for p in abstract if p not in taken]:
         random = init_params(model, example, rng, partitioner, only=rest)
         params |= trees.flatten(freezing.cast(random, is_trainable=True))
     if _QUERIES in rest and _starts_at_positions(model):
-        params[_QUERIES] = _position_queries(model, trees.unflatten(params), shardings[_QUERIES])
+        params[_QUERIES] = _position_queries(model, trees.unflatten(params), storage.shardings[_QUERIES])
     return trees.unflatten(params), references
 
 
@@ -226,61 +132,137 @@ def restore(
     """
     model_dir, step = checkpoints.locate(model_dir, step)
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
-        run, own = checkpointer.run(step), checkpointer.params(step)
+        run, stored = checkpointer.run(step), checkpointer.shapes(step)
+        check_fits(stored, trees.flatten(nn.unbox(boxed)), f"{model_dir}/checkpoint_{step}")
+        dtype: str = frozen_dtype or run.get("frozen_dtype", "bfloat16")
+        storage = _Storage(partitioner, boxed, stored, dtype)
+        own = checkpointer.read(step, {path: storage.struct(path, x) for path, x in stored.items()})
+    params = assemble(
+        own,
+        [Reference.from_json(r) for r in run["sources"]],
+        boxed,
+        partitioner,
+        resolve=lambda reference: _resolve(reference.path, model_dir),
+        frozen_dtype=dtype,
+        what=f"The run {model_dir}",
+    )
+    return Restored(params, step, run)
+
+
+def assemble(
+    own: Mapping[str, Any],
+    references: Sequence[Reference],
+    boxed: PyTree,
+    partitioner: Partitioner,
+    *,
+    resolve: Callable[[Reference], str],
+    frozen_dtype: str,
+    what: str,
+    untrained: Collection[str] = (),
+) -> dict[str, Any]:
+    """Lays trained parameters over what their run took from other runs, which is read again and checked by hash.
+
+    Args:
+        own: `{slash path: array}` of what was trained: numpy arrays, or f32 arrays that lie where they belong.
+        references: what the run took; those of initial values only are not needed.
+        boxed: the model's abstract parameters (`partitioning.abstract_params`).
+        partitioner: places the parameters.
+        resolve: gives the folder to read a reference from.
+        frozen_dtype: dtype in which frozen parameters are kept; see `loop.TrainConfig`.
+        what: whose parameters these are, for errors, such as "The run runs/queries".
+        untrained: paths of `own` that were frozen all the same, and so are kept as frozen ones are.
+
+    Returns:
+        Nested dict of all parameters on the device (trained ones f32).
+
+    Raises:
+        UserError: `own` does not fit the model, or a source is missing or has other weights than the run had; or a
+            parameter is neither in `own` nor in a reference.
+    """
     abstract = trees.flatten(nn.unbox(boxed))
-    _check_fits(own, abstract, f"{model_dir}/checkpoint_{step}")
-    frozen = {p: x for p, x in abstract.items() if p not in own}
-    taken: dict[str, np.ndarray] = {}
-    references = [Reference.from_json(r) for r in run["sources"]]
+    check_fits(own, abstract, what)
+    frozen = [path for path in abstract if path not in own]
+    storage = _Storage(partitioner, boxed, own.keys() - set(untrained), frozen_dtype)
+    offers = []
     for reference in references:
         if reference.frozen:
-            source = Source(_resolve(reference.path, model_dir), reference.rules, reference.step)
-            found, (now,) = load_sources([source], abstract, list(frozen), model_dir)
-            check_same(reference, now, model_dir)
-            taken.update(found)
-    _check_covered(frozen, taken, [r.path for r in references])
-    shardings = trees.flatten(partitioner.param_shardings(boxed))
-    dtype: str = frozen_dtype or run.get("frozen_dtype", "bfloat16")
-    params = _place({**{p: taken[p] for p in frozen}, **own}, own, shardings, dtype)
-    return Restored(trees.unflatten(params), step, run)
+            offer = look(Source(resolve(reference), reference.rules, reference.step), abstract)
+            check_same(reference, offer.reference(offer.folder, frozen), what)
+            offers.append(offer)
+    _check_covered(frozen, {p for offer in offers for p in offer.taken}, [r.path for r in references])
+    params = _read(offers, frozen, storage)
+    placed = {path: x if isinstance(x, jax.Array) else storage.place(path, x) for path, x in own.items()}
+    return trees.unflatten({**params, **placed})
 
 
-def check_same(recorded: Reference, now: Reference, model_dir: str) -> None:
-    """Raises `UserError` if a source does not give the weights that the run in `model_dir` had from it."""
-    if recorded.sha256 != now.sha256:
-        raise UserError(
-            f"The run {model_dir} was trained with weights of {recorded.path} at step {recorded.step} whose sha256 is "
-            f"{recorded.sha256}; {now.path} at step {now.step} now gives {now.sha256}. Put the former weights back, or "
-            "train the run again in a new MODEL_DIR."
-        )
+class _Storage:
+    """How a run keeps each parameter: where, in which dtype, quantised or not.
+
+    Args:
+        partitioner: places the parameters.
+        boxed: the model's abstract parameters.
+        trained: paths that the run trains or trained.
+        frozen_dtype: of the others.
+    """
+
+    def __init__(self, partitioner: Partitioner, boxed: PyTree, trained: Collection[str], frozen_dtype: str):
+        self.shardings: dict[str, Sharding] = trees.flatten(partitioner.param_shardings(boxed))
+        self._trained, self._frozen_dtype = trained, frozen_dtype
+
+    def quantizes(self, path: str) -> bool:
+        return freezing.is_quantized(path, path in self._trained, self._frozen_dtype)
+
+    def struct(self, path: str, stored: Any) -> jax.ShapeDtypeStruct:
+        """Returns what to read a parameter as. What is quantised afterwards keeps its dtype, and so its precision."""
+        dtype = freezing.storage_dtype(path, stored.dtype, path in self._trained, self._frozen_dtype)
+        dtype = stored.dtype if self.quantizes(path) else dtype
+        return jax.ShapeDtypeStruct(stored.shape, dtype, sharding=self.shardings[path])
+
+    def place(self, path: str, x: np.ndarray) -> Any:
+        """Puts a host array where it belongs: each process gives its own shards."""
+        x = x.astype(self.struct(path, x).dtype)
+        placed = jax.make_array_from_callback(x.shape, self.shardings[path], lambda index: x[index])
+        return quantization.quantize(path, placed) if self.quantizes(path) else placed
 
 
-def _place(
-    flat: Mapping[str, np.ndarray], trained: Mapping[str, Any], shardings: Mapping[str, Any], frozen_dtype: str
-) -> dict[str, Array]:
-    def place(path: str, x: np.ndarray) -> Array:
-        x = x.astype(freezing.storage_dtype(path, x.dtype, path in trained, frozen_dtype))
-        # Each process gives its own shards; the whole array never lies on one device.
-        return jax.make_array_from_callback(x.shape, shardings[path], lambda index: x[index])
-
-    return {path: place(path, x) for path, x in flat.items()}
-
-
-def _check_fits(found: Mapping[str, Any], abstract: Mapping[str, Any], where: str) -> None:
-    for path, x in found.items():
-        if path not in abstract:
-            raise UserError(
-                f"{where} gives the parameter {path}, which the model does not have; the nearest are "
-                f"{', '.join(trees.nearest(path, abstract))}. Change the source's rules or the model."
-            )
-        if tuple(x.shape) != tuple(abstract[path].shape):
-            raise UserError(
-                f"{where} gives {path} with the shape {tuple(x.shape)}; the model expects "
-                f"{tuple(abstract[path].shape)}. Use the model that wrote it, or change the source or its rules."
-            )
+def _read(offers: Sequence[Offer], wanted: Collection[str], storage: _Storage) -> dict[str, Any]:
+    """Reads parameters, each from the last offer that has it."""
+    giver = {path: offer for offer in offers for path in offer.taken if path in set(wanted)}
+    params: dict[str, Any] = {}
+    for offer in offers:
+        if mine := [path for path in giver if giver[path] is offer]:
+            params |= _read_offer(offer, mine, storage)
+    return params
 
 
-def _check_covered(frozen: Mapping[str, Any], taken: Mapping[str, Any], sources: Sequence[str]) -> None:
+def _read_offer(offer: Offer, paths: Sequence[str], storage: _Storage) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    with checkpoints.Checkpointer(offer.folder, read_only=True) as checkpointer:
+
+        def read(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+            found = checkpointer.read(offer.step, {offer.taken[path]: x for path, x in wanted.items()})
+            return {path: found[offer.taken[path]] for path in wanted}
+
+        together = {}
+        for path in paths:
+            stored = offer.stored[offer.taken[path]]
+            if how := offer.resampled.get(path):
+                from vadapter.models.position_embeddings import resample
+
+                table = np.asarray(read({path: stored})[path], np.float32)
+                params[path] = storage.place(path, resample(table, how.tokens, how.extra))
+            elif storage.quantizes(path):
+                # One by one, so that never more than one array lies on the devices unquantised.
+                made = quantization.quantize(path, read({path: storage.struct(path, stored)})[path])
+                params[path] = jax.block_until_ready(made)
+            else:
+                together[path] = storage.struct(path, stored)
+        if together:
+            params |= read(together)
+    return params
+
+
+def _check_covered(frozen: Collection[str], taken: Collection[str], sources: Sequence[str]) -> None:
     if missing := [p for p in frozen if p not in taken]:
         nearest = ", ".join(trees.nearest(missing[0], taken)) or "(none)"
         raise UserError(

@@ -11,7 +11,7 @@ import jax
 from etils import epath
 from jax.sharding import NamedSharding
 
-from vadapter import trees
+from vadapter import quantization, trees
 from vadapter.errors import UserError
 from vadapter.evaluators_api import Evaluator
 from vadapter.partitioning import Partitioner
@@ -33,7 +33,8 @@ class TrainConfig:
     Attributes:
         steps: updates in all.
         trainable: regexes of the paths to train; the rest is frozen.
-        frozen_dtype: dtype in which frozen parameters are kept, `bfloat16` or `float32`.
+        frozen_dtype: dtype in which frozen parameters are kept: `bfloat16`, `float32`, or `int8`, which quantises the
+            kernels of the encoder's, the decoder's and the LM adapter's layers and keeps the rest in bf16.
         optimizer: see there.
         log_every: steps between two lines of metrics. Between them nothing waits for the device.
         eval_every: steps between two calls of the evaluators that have no interval of their own; 0: at the end only.
@@ -210,7 +211,7 @@ class _Run:
                 "the former sources, or start a new run in another MODEL_DIR."
             )
         for a, b in zip(former, now, strict=True):
-            initialize.check_same(a, b, str(self.folder))
+            initialize.check_same(a, b, f"The run {self.folder}")
         self.former_seconds = recorded.get("seconds", 0.0)
 
     def done(self) -> dict[str, Any] | None:
@@ -228,7 +229,7 @@ class _Run:
             lines = [
                 f"{kind}  {path}  {tuple(x.shape)}  {x.dtype.name}  {x.sharding.spec}"
                 for kind, tree in (("trained", self.state.params), ("frozen ", self.frozen))
-                for path, x in trees.flatten(tree).items()
+                for path, x in ((path, quantization.values(leaf)) for path, leaf in trees.flatten(tree).items())
             ]
             (self.folder / "model-info.txt").write_text("\n".join([table, "", *lines, ""]))
 

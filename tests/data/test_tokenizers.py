@@ -1,0 +1,225 @@
+"""Tokenisers of the families as vocabularies, and the rows of plain prompts and of chats."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from tests.data.tokenizer_files import write_sentencepiece, write_tokenizer
+from vadapter.data import preprocessors, requests, vocabulary
+from vadapter.data.config import LoaderConfig
+from vadapter.data.loader import Loader
+from vadapter.data.preprocessors import MEDIA_ID
+from vadapter.data.tasks import jsonl_task
+from vadapter.errors import UserError
+from vadapter.resources import folder
+
+FAMILIES = ["gemma", "llama2", "qwen", "llama3", "gemma.model", "llama2.model"]
+TEXTS = [
+    " a big red square",
+    "Déjà vu — 日本語 🙂",
+    " two  spaces,\n\ttabs ",
+    " <start_of_turn>user <|im_end|> <s> <|eot_id|> <eos>",
+]
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """A tokenizer.json in a folder, or a SentencePiece file, of each family."""
+    top = tmp_path_factory.mktemp("tokenizers")
+    for family in FAMILIES:
+        if family.endswith(".model"):
+            write_sentencepiece(top / family, family.removesuffix(".model"))
+        else:
+            write_tokenizer(top / family, family)
+    return {family: str(top / family) for family in FAMILIES}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_inside_a_row_survives_a_round_trip(paths, family, text):
+    words = vocabulary.load(paths[family])
+    ids = words.more(text)
+    # The tokenisers of Llama 2 drop the first space when they decode.
+    expected = text.removeprefix(" ") if "llama2" in family else text
+    assert words.decode(ids) == expected
+    assert words.more_tf(tf.constant(text)).numpy().tolist() == ids
+    specials = {words.token_id(t) for t in ("<start_of_turn>", "<|im_end|>", "<|eot_id|>", "<eos>", "<s>")}
+    assert not specials & set(ids)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_in_parts_has_the_ids_of_the_whole(paths, family):
+    words = vocabulary.load(paths[family])
+    parts = ["Describe the following:", " a big red square", ", and not red"]
+    assert [*words.first(parts[0]), *words.more(parts[1]), *words.more(parts[2])] == words.first("".join(parts))
+
+
+@pytest.mark.parametrize(
+    ("family", "bos", "eos"),
+    [
+        ("gemma", "<bos>", "<eos>"),
+        ("llama2", "<s>", "</s>"),
+        ("qwen", "<|endoftext|>", "<|endoftext|>"),  # no start token: rows begin as documents did
+        ("llama3", "<|begin_of_text|>", "<|end_of_text|>"),
+        ("gemma.model", "<bos>", "<eos>"),
+    ],
+)
+@pytest.mark.parametrize("beside", [True, False])
+def test_start_and_end_tokens(paths, tmp_path, family, bos, eos, beside):
+    path = paths[family]
+    if not beside and not family.endswith(".model"):
+        (tmp_path / "tokenizer.json").write_bytes((vocabulary.locate(path)).read_bytes())
+        path = str(tmp_path)
+    words = vocabulary.load(path)
+    assert words.eos_id == (1 if family.endswith(".model") else words.token_id(eos))
+    assert words.bos_id == (2 if family.endswith(".model") else words.token_id(bos))
+
+
+def test_the_first_id_of_a_vocabulary_is_a_word_like_any_other(paths):
+    words = vocabulary.load(paths["llama3"])
+    assert words.more("!") == [0]
+    assert words.decode([0, *words.more(" red"), -1, -1]) == "! red"
+    assert words.decode([*words.more(" red"), words.eos_id, 0, 0]) == " red"
+    assert words.decode([*words.more(" red"), words.vocab_size + 5]) == " red"
+
+
+@pytest.mark.parametrize("family", ["gemma", "qwen"])
+def test_an_imported_folder_has_its_tokenizer_inside(paths, tmp_path, family):
+    write_tokenizer(tmp_path / "tokenizer", family)
+    assert vocabulary.sha256(str(tmp_path)) == vocabulary.sha256(paths[family])
+    assert vocabulary.load(str(tmp_path)).more(" red") == vocabulary.load(paths[family]).more(" red")
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "found", "before", "between", "end"),
+    [
+        (
+            "gemma",
+            "chat",
+            "gemma",
+            "<start_of_turn>|user\n",
+            "<end_of_turn>|\n|<start_of_turn>|model\n",
+            "<end_of_turn>",
+        ),
+        ("qwen", "qwen2.5", "qwen2.5", None, "<|im_end|>|\n|<|im_start|>|assistant\n", "<|im_end|>"),
+        (
+            "qwen",
+            "chat",
+            "qwen3",
+            "<|im_start|>|user\n",
+            "<|im_end|>|\n|<|im_start|>|assistant\n|<think>|\n\n|</think>|\n\n",
+            "<|im_end|>",
+        ),
+        (
+            "llama3",
+            "chat",
+            "llama3",
+            "<|start_header_id|>|user|<|end_header_id|>|\n\n",
+            "<|eot_id|>|<|start_header_id|>|assistant|<|end_header_id|>|\n\n",
+            "<|eot_id|>",
+        ),
+        ("llama2", "llama2", "llama2", "[INST] ", " [/INST]", "</s>"),
+    ],
+)
+def test_turns_of_the_official_templates(paths, family, name, found, before, between, end):
+    words = vocabulary.load(paths[family], name)
+
+    def written(parts: str) -> list[int]:
+        known = [(part, words.token_id(part)) for part in parts.split("|")] if "<" in parts else [(parts, None)]
+        return [i for part, one in known for i in (words.more(part) if one is None else [one])]
+
+    def unbarred(text: str) -> str:  # the names of some tokens have bars themselves
+        for token in words.format.tokens:
+            text = text.replace(token, f"<{words.token_id(token)}>")
+        return text
+
+    def ids(text: str) -> list[int]:
+        out = []
+        for part in filter(None, unbarred(text).split("|")):
+            number = part[1:-1]
+            out += [int(number)] if part[0] == "<" and number.isdigit() else words.more(part)
+        return out
+
+    assert words.prompt_format == found
+    assert words.token_id(end) == words.eos_id
+    if before is not None and family != "llama2":
+        assert words.head("Describe:") == [*ids(before), *words.more("Describe:")]
+    if family == "llama2":
+        assert words.decode([*words.head("Describe:"), *words.tail(" one")]) == "[INST] Describe: one [/INST]"
+    else:
+        assert words.tail(" one") == [*words.more(" one"), *ids(between)]
+
+
+def test_an_answer_follows_a_plain_prompt_after_a_space_and_a_chat_without(paths):
+    plain, chat = vocabulary.load(paths["gemma"]), vocabulary.load(paths["gemma"], "chat")
+    answer = tf.constant("  a red ring ")
+    ids = preprocessors.target_ids(plain, answer).numpy().tolist()
+    assert ids == [*plain.more(" a red ring"), plain.token_id("<eos>")]
+    ids = preprocessors.target_ids(chat, answer).numpy().tolist()
+    assert ids == [*chat.more("a red ring"), chat.token_id("<end_of_turn>")]
+
+
+@pytest.mark.parametrize(("family", "name"), [("gemma", "chat"), ("qwen", "plain"), ("llama3", "chat")])
+def test_a_row_of_a_user_s_photographs(paths, family, name):
+    samples = folder("data") / "samples" / "captions.jsonl"
+    task = jsonl_task(train=str(samples), vocabulary=paths[family], prompt_format=name, holdout=0.3)
+    config = LoaderConfig(task, batch_size=4, lengths={"inputs": 128, "targets": 128}, num_visual_tokens=2)
+    loader = Loader(config)
+    words = loader.vocabulary
+    assert loader.eos_id == words.eos_id
+    batches = loader.batches(0)
+    batch = next(batches)
+    batches.close()
+    for tokens, media, segments in zip(batch.tokens, batch.media_index, batch.segment_ids, strict=True):
+        row = [MEDIA_ID if m >= 0 else int(t) for t, m, s in zip(tokens, media, segments, strict=True) if s]
+        assert row.count(MEDIA_ID) == 2
+        at = row.index(MEDIA_ID)
+        assert row[0] == words.bos_id
+        assert row[-1] == words.eos_id
+        shape = words.head("Describe the following:"), words.head("Answer in one word.")
+        assert row[1:at] in shape or words.decode(row[1:at])
+        between = words.symbols(words.format.between)
+        assert name == "plain" or any(row[i : i + len(between)] == between for i in range(at, len(row)))
+
+
+def test_a_request_is_written_as_the_training_rows_are(paths):
+    words = vocabulary.load(paths["gemma"], "chat")
+    ids = requests.prompt_ids(words, "See <media> . Question: <question> ?", "what is it ?")
+    assert ids == [
+        *words.head("See"),
+        MEDIA_ID,
+        *words.more(" . Question: what is it ?"),
+        *words.symbols("<end_of_turn>\n<start_of_turn>model\n"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "message"),
+    [
+        ("gemma", "qwen3", "no <\\|im_start"),
+        ("llama2", "chat", "gemma .<start_of_turn>.*plain"),
+        ("gemma", "chatty", "one of plain, gemma"),
+    ],
+)
+def test_a_format_that_the_tokenizer_does_not_have(paths, family, name, message):
+    with pytest.raises(UserError, match=message):
+        vocabulary.load(paths[family], name)
+
+
+def test_bad_files_are_named(paths, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="tokenizer.json.*cannot be read"):
+        vocabulary.load(str(tmp_path))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="found neither"):
+        vocabulary.load(str(empty))
+    for name in ("one.model", "two.model"):
+        (empty / name).write_bytes(b"")
+    with pytest.raises(UserError, match="one.model, two.model"):
+        vocabulary.load(str(empty))
+    broken = write_tokenizer(tmp_path / "broken", "gemma")
+    (broken / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<bos>"})[:-3])
+    with pytest.raises(UserError, match="tokenizer_config.json is not valid JSON"):
+        vocabulary.load(str(broken))

@@ -1,0 +1,305 @@
+"""Models of transformers: ours compute what it computes, and what we cannot compute is refused."""
+
+import copy
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from tests.weights import families, published
+from vadapter import trees
+from vadapter.errors import UserError
+from vadapter.models import variants
+from vadapter.weights.architecture import recognise
+
+TOLERANCE = 1e-4
+ANCHORS = (
+    "model.embed_tokens.weight",
+    "vision_model.embeddings.patch_embedding.weight",
+    "embeddings.patch_embeddings.projection.weight",
+)
+
+
+def source(family, **changes):
+    settings = families.config(family)
+    return families.opened({**settings, **changes}, families.tensors(family))
+
+
+def described(settings, **extra):
+    """A source of which only config.json matters."""
+    return families.opened(settings, {name: np.zeros(1, np.float32) for name in ANCHORS}, **extra)
+
+
+@pytest.mark.parametrize("family", families.VISION)
+def test_patch_tokens_are_those_of_transformers(family):
+    config, params, _ = families.load(source(family), "vision")
+    golden = families.outputs(family)
+    ours = families.patches(config, params, golden["frames"])
+    np.testing.assert_allclose(ours, golden["patches"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", families.TEXT)
+def test_logits_and_text_are_those_of_transformers(family):
+    config, params, _ = families.load(source(family), "decoder")
+    golden = families.outputs(family)
+    tokens, mask, generated = golden["tokens"], golden["mask"], golden["generated"]
+    ours = families.logits(config, params, tokens, mask)
+    np.testing.assert_allclose(ours, golden["logits"], rtol=0, atol=TOLERANCE)
+    # Rows are padded on the left and on the right, and read by prefill and then token by token.
+    text = families.generate(config, params, tokens, mask, generated.shape[1])
+    np.testing.assert_array_equal(text, generated)
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("gemma2", {"window": 5}),
+        ("gemma2", {"attention_softcap": None}),
+        ("gemma2", {"query_scale": None}),
+        ("gemma3_text", {"window": 3}),
+        ("gemma3_text", {"rope_local_base": None}),
+        ("gemma3_text", {"rope_scaling": None}),
+        ("gemma3_text", {"attention_pattern": ("local", "global")}),
+        ("qwen2_window", {"attention_pattern": ("global",)}),
+        ("llama3", {"rope_scaling": None}),
+    ],
+)
+def test_the_golden_files_notice_a_wrong_setting(family, change):
+    config, params, _ = families.load(source(family), "decoder")
+    golden = families.outputs(family)
+    ours = families.logits(dataclasses.replace(config, **change), params, golden["tokens"], golden["mask"])
+    assert np.abs(ours - golden["logits"]).max() > 10 * TOLERANCE
+
+
+def test_gemma3_has_two_parts():
+    with pytest.raises(UserError, match=r"vision \(siglip\) and decoder \(gemma3\).*--part"):
+        recognise(source("gemma3"))
+    assert recognise(source("gemma3"), "vision").family == "siglip"
+    with pytest.raises(UserError, match="no decoder"):
+        recognise(source("siglip"), "decoder")
+    with pytest.raises(UserError, match="leave out --variant"):
+        recognise(source("siglip"), variant="siglip_b_16_224")
+
+
+# How the names of other versions of transformers, and of other classes, differ from those of the golden files.
+NAMES = {
+    "gemma3": [
+        (r"language_model\.model\.", "model.language_model."),
+        (r"vision_tower\.", "model.vision_tower.vision_model."),
+        (r"multi_modal", "model.multi_modal"),
+    ],
+    "qwen2": [(r"model\.", "")],
+    "siglip_vision": [("", "vision_model.")],
+    "clip_vision": [("", "vision_model.")],
+    "dinov2": [("", "dinov2.")],
+    "dinov2_with_registers": [
+        (r"(.*)\.attention\.attention\.(query|key|value)\b", lambda m: f"{m[1]}.attention.{m[2][0]}_proj"),
+        (r"(.*)\.attention\.output\.dense", r"\1.attention.o_proj"),
+    ],
+}
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_names_of_other_versions(family):
+    def renamed(name):
+        for pattern, new in NAMES[family]:
+            name = re.sub(f"^{pattern}", new, name)
+        return name
+
+    arrays = families.tensors(family)
+    other = {renamed(name): x for name, x in arrays.items()}
+    assert arrays.keys() != other.keys()
+    # What old versions also saved.
+    if family == "gemma3":
+        other["lm_head.weight"] = other["model.language_model.embed_tokens.weight"]
+    if family == "qwen2":
+        other["layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+    if family == "clip_vision":
+        other["vision_model.embeddings.position_ids"] = np.arange(17)[None]
+        other["visual_projection.weight"] = np.zeros((16, 32), np.float32)
+    if family == "dinov2":
+        other["classifier.weight"] = np.zeros((10, 64), np.float32)
+    for part in ("vision", "decoder") if family == "gemma3" else (None,):
+        wanted = families.load(families.opened(families.config(family), arrays), part)[1]
+        found = trees.flatten(families.load(families.opened(families.config(family), other), part)[1])
+        for path, x in trees.flatten(wanted).items():
+            np.testing.assert_array_equal(found[path], x, err_msg=path)
+
+
+def test_gate_and_up_of_the_giant_dinov2_may_be_two_tensors():
+    arrays = families.tensors("dinov2_giant")
+    wanted = families.load(families.opened(families.config("dinov2_giant"), arrays))[1]
+    for name in [name for name in arrays if ".weights_" in name]:
+        x = arrays.pop(name)
+        if "weights_out" in name:
+            arrays[name.replace("weights_out", "down_proj")] = x
+        else:
+            gate, up = np.split(x, 2)
+            arrays |= {name.replace("weights_in", "gate_proj"): gate, name.replace("weights_in", "up_proj"): up}
+    found = trees.flatten(families.load(families.opened(families.config("dinov2_giant"), arrays))[1])
+    for path, x in trees.flatten(wanted).items():
+        np.testing.assert_array_equal(found[path], x, err_msg=path)
+
+
+@pytest.mark.parametrize("name", published.DECODERS)
+def test_published_decoders_are_our_variants(name):
+    assert recognise(described(published.DECODERS[name]), "decoder").config == variants.decoder(name)
+
+
+@pytest.mark.parametrize("name", published.ENCODERS)
+def test_published_encoders_are_our_variants(name):
+    settings = published.ENCODERS[name]
+    anchor = ANCHORS[2 if "dino" in name else 1]
+    opened = families.opened(settings, {anchor: np.zeros(1, np.float32)})
+    assert recognise(opened, "vision").config == variants.encoder(name)
+
+
+def test_the_encoder_of_gemma3_is_so400m_at_896_pixels():
+    config = recognise(described(published.DECODERS["gemma3_4b"]), "vision").config
+    assert config == variants.encoder("so400m_14_224", image_size=896)
+
+
+def test_newer_files_nest_the_rotary_parameters():
+    old = families.config("gemma3_text")
+    new = {name: value for name, value in old.items() if not name.startswith(("rope", "sliding_window_pattern"))}
+    new["layer_types"] = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    new["layer_types"] = new["layer_types"][: old["num_hidden_layers"]]
+    new["rope_parameters"] = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    assert recognise(described(new)).config == recognise(described(old)).config
+
+    old = families.config("llama3")
+    new = {name: value for name, value in old.items() if not name.startswith("rope")}
+    new["rope_parameters"] = {**old["rope_scaling"], "rope_theta": old["rope_theta"]}
+    assert recognise(described(new)).config == recognise(described(old)).config
+
+
+def test_local_layers_are_where_layer_types_says():
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+    config = recognise(described({**families.config("qwen3"), "layer_types": kinds, "sliding_window": 8})).config
+    assert (config.local_layers, config.window) == ((False, True, True), 8)
+
+
+def test_pixels_are_normalised_as_the_processor_says():
+    settings = families.config("siglip_vision")
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+
+    def normalisation(**extra):
+        config = recognise(described(settings, **extra)).config
+        return config.mean, config.std
+
+    assert normalisation() == ((0.5,) * 3, (0.5,) * 3)
+    found = {"image_mean": mean, "image_std": std}
+    assert normalisation(preprocessor_config=found) == (tuple(mean), tuple(std))
+    assert normalisation(processor_config={"image_processor": found}) == (tuple(mean), tuple(std))
+    assert normalisation(preprocessor_config={**found, "do_normalize": False}) == ((0.0,) * 3, (1.0,) * 3)
+    with pytest.raises(UserError, match="three numbers"):
+        normalisation(preprocessor_config={"image_mean": [0.5]})
+    with pytest.raises(UserError, match="rescale_factor"):
+        normalisation(preprocessor_config={**found, "rescale_factor": 1 / 127.5})
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("llama3", {"model_type": "mistral"}, "'mistral'.*gemma3_text.*llama.*siglip"),
+        ("siglip", {"model_type": "siglip2"}, "NaFlex.*fixed resolution"),
+        ("llama3", {"quantization_config": {"bits": 4}}, "quantization_config.*not quantised"),
+        ("llama3", {"attention_bias": True}, "attention_bias to True"),
+        ("llama3", {"mlp_bias": True}, "mlp_bias to True"),
+        ("llama3", {"hidden_act": "mish"}, "hidden_act.*'mish'"),
+        ("llama3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llama3", {"hidden_size": "32"}, "whole number above 0 for hidden_size and found '32'"),
+        ("llama3", {"rope_scaling": {**families.config("llama3")["rope_scaling"], "mscale": 1}}, "mscale"),
+        ("qwen3", {"rope_scaling": YARN}, "rope_type and found 'yarn'"),
+        ("qwen3", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "found 'dynamic'"),
+        ("qwen2", {"dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk"),
+        ("gemma", {"hidden_act": "relu"}, "hidden_act to relu"),
+        ("qwen2_window", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "sliding window"),
+        ("qwen3", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 1e6}}, "each kind of layer"),
+        ("dinov2", {"qkv_bias": False}, "qkv_bias"),
+        ("dinov2", {"num_channels": 4}, "num_channels"),
+        ("siglip_vision", {"image_size": [30, 60]}, "square"),
+        ("siglip", {"vision_config": {"model_type": "vit"}}, "'siglip_vision_model' in vision_config"),
+    ],
+)
+def test_what_we_cannot_compute_is_refused(family, changes, message):
+    with pytest.raises(UserError, match=message):
+        recognise(source(family, **changes))
+
+
+def test_weights_of_another_model_are_refused():
+    with pytest.raises(UserError, match=r"named \.\.\.embed_tokens.weight"):
+        recognise(families.opened(families.config("llama3"), families.tensors("clip")))
+    with pytest.raises(UserError, match="config.json"):
+        recognise(families.opened(None, families.tensors("clip")))
+    arrays = families.tensors("qwen3")
+    arrays["model.layers.0.self_attn.o_proj.bias"] = np.zeros(32, np.float32)
+    with pytest.raises(UserError, match="(?s)unused.*o_proj.bias"):
+        families.load(families.opened(families.config("qwen3"), arrays))
+    untied = families.tensors("qwen3")
+    del untied["lm_head.weight"]
+    with pytest.raises(UserError, match="(?s)missing.*lm_head.weight"):
+        families.load(families.opened(families.config("qwen3"), untied))
+
+
+def test_a_written_folder_is_the_model(tmp_path):
+    from vadapter.weights.open import open_source
+
+    config, params, _ = families.load(open_source(str(families.write_folder("clip", tmp_path / "clip"))))
+    golden = families.outputs("clip")
+    ours = families.patches(config, params, golden["frames"])
+    np.testing.assert_allclose(ours, golden["patches"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def parity():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from tests.weights import parity
+
+    return parity
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_transformers_agrees_live(family, parity, tmp_path):
+    model = parity.load(family, families.write_folder(family, tmp_path))
+    golden = families.outputs(family)
+    theirs = copy.copy(golden)
+    if family in families.TEXT:
+        theirs |= parity.text_outputs(model, golden["tokens"], golden["mask"])
+    if family in families.VISION:
+        config = families.load(source(family), "vision")[0]
+        theirs |= parity.vision_outputs(model, config, golden["frames"])
+    for name, x in golden.items():
+        np.testing.assert_allclose(theirs[name], x, rtol=0, atol=TOLERANCE, err_msg=name)
+    apart, _, same = parity.compare(family, theirs)
+    assert apart < TOLERANCE
+    assert same in (None, 1.0)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", ["gemma3", "qwen3", "siglip", "dinov2_giant"])
+def test_what_save_pretrained_shards_is_read(family, parity, tmp_path):
+    from vadapter.weights.open import open_source
+
+    parity.load(family, families.write_folder(family, tmp_path / "one")).save_pretrained(
+        tmp_path / "shards", max_shard_size="20KB"
+    )
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    for part in ("vision", "decoder") if family == "gemma3" else (None,):
+        config, params, _ = families.load(open_source(str(tmp_path / "shards")), part)
+        wanted_config, wanted, _ = families.load(source(family), part)
+        assert config == wanted_config
+        for path, x in trees.flatten(wanted).items():
+            np.testing.assert_array_equal(trees.flatten(params)[path], x, err_msg=path)

@@ -1,0 +1,85 @@
+"""Configurations of models as JSON and back, for files that outlive the code that wrote them.
+
+A configuration is an object with the name of its `class` and all of its fields, the defaults too: a default that
+changes later does not change a model that was trained before.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vadapter.errors import UserError
+from vadapter.models.adapters import LMAdapterConfig, MlpConfig
+from vadapter.models.classifier import ClassifierConfig
+from vadapter.models.decoder import DecoderConfig
+from vadapter.models.positions import RopeScaling
+from vadapter.models.resampler import PerceiverConfig, PoolerConfig
+from vadapter.models.vit import ViTConfig
+from vadapter.models.vlm import VLMConfig
+
+CLASS = "class"  # a word of Python, so no field is called so
+_CLASSES = {
+    kind.__name__: kind
+    for kind in (
+        *(VLMConfig, ClassifierConfig, ViTConfig, DecoderConfig, RopeScaling),
+        *(MlpConfig, PerceiverConfig, PoolerConfig, LMAdapterConfig),
+    )
+}
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Returns a JSON-serialisable dict of a model's configuration.
+
+    Raises:
+        TypeError: it is none of the configurations of models, or holds something else than numbers, texts and these.
+    """
+    if type(config).__name__ not in _CLASSES:
+        raise TypeError(f"{type(config).__name__} is no configuration of a model")
+    fields = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return {CLASS: type(config).__name__, **fields}
+
+
+def from_json(record: Mapping[str, Any], where: str = "The record") -> Any:
+    """Returns the configuration that `to_json` was given: equal, and hashable.
+
+    A field that the record lacks has its default: an older version wrote it.
+
+    Args:
+        record: as `to_json` gives it.
+        where: what it was read from, for messages.
+
+    Raises:
+        UserError: a class or a field is unknown or missing, or the values do not fit one another.
+    """
+    if not isinstance(record, Mapping) or record.get(CLASS) not in _CLASSES:
+        found = record.get(CLASS) if isinstance(record, Mapping) else record
+        raise UserError(
+            f"{where} describes a model of the class {found!r}; this version of vadapter knows {', '.join(_CLASSES)}. "
+            "Was it written by a newer version? Install that one."
+        )
+    kind = _CLASSES[record[CLASS]]
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    values = {name: _value(value, where) for name, value in record.items() if name != CLASS}
+    if unknown := sorted(values.keys() - fields.keys()):
+        raise UserError(
+            f"{where} has {', '.join(unknown)} in its {record[CLASS]}, which this version of vadapter does not know. "
+            "Was it written by a newer version? Install that one."
+        )
+    needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in values]:
+        raise UserError(f"{where} lacks {', '.join(missing)} in its {record[CLASS]}. Use the file as it was written.")
+    return kind(**values)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return to_json(value)
+
+
+def _value(value: Any, where: str) -> Any:
+    if isinstance(value, list):
+        return tuple(_value(item, where) for item in value)
+    return from_json(value, where) if isinstance(value, Mapping) else value

@@ -1,16 +1,21 @@
 """Every shipped experiment resolves, and its training step has shapes that fit."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
 import pytest
 from flax import linen as nn
 
+from tests.data.tokenizer_files import write_tokenizer
 from vadapter import resources, trees
 from vadapter.cli import experiment
 from vadapter.cli.config import parse_gin
+from vadapter.errors import UserError
+from vadapter.models import variants
 from vadapter.models.vlm import VLMConfig
 from vadapter.training import freezing, initialize
+from vadapter.weights import gin_text
 
 EXPERIMENTS = sorted(path.name for path in (resources.folder("gin") / "experiments").glob("*.gin"))
 SAMPLE = resources.folder("data") / "samples" / "captions.jsonl"
@@ -19,17 +24,27 @@ SMALL_WORLD = ["train=8", "validation=8", "test=8", "video_train=8", "video_eval
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("scenes")
+    """A folder for the scenes, and folders of language models with a tokeniser, and of an encoder, as imported."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, variant in (("tiny", "qwen3_0.6b"), ("large", "gemma3_1b")):
+        write_tokenizer(folder / name / "tokenizer", "gemma")
+        for file, content in gin_text.gin_files(variants.decoder(variant), str(folder / name), "").items():
+            (folder / name / file).write_text(content)
+    (folder / "encoder").mkdir()
+    (content,) = gin_text.gin_files(variants.encoder("dinov2_s"), str(folder / "encoder"), "").values()
+    (folder / "encoder" / "encoder.gin").write_text(content)
+    return folder
 
 
 def resolve(name: str, data_dir: Path) -> experiment.Experiment:
     text = (resources.folder("gin") / "experiments" / name).read_text()
-    values = {"MODEL_DIR": "run", "DATA_DIR": str(data_dir), "TRAIN_JSONL": str(SAMPLE)}
-    values |= {run: f"runs/{run}" for run in ("ENCODER_RUN", "TINY_RUN", "LARGE_RUN", "STAGE1_RUN")}
+    values = {"MODEL_DIR": "run", "DATA_DIR": str(data_dir), "TRAIN_JSONL": str(SAMPLE), "STAGE1_RUN": "runs/stage1"}
+    values |= {f"{run.upper()}_RUN": str(data_dir / run) for run in ("encoder", "tiny", "large")}
     bindings = [f"{macro}={value!r}" for macro, value in values.items() if f"--gin.{macro}=" in text]
+    imported = [data_dir / part / f"{part}.gin" for part in ("encoder", "tiny", "large") if f"/{part}.gin" in text]
     experiment.register()
     world = [f"ScenesConfig.{field}" for field in SMALL_WORLD] if "DATA_DIR" in text else ["jsonl_task.holdout=0.5"]
-    parse_gin([f"experiments/{name}"], [*bindings, *world, "BATCH_SIZE=8"])
+    parse_gin([f"experiments/{name}", *map(str, imported)], [*bindings, *world, "BATCH_SIZE=8"])
     return experiment.configured()
 
 
@@ -56,6 +71,11 @@ def test_experiment_resolves_and_its_step_has_shapes(name, data_dir):
         ("scenes_stage1.gin", "scenes_paper.gin"),
         ("own_stage1.gin", "own_stage2.gin"),
         ("paper_stage1_vitg.gin", "paper_stage2_vitg_8b.gin"),
+        ("open_stage1.gin", "open_stage2.gin"),
+        ("siglip2_gemma3_stage1.gin", "siglip2_gemma3_stage2_4b.gin"),
+        ("siglip2_gemma3_stage1.gin", "siglip2_gemma3_stage2_12b.gin"),
+        ("siglip_qwen3_stage1.gin", "siglip_qwen3_stage2_8b.gin"),
+        ("clip_llama3_stage1.gin", "clip_llama3_stage2_8b.gin"),
     ],
 )
 def test_what_stage_1_hands_over_fits_stage_2(stage1, stage2, data_dir):
@@ -78,3 +98,28 @@ def test_the_paper_scale_recipe_is_the_paper_s(data_dir):
     assert 115e6 < count["adapter"] < 145e6  # the paper trains 130M
     assert 0.9e9 < count["encoder"] < 1.1e9
     assert 9.2e9 < count["decoder"] < 10.2e9
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "frozen"),
+    [
+        ("siglip2_gemma3_stage1.gin", 269e6, 0.413e9),
+        ("siglip2_gemma3_stage2_4b.gin", 103e6, 4.29e9),
+        ("siglip2_gemma3_stage2_12b.gin", 104e6, 12.18e9),
+        ("siglip_qwen3_stage2_8b.gin", 446e6, 8.60e9),
+        ("clip_llama3_stage2_8b.gin", 984e6, 8.33e9),
+    ],
+)
+def test_the_recipes_on_open_weights_have_the_documented_sizes(name, trained, frozen, data_dir):
+    config = resolve(name, data_dir)
+    parts = freezing.partition(nn.unbox(experiment.Parts(config).abstract), config.train.trainable)
+    sizes = [sum(x.size for x in trees.flatten(part).values()) for part in parts]
+    assert sizes == [pytest.approx(trained, rel=0.01), pytest.approx(frozen, rel=0.01)]
+
+
+def test_a_tokeniser_larger_than_the_decoder_s_table_is_refused(data_dir):
+    config = resolve("siglip2_gemma3_stage1.gin", data_dir)
+    decoder = dataclasses.replace(config.model.decoder, vocab_size=64)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
+    with pytest.raises(UserError, match="64 rows.*VOCABULARY"):
+        _ = experiment.Parts(config).loader

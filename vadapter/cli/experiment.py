@@ -133,9 +133,20 @@ class Parts:
         return self.make_loader(self.experiment.data)
 
     def make_loader(self, data: LoaderConfig) -> Loader:
-        """Makes a loader whose sizes are the model's. Raises `UserError` if its batch does not fit the mesh."""
+        """Makes a loader whose sizes are the model's.
+
+        Raises:
+            UserError: its batch does not fit the mesh, or its vocabulary not the decoder's table.
+        """
         self.partitioner.check_rows(data.batch_size)
-        return Loader(for_model(data, self.experiment.model), jax.process_index(), jax.process_count())
+        model = self.experiment.model
+        loader = Loader(for_model(data, model), jax.process_index(), jax.process_count())
+        if isinstance(model, vlm.VLMConfig) and loader.vocabulary.vocab_size > model.decoder.vocab_size:
+            raise UserError(
+                f"{loader.vocabulary} has ids up to {loader.vocabulary.vocab_size - 1}; the decoder's table has "
+                f"{model.decoder.vocab_size} rows. Give the tokenizer that belongs to the decoder (VOCABULARY)."
+            )
+        return loader
 
     @functools.cached_property
     def example(self) -> Any:

@@ -38,7 +38,7 @@ class Trained:
     params: Any
     partitioner: Partitioner
     text: Text
-    vocabulary: vocabularies.Text
+    vocabulary: vocabularies.TextVocabulary
     data: LoaderConfig
 
     def prompt(self, question: bool, video: bool) -> str:
@@ -100,7 +100,7 @@ def runnable(config: Any) -> Any:
     return dataclasses.replace(config, **parts)
 
 
-def find_vocabulary(text: Text, folder: str, others: Iterable[str] = ()) -> vocabularies.Text:
+def find_vocabulary(text: Text, folder: str, others: Iterable[str] = ()) -> vocabularies.TextVocabulary:
     """Opens the vocabulary that a model was trained with.
 
     Args:
@@ -125,7 +125,7 @@ def find_vocabulary(text: Text, folder: str, others: Iterable[str] = ()) -> voca
     return vocabularies.load(same[0], text.prompt_format)
 
 
-def eos_id(vocabulary: vocabularies.Text) -> int:
+def eos_id(vocabulary: vocabularies.TextVocabulary) -> int:
     """Returns the id that ends a text. Raises `UserError` where there is none: then nothing would end."""
     if vocabulary.eos_id is None:
         raise UserError(f"Expected a vocabulary with an end token; {vocabulary} has none. Train with another one.")

@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
     )
     for path in args.media:
         prompt = args.prompt or trained.prompt(bool(args.question), video.is_video(path))
-        batch = request(path, trained.data, vocabulary, prompt, args.question, partitioner.batch_ways)
+        rows = partitioner.batch_ways
+        batch = request(path, trained.data, vocabulary, prompt, args.question, rows, trained.resize)
         ids = generate(trained.params, partitioner.put_batch(batch))
-        text = vocabulary.decode([int(i) for i in ids[0] if i]).strip()
+        text = vocabulary.decode(ids[0]).strip()
         print(f"{path}: {text}" if len(args.media) > 1 else text)

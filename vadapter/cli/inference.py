@@ -32,6 +32,7 @@ class Trained:
         text: what it reads and writes.
         vocabulary: of the text.
         data: lengths and sizes of a row.
+        resize: how pictures became square in training.
     """
 
     model: VLM
@@ -40,6 +41,7 @@ class Trained:
     text: Text
     vocabulary: vocabularies.TextVocabulary
     data: LoaderConfig
+    resize: str
 
     def prompt(self, question: bool, video: bool) -> str:
         """Returns the template that the model was trained on, or else the name of the shipped one."""
@@ -58,7 +60,7 @@ def of_run(model_dir: str, step: int | None, partitioner: Partitioner) -> Traine
     model, text = _speaker(description, model_dir)
     vocabulary = find_vocabulary(text, model_dir)
     restored = initialize.restore(model_dir, abstract_params(model, example(model.config)), partitioner, step)
-    return _trained(model, restored.params, partitioner, text, vocabulary)
+    return _trained(model, restored.params, partitioner, description, vocabulary)
 
 
 def of_bundle(opened: bundled.Opened, partitioner: Partitioner) -> Trained:
@@ -71,7 +73,7 @@ def of_bundle(opened: bundled.Opened, partitioner: Partitioner) -> Trained:
     model, text = _speaker(opened.bundle.description, folder)
     vocabulary = find_vocabulary(text, folder, [reference.path for reference in opened.references])
     params = opened.params(abstract_params(model, example(model.config)), partitioner)
-    return _trained(model, params, partitioner, text, vocabulary)
+    return _trained(model, params, partitioner, opened.bundle.description, vocabulary)
 
 
 def _speaker(description: Description, where: str) -> tuple[VLM, Text]:
@@ -81,9 +83,12 @@ def _speaker(description: Description, where: str) -> tuple[VLM, Text]:
     return VLM(runnable(model)), text
 
 
-def _trained(model: VLM, params: Any, partitioner: Partitioner, text: Text, vocabulary: Any) -> Trained:
-    sizes = for_model(LoaderConfig(lengths=text.lengths), model.config)
-    return Trained(model, params, partitioner, text, vocabulary, sizes)
+def _trained(
+    model: VLM, params: Any, partitioner: Partitioner, description: Description, vocabulary: vocabularies.TextVocabulary
+) -> Trained:
+    assert description.text is not None
+    sizes = for_model(LoaderConfig(lengths=description.text.lengths), model.config)
+    return Trained(model, params, partitioner, description.text, vocabulary, sizes, description.resize)
 
 
 def runnable(config: Any) -> Any:

@@ -1,6 +1,5 @@
 """What a mixture does to text and pictures, for the record of a trained model."""
 
-import inspect
 from typing import Any
 
 import seqio
@@ -34,11 +33,9 @@ def describe(mixture: str) -> dict[str, Any]:
     }
     for task in tasks:
         for step in task.preprocessors:
-            made = inspect.getclosurevars(step).nonlocals  # of `preprocessors._map`: the function and its settings
-            asking = getattr(made.get("function"), "__name__", "")
-            if asking in _ASKING:
+            if (asking := step.__name__) in _ASKING:
                 question = asking == "question"
                 name = f"{getattr(task.output_features['media'], 'kind', 'image')}_question" if question else "caption"
-                template = prompts.resolve(made["settings"].get("prompt", _ASKING[asking]), question)
+                template = prompts.resolve(step.settings.get("prompt", _ASKING[asking]), question)
                 found["prompts"].setdefault(name, template)
     return found

@@ -48,6 +48,8 @@ def _map(function: Callable[..., Example]) -> Callable[..., Preprocessor]:
         def preprocess(dataset: tf.data.Dataset, output_features: Features) -> tf.data.Dataset:
             return dataset.map(lambda ex: function(dict(ex), output_features, **settings))
 
+        # For the record of a trained model (`description`).
+        preprocess.__name__, preprocess.settings = factory.__name__, settings  # type: ignore[attr-defined]
         return preprocess
 
     factory.__name__ = factory.__qualname__ = function.__name__.strip("_")

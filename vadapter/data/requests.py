@@ -16,15 +16,15 @@ from vadapter.data.vocabulary import TextVocabulary
 from vadapter.errors import UserError
 
 
-def load_media(path: str, image_size: int, num_frames: int) -> np.ndarray:
+def load_media(path: str, image_size: int, num_frames: int, resize: str = "stretch") -> np.ndarray:
     """Reads an image (F = 1) or a video (F = num_frames) as uint8 [F, h, w, 3].
 
     Raises:
         UserError: the file is missing or cannot be decoded.
     """
     if Path(path).suffix.lower() in video.SUFFIXES:
-        return video.load(path, num_frames, image_size)
-    return images.load(path, image_size)[None]
+        return video.load(path, num_frames, image_size, resize)
+    return images.load(path, image_size, resize)[None]
 
 
 def prompt_ids(vocabulary: TextVocabulary, prompt: str, question: str | None) -> list[int]:
@@ -44,7 +44,13 @@ def prompt_ids(vocabulary: TextVocabulary, prompt: str, question: str | None) ->
 
 
 def request(
-    path: str, config: LoaderConfig, vocabulary: TextVocabulary, prompt: str, question: str | None, rows: int
+    path: str,
+    config: LoaderConfig,
+    vocabulary: TextVocabulary,
+    prompt: str,
+    question: str | None,
+    rows: int,
+    resize: str = "stretch",
 ) -> Batch:
     """Makes a batch that asks the same of one file in each row.
 
@@ -55,11 +61,12 @@ def request(
         prompt: see `prompt_ids`.
         question: see `prompt_ids`.
         rows: copies, for meshes that split the batch.
+        resize: how the picture becomes square, see `images.resize`; as in the model's training.
 
     Raises:
         UserError: the file is bad, or the prompt is longer than the model's `inputs`.
     """
-    media = load_media(path, config.image_size, config.num_frames)
+    media = load_media(path, config.image_size, config.num_frames, resize)
     tokens = config.num_visual_tokens
     visual = tokens[len(media)] if isinstance(tokens, Mapping) else tokens
     converter = VLMFeatureConverter(visual, vocabulary.bos_id, for_decoding=True)
@@ -73,7 +80,7 @@ def request(
     if cut := int(row.pop("truncated")):
         raise UserError(
             f"The prompt has {len(ids)} tokens with the start token; the model reads {config.lengths['inputs']}, so "
-            f"{cut} do not fit. Shorten the prompt or question, or set a longer 'inputs' in TASK_FEATURE_LENGTHS."
+            f"{cut} do not fit. Shorten the prompt or question, or train with longer 'inputs' (TASK_FEATURE_LENGTHS)."
         )
     arrays: dict[str, Any] = {k: np.repeat(v.numpy()[None], rows, axis=0) for k, v in row.items()}
     return Batch(**arrays)

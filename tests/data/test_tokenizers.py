@@ -7,12 +7,8 @@ import tensorflow as tf
 
 from tests.data.tokenizer_files import write_sentencepiece, write_tokenizer
 from vadapter.data import preprocessors, requests, vocabulary
-from vadapter.data.config import LoaderConfig
-from vadapter.data.loader import Loader
 from vadapter.data.preprocessors import MEDIA_ID
-from vadapter.data.tasks import jsonl_task
 from vadapter.errors import UserError
-from vadapter.resources import folder
 
 FAMILIES = ["gemma", "llama2", "qwen", "llama3", "gemma.model", "llama2.model"]
 TEXTS = [
@@ -119,15 +115,11 @@ def test_an_imported_folder_has_its_tokenizer_inside(paths, tmp_path, family):
             "<|eot_id|>|<|start_header_id|>|assistant|<|end_header_id|>|\n\n",
             "<|eot_id|>",
         ),
-        ("llama2", "llama2", "llama2", "[INST] ", " [/INST]", "</s>"),
+        ("llama2", "llama2", "llama2", "[INST]", " [/INST]", "</s>"),
     ],
 )
 def test_turns_of_the_official_templates(paths, family, name, found, before, between, end):
     words = vocabulary.load(paths[family], name)
-
-    def written(parts: str) -> list[int]:
-        known = [(part, words.token_id(part)) for part in parts.split("|")] if "<" in parts else [(parts, None)]
-        return [i for part, one in known for i in (words.more(part) if one is None else [one])]
 
     def unbarred(text: str) -> str:  # the names of some tokens have bars themselves
         for token in words.format.tokens:
@@ -158,29 +150,6 @@ def test_an_answer_follows_a_plain_prompt_after_a_space_and_a_chat_without(paths
     assert ids == [*plain.more(" a red ring"), plain.token_id("<eos>")]
     ids = preprocessors.target_ids(chat, answer).numpy().tolist()
     assert ids == [*chat.more("a red ring"), chat.token_id("<end_of_turn>")]
-
-
-@pytest.mark.parametrize(("family", "name"), [("gemma", "chat"), ("qwen", "plain"), ("llama3", "chat")])
-def test_a_row_of_a_user_s_photographs(paths, family, name):
-    samples = folder("data") / "samples" / "captions.jsonl"
-    task = jsonl_task(train=str(samples), vocabulary=paths[family], prompt_format=name, holdout=0.3)
-    config = LoaderConfig(task, batch_size=4, lengths={"inputs": 128, "targets": 128}, num_visual_tokens=2)
-    loader = Loader(config)
-    words = loader.vocabulary
-    assert loader.eos_id == words.eos_id
-    batches = loader.batches(0)
-    batch = next(batches)
-    batches.close()
-    for tokens, media, segments in zip(batch.tokens, batch.media_index, batch.segment_ids, strict=True):
-        row = [MEDIA_ID if m >= 0 else int(t) for t, m, s in zip(tokens, media, segments, strict=True) if s]
-        assert row.count(MEDIA_ID) == 2
-        at = row.index(MEDIA_ID)
-        assert row[0] == words.bos_id
-        assert row[-1] == words.eos_id
-        shape = words.head("Describe the following:"), words.head("Answer in one word.")
-        assert row[1:at] in shape or words.decode(row[1:at])
-        between = words.symbols(words.format.between)
-        assert name == "plain" or any(row[i : i + len(between)] == between for i in range(at, len(row)))
 
 
 def test_a_request_is_written_as_the_training_rows_are(paths):

@@ -141,9 +141,9 @@ class Parts:
         self.partitioner.check_rows(data.batch_size)
         model = self.experiment.model
         loader = Loader(for_model(data, model), jax.process_index(), jax.process_count())
-        if isinstance(model, vlm.VLMConfig) and loader.vocabulary.vocab_size > model.decoder.vocab_size:
+        if isinstance(model, vlm.VLMConfig) and loader.vocabulary.rows > model.decoder.vocab_size:
             raise UserError(
-                f"{loader.vocabulary} has ids up to {loader.vocabulary.vocab_size - 1}; the decoder's table has "
+                f"{loader.vocabulary} has ids up to {loader.vocabulary.rows - 1}; the decoder's table has "
                 f"{model.decoder.vocab_size} rows. Give the tokenizer that belongs to the decoder (VOCABULARY)."
             )
         return loader

@@ -67,5 +67,5 @@ def run(args: argparse.Namespace) -> None:
         rows = partitioner.batch_ways
         batch = request(path, trained.data, vocabulary, prompt, args.question, rows, trained.resize)
         ids = generate(trained.params, partitioner.put_batch(batch))
-        text = vocabulary.decode(ids[0]).strip()
+        text = vocabulary.decode(ids[0].tolist()).strip()
         print(f"{path}: {text}" if len(args.media) > 1 else text)

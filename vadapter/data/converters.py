@@ -17,12 +17,12 @@ class VLMFeatureConverter(seqio.FeatureConverter):
 
         [bos] prompt before <visual tokens, R a medium> prompt after | targets, eos last | padding
 
-    Every row begins with bos (the pad id, where the vocabulary has no bos); that slot counts among `inputs`. The
+    Every row begins with the vocabulary's `bos_id` (0 where there is none); that slot counts among `inputs`. The
     lengths are fixed: T = inputs + M * R + targets and L = targets. A row for decoding ends where its targets would
     begin, so there T = inputs + M * R.
 
-    Text that is too long is cut at its end, prompts after the visual tokens; a visual token never is. The feature
-    `truncated` says how many tokens were cut.
+    Text that is too long is cut at its end, prompts after the visual tokens and before the tokens that close them; a
+    visual token never is. The feature `truncated` says how many tokens were cut.
 
     `task_feature_lengths` has `inputs`, `targets` and `media`, the shape (M, F, h, w, 3).
     """
@@ -48,18 +48,21 @@ class VLMFeatureConverter(seqio.FeatureConverter):
         bos_id: int | None = None,
         for_decoding: bool = False,
         passthrough: Mapping[str, tf.TensorSpec] | None = None,
+        closing: int = 0,
     ):
         """Args:
         num_visual_tokens: R.
         bos_id: id of the first slot; None or negative is 0, the pad id.
         for_decoding: rows hold prompts only. Targets are kept, without weight.
         passthrough: specs of features to keep as they are.
+        closing: tokens at the end of a prompt that are kept when it is cut: what ends a turn of a chat.
         """
         specs = {k: _Spec(dtype=s.dtype, rank=s.shape.rank) for k, s in (passthrough or {}).items()}
         # seqio's own length check would count the marker of a medium as one token.
         super().__init__(pack=False, apply_length_check=False, bos_id=max(bos_id or 0, 0), passthrough_features=specs)
         self._num_visual_tokens = num_visual_tokens
         self._for_decoding = for_decoding
+        self._closing = closing
 
     def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping) -> tf.data.Dataset:
         lengths = dict(task_feature_lengths)
@@ -98,7 +101,9 @@ class VLMFeatureConverter(seqio.FeatureConverter):
         """Returns the prompt with bos and each marker widened to R slots of `MEDIA_ID`, how many tokens were cut."""
         inputs = tf.concat([[self.bos_id], inputs], 0)
         marker = tf.equal(inputs, MEDIA_ID)
-        keep = marker | (tf.cumsum(tf.cast(tf.logical_not(marker), tf.int32)) <= room)
+        ordinal = tf.cumsum(tf.cast(tf.logical_not(marker), tf.int32))
+        closing = min(self._closing, room - 1)
+        keep = marker | (ordinal <= room - closing) | (ordinal > ordinal[-1] - closing)
         cut = tf.size(inputs) - tf.math.count_nonzero(keep, dtype=tf.int32)
         repeats = tf.where(marker, self._num_visual_tokens, 1)
         return tf.repeat(tf.boolean_mask(inputs, keep), tf.boolean_mask(repeats, keep)), cut

@@ -22,7 +22,7 @@ class Format:
         between: between prompt and answer.
         end: token that ends an answer; None is the vocabulary's end token.
         known_by: tokens that only vocabularies of this family have; none for formats that must be named.
-        space: an answer is preceded by a space, as a word that follows the prompt.
+        space: what follows `before` and `between` is preceded by a space, as a word of the same text.
         tokens: special tokens in `before`, `between` and `end`.
     """
 
@@ -79,7 +79,7 @@ FORMATS: Mapping[str, Format] = {
             tokens=_HEADER,
         ),
         # Its turns are ordinary text, so nothing in a vocabulary tells it from a plain one.
-        Format("llama2", "[INST] ", " [/INST]", space=True),
+        Format("llama2", "[INST]", " [/INST]", space=True),
     )
 }
 

@@ -164,8 +164,9 @@ class Loader:
         if group.labelled:
             wanted = ("media", "labels", *passthrough)
             return ds.map(lambda ex: {k: ex[k] for k in wanted})
+        vocabulary: Any = task.output_features["targets"].vocabulary
         converter = VLMFeatureConverter(
-            self._visual_tokens(group), task.output_features["targets"].vocabulary.bos_id, for_decoding, passthrough
+            self._visual_tokens(group), vocabulary.bos_id, for_decoding, passthrough, len(vocabulary.tail(""))
         )
         lengths |= dict.fromkeys(passthrough, 1)
         return converter(ds, lengths)

@@ -7,6 +7,7 @@ visual tokens. They keep one example per record, choose by the record's `choice`
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -79,6 +80,11 @@ def _prompted(
     return {**example, "prompt": prompt, "inputs": inputs, "targets": target_ids(vocabulary, target)}
 
 
+def _vocabulary(features: Features) -> TextVocabulary:
+    found: Any = features["targets"].vocabulary
+    return found
+
+
 def _eos(vocabulary: TextVocabulary) -> tf.Tensor:
     if vocabulary.eos_id is None:
         raise UserError(f"Expected a vocabulary with an end-of-text id; {vocabulary} has none. Choose another one.")
@@ -100,7 +106,7 @@ def caption(example: Example, features: Features, *, prompt: str = "caption", fi
     references = example.pop("captions")
     empty = {"question": tf.constant(""), "answers": tf.zeros([0], tf.string)}
     example = {**example, **empty, "references": references}
-    return _prompted(example, template, None, _pick(example, references[:first]), features["targets"].vocabulary)
+    return _prompted(example, template, None, _pick(example, references[:first]), _vocabulary(features))
 
 
 @_map
@@ -120,14 +126,14 @@ def question(example: Example, features: Features, *, prompt: str = "image_quest
         example["question_type"] = _pick(example, example.pop("question_types"))
     bare = tf.strings.regex_replace(tf.strings.strip(text), r"\s*\?*\s*$", "")
     example = {**example, "question": bare, "answers": answers, "references": answers}
-    return _prompted(example, template, bare, _pick(example, answers), features["targets"].vocabulary)
+    return _prompted(example, template, bare, _pick(example, answers), _vocabulary(features))
 
 
 @_map
 def document(example: Example, features: Features, *, key: str = "text") -> Example:
     """A text document, all of it to be predicted: no prompt and no media."""
     text = example.pop(key)
-    vocabulary = features["targets"].vocabulary
+    vocabulary = _vocabulary(features)
     ids = vocabulary.encode_tf(text)
     return {
         **example,

@@ -69,7 +69,7 @@ def request(
     media = load_media(path, config.image_size, config.num_frames, resize)
     tokens = config.num_visual_tokens
     visual = tokens[len(media)] if isinstance(tokens, Mapping) else tokens
-    converter = VLMFeatureConverter(visual, vocabulary.bos_id, for_decoding=True)
+    converter = VLMFeatureConverter(visual, vocabulary.bos_id, for_decoding=True, closing=len(vocabulary.tail("")))
     ids = prompt_ids(vocabulary, prompt, question)
     example = {
         "inputs": tf.constant(ids, tf.int32),

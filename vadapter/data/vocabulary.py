@@ -30,7 +30,7 @@ _BOS = ("<bos>", "<s>", "<|begin_of_text|>")
 _EOS = ("<eos>", "</s>", "<|end_of_text|>", "<|endoftext|>")
 # Families without a start token begin a row with the token that parted their documents in pretraining.
 _SEPARATOR = ("<|endoftext|>",)
-_SPACES = "\u2581\u0120"  # how SentencePiece and byte-level tokenisers write a space
+_SPACES = ("\u2581", "\u0120")  # how SentencePiece and byte-level tokenisers write a space
 
 
 class TextVocabulary(seqio.Vocabulary):
@@ -48,6 +48,9 @@ class TextVocabulary(seqio.Vocabulary):
     def __init__(self, path: str, prompt_format: str):
         super().__init__()
         self.path = path
+        # Some libraries find these in any text: user-defined pieces, and added tokens that are not special.
+        turns = {token for f in formats.FORMATS.values() for token in f.tokens}
+        self._guarded = sorted(token for token in turns if self.token_id(token) in self._library_ids(token))
         self.format = formats.choose(prompt_format, lambda token: self.token_id(token) is not None, str(self))
 
     @property
@@ -61,8 +64,8 @@ class TextVocabulary(seqio.Vocabulary):
         """Returns the id of a token, or None if there is none."""
         raise NotImplementedError
 
-    def _ids(self, text: str) -> list[int]:
-        """Encodes text that is no special token, whatever it looks like."""
+    def _library_ids(self, text: str) -> list[int]:
+        """Encodes text as the library does, without start and end tokens."""
         raise NotImplementedError
 
     def _token(self, i: int) -> str:
@@ -92,14 +95,20 @@ class TextVocabulary(seqio.Vocabulary):
     def unk_id(self) -> int | None:
         return None
 
+    @property
+    def rows(self) -> int:
+        """Rows that a decoder's table needs for what is encoded here; `vocab_size` may be larger."""
+        return self.vocab_size
+
     def _encode(self, s: str) -> Sequence[int]:
         return self._ids(s)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids up to the end token. Negative ids, and those that a larger table has, are nothing."""
         kept: list[int] = []
+        ends = {self.eos_id, self._special[1]}  # a model may end a turn with the end of the text
         for i in map(int, ids):
-            if i == self.eos_id:
+            if i in ends:
                 break
             if 0 <= i < self.vocab_size:
                 kept.append(i)
@@ -109,7 +118,10 @@ class TextVocabulary(seqio.Vocabulary):
         return self.decode(ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        return self._in_python(self._ids, s)
+        text = tf.convert_to_tensor(s)
+        if text.shape.rank:
+            return tf.map_fn(self._encode_tf, text, fn_output_signature=tf.RaggedTensorSpec([None], tf.int32))
+        return self._in_python(self._ids, text)
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
         return tf.numpy_function(lambda x: self.decode(x).encode(), [ids], tf.string, stateful=False)
@@ -119,6 +131,14 @@ class TextVocabulary(seqio.Vocabulary):
 
     def __hash__(self) -> int:
         return hash((self.path, self.format))
+
+    def _ids(self, text: str) -> list[int]:
+        """Encodes text that is no special token, whatever it looks like."""
+        for token in self._guarded:
+            if token in text:
+                before, after = text.split(token, 1)
+                return [*self._ids(before + token[0]), *self.more(token[1:] + after)]
+        return self._library_ids(text)
 
     # Parts of a row.
 
@@ -133,7 +153,7 @@ class TextVocabulary(seqio.Vocabulary):
         """
         if not text or not self._puts_space:
             return self._ids(text)
-        if text.startswith(" "):
+        if text.startswith(" ") and text != " ":
             return self._ids(text[1:])
         start = self._ids("\n")
         whole = self._ids("\n" + text)
@@ -157,6 +177,8 @@ class TextVocabulary(seqio.Vocabulary):
     def head(self, before: str) -> list[int]:
         """Returns the ids of a prompt's text before the visual tokens."""
         opening = self.symbols(self.format.before, first=True)
+        if opening and before and self.format.space:
+            before = f" {before}"
         return [*opening, *(self.more(before) if opening else self.first(before))]
 
     def tail(self, after: str) -> list[int]:
@@ -173,7 +195,8 @@ class TextVocabulary(seqio.Vocabulary):
 
     @functools.cached_property
     def _puts_space(self) -> bool:
-        return self._token(self._ids("x")[0])[0] in _SPACES
+        ids = self._library_ids("x")
+        return bool(ids) and self._token(ids[0]).startswith(_SPACES)
 
     def _in_python(self, encode: Any, text: tf.Tensor) -> tf.Tensor:
         def call(text: Any) -> np.ndarray:
@@ -194,9 +217,6 @@ class SentencePieceVocabulary(TextVocabulary):
             self._processor: sentencepiece.SentencePieceProcessor = self._graph.tokenizer
         except Exception as e:  # the library raises several types
             raise UserError(f"Expected a SentencePiece model in {file}; it cannot be read as one ({e}).") from e
-        # User-defined pieces are found in any text; those of a chat must not be.
-        turns = {token for f in formats.FORMATS.values() for token in f.tokens}
-        self._guarded = sorted(token for token in turns if self.token_id(token) is not None)
         super().__init__(path, prompt_format)
 
     def __str__(self) -> str:
@@ -221,11 +241,7 @@ class SentencePieceVocabulary(TextVocabulary):
     def _token(self, i: int) -> str:
         return self._processor.id_to_piece(i)
 
-    def _ids(self, text: str) -> list[int]:
-        for token in self._guarded:
-            if token in text:
-                before, after = text.split(token, 1)
-                return [i for part in (before + token[0], token[1:] + after) for i in self._ids(part)]
+    def _library_ids(self, text: str) -> list[int]:
         return self._processor.encode(text)
 
     def _text(self, ids: list[int]) -> str:
@@ -264,6 +280,14 @@ class TokenizerVocabulary(TextVocabulary):
         return self._size
 
     @functools.cached_property
+    def rows(self) -> int:
+        # No text becomes a special token, so some may lie behind the table: Gemma 3's `<image_soft_token>` does.
+        special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        plain = {i for i in self._tokenizer.get_vocab(with_added_tokens=True).values() if i not in special}
+        written = (self.bos_id, self.eos_id, *map(self.token_id, self.format.tokens))
+        return 1 + max(plain.union(i for i in written if i is not None))
+
+    @functools.cached_property
     def _special(self) -> tuple[int | None, int | None]:
         bos = self._first_of(self._named.get("bos_token"), *_BOS, *_SEPARATOR)
         return bos, self._first_of(self._named.get("eos_token"), *_EOS)
@@ -278,7 +302,7 @@ class TokenizerVocabulary(TextVocabulary):
     def _token(self, i: int) -> str:
         return self._tokenizer.id_to_token(i) or ""
 
-    def _ids(self, text: str) -> list[int]:
+    def _library_ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def _text(self, ids: list[int]) -> str:
@@ -300,7 +324,7 @@ def _named_tokens(folder: Path) -> dict[str, str]:
         except ValueError as e:
             raise UserError(f"{folder / name} is not valid JSON: {e}. Use the file as it was published.") from e
         for key in ("bos_token", "eos_token"):
-            value = settings.get(key)
+            value = settings.get(key) if isinstance(settings, dict) else None
             value = value.get("content") if isinstance(value, dict) else value
             if isinstance(value, str):
                 named[key] = value

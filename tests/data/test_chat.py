@@ -1,0 +1,118 @@
+"""A user's questions as the turns of a chat: whole rows, in words."""
+
+import json
+
+import pytest
+import tokenizers
+
+from tests.data.files import picture
+from tests.data.tokenizer_files import write_tokenizer
+from vadapter.data import vocabulary
+from vadapter.data.config import LoaderConfig
+from vadapter.data.loader import Loader
+from vadapter.data.requests import request
+from vadapter.data.tasks import jsonl_task
+
+PROMPT = "See <media> . Question : <question> ? Answer:"
+ROWS = {
+    "gemma": (
+        "<bos><start_of_turn>user\nSee",
+        " . Question : what is it ? Answer:<end_of_turn>\n<start_of_turn>model\n",
+        "a red ring !<end_of_turn>",
+    ),
+    "qwen": (
+        "<|endoftext|><|im_start|>user\nSee",
+        " . Question : what is it ? Answer:<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        "a red ring !<|im_end|>",
+    ),
+    "llama3": (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nSee",
+        " . Question : what is it ? Answer:<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "a red ring !<|eot_id|>",
+    ),
+}
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """A picture with one question, in a JSONL file."""
+    record = {"image": picture(tmp_path / "a.png").name, "question": "what is it?", "answers": ["a red ring !"]}
+    (tmp_path / "all.jsonl").write_text(json.dumps(record))
+    return tmp_path
+
+
+def chat_loader(folder, family, **lengths):
+    write_tokenizer(folder / family, family)
+    files = dict.fromkeys(("train", "validation"), str(folder / "all.jsonl"))
+    settings = {"question_prompt": PROMPT, "vocabulary": str(folder / family), "prompt_format": "chat"}
+    mixture = jsonl_task("chats", **files, **settings)
+    lengths = {"inputs": 96, "targets": 32, **lengths}
+    return Loader(LoaderConfig(mixture, "validation", 1, lengths, num_visual_tokens=2, image_size=16))
+
+
+def written(folder, family, batch):
+    """A row in words: before the visual tokens, after them, and its targets."""
+    words = tokenizers.Tokenizer.from_file(str(folder / family / "tokenizer.json"))
+    used = batch.segment_ids[0] > 0
+    tokens, visual = batch.tokens[0][used], batch.media_index[0][used] >= 0
+    start, end = visual.argmax(), len(visual) - visual[::-1].argmax()
+    assert visual[start:end].all() and end - start == 2
+    targets = batch.target_ids[0][batch.target_weights[0] > 0]
+    prompt = tokens[end : len(tokens) - len(targets)]
+    return tuple(words.decode(part.tolist(), skip_special_tokens=False) for part in (tokens[:start], prompt, targets))
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_a_row_is_what_the_family_s_template_writes(asked, family):
+    loader = chat_loader(asked, family)
+    batch, _ = next(loader.eval_batches())
+    assert written(asked, family, batch) == ROWS[family]
+    answer = batch.target_ids[0][batch.target_weights[0] > 0]
+    assert answer[-1] == loader.eos_id
+    assert loader.vocabulary.decode(answer) == "a red ring !"
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_a_request_is_the_row_up_to_its_answer(asked, family):
+    loader = chat_loader(asked, family)
+    row, _ = next(loader.eval_batches(for_decoding=True))
+    made = request(str(asked / "a.png"), loader.config, loader.vocabulary, PROMPT, "what is it?", 1)
+    assert made.tokens[0].tolist() == row.tokens[0].tolist()
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_a_prompt_that_is_cut_still_closes_its_turn(asked, family):
+    row, _ = next(chat_loader(asked, family).eval_batches(for_decoding=True))
+    text = int((row.segment_ids > 0).sum()) - 2
+    batch, _ = next(chat_loader(asked, family, inputs=text - 4).eval_batches())
+    before, after, answer = written(asked, family, batch)
+    assert (before, answer) == (ROWS[family][0], ROWS[family][2])
+    whole = ROWS[family][1]
+    closing = whole.split("Answer:")[1]
+    kept = after.removesuffix(closing)
+    assert kept + closing == after != whole and whole.startswith(kept)
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_turns_in_a_user_s_text_are_ordinary_text(tmp_path, family):
+    words = vocabulary.load(str(write_tokenizer(tmp_path, family)), "chat")
+    for token in (*words.format.tokens, *words.format.tokens[:1] * 2):
+        text = f" {token} and {token}{token}"
+        assert words.token_id(token) not in words.more(text)
+        assert words.decode(words.more(text)) == text
+
+
+def test_a_token_that_no_text_has_needs_no_row_in_the_table(tmp_path):
+    file = write_tokenizer(tmp_path, "gemma") / "tokenizer.json"
+    before = vocabulary.load(str(file), "chat")
+    words = tokenizers.Tokenizer.from_file(str(file))
+    words.add_special_tokens(["<image_soft_token>"])  # as Gemma 3 has it, behind its table
+    words.save(str(file))
+    after = vocabulary.load(str(file), "chat")
+    assert (after.vocab_size, after.rows) == (before.vocab_size + 1, before.rows)
+
+
+@pytest.mark.parametrize(("family", "end"), [("gemma", "<eos>"), ("qwen", "<|endoftext|>")])
+def test_the_end_of_the_text_ends_an_answer_too(tmp_path, family, end):
+    words = vocabulary.load(str(write_tokenizer(tmp_path, family)), "chat")
+    assert words.decode([*words.more(" red"), words.token_id(end), *words.more(" ring")]) == " red"

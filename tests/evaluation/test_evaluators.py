@@ -149,7 +149,7 @@ def test_captions_and_questions_are_scored_apart():
         {"id": "q1", "question": "colour?", "references": ["blue"], "valid": True},
         {"id": "bad", "references": ["a"], "valid": False},
     ]
-    ids = [[2, 3, 4, 1, 5], [2, 3, 4, 0, 5], [5, 1, 0, 0, 0], [3, 1, 0, 0, 0], [2, 2, 2, 2, 2]]
+    ids = [[2, 3, 4, 1, 5], [2, 3, 4, -1, 5], [5, 1, 0, 0, 0], [3, 1, 0, 0, 0], [2, 2, 2, 2, 2]]
     result = generation(rows, ids)
     assert result.scalars["captions"] == 2 and result.scalars["questions"] == 2
     assert result.scalars["exact_match"] == 0.5 and result.scalars["vqa_accuracy"] == 0.5

@@ -101,11 +101,13 @@ class Opened:
         bundle: as read.
         description: the bundle's.
         references: the backbones, with the folders that they are in now.
+        folders: where its tokenizer may be too.
     """
 
     bundle: Bundle
     description: Description
     references: tuple[Reference, ...]
+    folders: tuple[str, ...]
 
     def params(self, boxed: PyTree, partitioner: Partitioner) -> dict[str, Any]:
         """Returns all parameters, on the device.
@@ -134,7 +136,7 @@ def open_bundle(path: str, encoder: str | None = None, decoder: str | None = Non
     Args:
         path: the bundle.
         encoder: an imported folder or a MODEL_DIR that has the encoder; default where the bundle says.
-        decoder: likewise.
+        decoder: likewise; a bundle that has its decoder itself may still find its tokenizer there.
 
     Raises:
         UserError: it is no bundle, or a backbone is not there.
@@ -142,9 +144,11 @@ def open_bundle(path: str, encoder: str | None = None, decoder: str | None = Non
     bundle = bundles.read(path)
     given = {part: folder for part, folder in (("encoder", encoder), ("decoder", decoder)) if folder}
     needed = {part for backbone in bundle.backbones for part in backbone.parts}
-    if unneeded := sorted(given.keys() - needed):
+    reads = {"decoder"} if bundle.description.text and bundle.description.text.vocabulary else set()
+    if unneeded := sorted(given.keys() - needed - reads):
         raise UserError(f"--{unneeded[0]} was given, but {path} has its {unneeded[0]} itself. Leave the option out.")
-    return Opened(bundle, bundle.description, tuple(_locate(backbone, bundle, given) for backbone in bundle.backbones))
+    references = tuple(_locate(backbone, bundle, given) for backbone in bundle.backbones)
+    return Opened(bundle, bundle.description, references, (*given.values(), *(r.path for r in references)))
 
 
 def _locate(backbone: Backbone, bundle: Bundle, given: Mapping[str, str]) -> Reference:

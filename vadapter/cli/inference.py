@@ -71,7 +71,7 @@ def of_bundle(opened: bundled.Opened, partitioner: Partitioner) -> Trained:
     """
     folder = opened.bundle.folder
     model, text = _speaker(opened.bundle.description, folder)
-    vocabulary = find_vocabulary(text, folder, [reference.path for reference in opened.references])
+    vocabulary = find_vocabulary(text, folder, opened.folders)
     params = opened.params(abstract_params(model, example(model.config)), partitioner)
     return _trained(model, params, partitioner, opened.bundle.description, vocabulary)
 

@@ -226,9 +226,9 @@ def check_same(recorded: Reference, now: Reference, what: str) -> None:
     """Raises `UserError` if a source does not give the weights that `what`, such as "The run x", had from it."""
     if recorded.sha256 != now.sha256:
         raise UserError(
-            f"{what} was trained with weights of {recorded.path} at step {recorded.step} whose sha256 is "
-            f"{recorded.sha256}; {now.path} at step {now.step} now gives {now.sha256}. Put the former weights back, or "
-            "train again in a new MODEL_DIR."
+            f"{what} was trained with weights whose sha256 is {recorded.sha256}; {now.path} at step {now.step} gives "
+            f"{now.sha256}. Give it the weights that it was trained with (the same model imported with another --dtype "
+            "counts as another), or train anew."
         )
 
 

@@ -54,6 +54,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "pillow>=11",
+        "pyarrow>=17",
         "pycocoevalcap>=1.2",
         "qwix>=0.1.8",
         "rich>=13",
@@ -71,6 +72,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
+        "beam": ["apache-beam>=2.77"],
         "parity": ["torch>=2.6", "transformers>=5"],
         "test": ["build>=1.2", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"],
         "dev": ["pre-commit>=4", "pyright[nodejs]>=1.1.400", "ruff>=0.15"],

@@ -19,7 +19,7 @@ from vadapter.cli.experiment import Experiment
 from vadapter.cli.shapes import example
 from vadapter.data.config import LoaderConfig
 from vadapter.errors import UserError
-from vadapter.evaluation.decoding import make_generate
+from vadapter.evaluation.decoding import DecodingConfig, make_generate
 from vadapter.models.vlm import VLM
 from vadapter.partitioning import abstract_params
 from vadapter.training import checkpoints, initialize
@@ -148,7 +148,7 @@ def test_a_bundle_has_the_bytes_of_its_parameters_and_little_more(root, bundle):
 
 def test_run_and_bundle_write_the_same(root, bundle):
     placed = small.partitioner(data=2)
-    generate = make_generate(MODEL, placed, max_new_tokens=6, eos_id=1)
+    generate = make_generate(MODEL, placed, DecodingConfig(max_new_tokens=6), eos_id=1)
     batch = placed.put_batch(models.batch(CONFIG, rows=2))
     of_run = initialize.restore(str(root / "run"), boxed(), placed).params
     of_bundle = bundled.open_bundle(str(bundle)).params(boxed(), placed)

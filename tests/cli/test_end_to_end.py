@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data import official_files
 from vadapter.cli.main import main
 
 SMALL = [
@@ -85,6 +86,27 @@ def test_eval_repeats_what_training_measured(demo):
     scalars = json.loads((demo / "queries" / "evaluation.json").read_text())
     done = json.loads((demo / "queries" / "done.json").read_text())
     assert scalars["val/loss"] == pytest.approx(done["evals"]["val"]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "score"), [("coco_caption", "cider"), ("vqav2", "vqa_accuracy"), ("msvd_qa", "accuracy")]
+)
+def test_a_benchmark_goes_from_official_files_to_official_scores(demo, tmp_path, name, score):
+    expected = official_files.write(name, tmp_path / "files")
+    output = tmp_path / "results"
+    macros = {"BENCHMARK": name, "DATA_DIR": str(tmp_path / "data"), "MANUAL_DIR": str(tmp_path / "files")}
+    given = [f"--gin.{macro}={value!r}" for macro, value in macros.items()]
+    command = ["eval", f"--model_dir={demo / 'queries'}", f"--output={output}", "--gin_file=data/benchmarks.gin"]
+    assert main([*command, *given, "--gin.MAX_NEW_TOKENS=3"]) == 0
+    scalars = json.loads((output / "evaluation.json").read_text())
+    assert 0 <= scalars[f"{name}/{score}"] <= 1000
+    assert scalars[f"{name}/records"] == len(expected)
+    (side_file,) = output.glob("*.meta.json")
+    rows = json.loads((output / side_file.name.replace(".meta", "")).read_text())
+    assert len(rows) == len(expected)
+    side = json.loads(side_file.read_text())
+    assert side["decoding"]["method"] == "greedy"
+    assert side["prompts"]
 
 
 def test_runs_can_be_moved_together_but_not_changed(demo, tmp_path, capsys):

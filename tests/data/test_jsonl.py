@@ -77,7 +77,7 @@ def test_training_batches_of_the_mixture(folder):
 
 
 def test_no_image_is_in_both_splits_of_a_hold_out(folder):
-    from vadapter.data.sources import JsonlSource
+    from vadapter.data.jsonl import JsonlSource
 
     lines = [{"image": f"{i // 2}.png", "caption": f"take {i}"} for i in range(40)]
     path = write(folder, *lines)

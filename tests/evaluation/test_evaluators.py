@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vadapter.batch import Batch
-from vadapter.evaluation import evaluators
+from vadapter.evaluation import evaluators, protocols
 from vadapter.evaluators_api import EvalResult, Evaluator
 
 
@@ -190,3 +190,19 @@ def test_scores_without_rows_are_left_out():
 def test_an_empty_prediction_is_empty_text():
     assert evaluators.text_of(np.array([-1, 3, 3]), Words()) == ""
     assert evaluators.text_of(np.array([1, 3, 3]), Words()) == ""
+
+
+def test_a_protocol_scores_the_records_of_its_benchmark():
+    answers = ["2"] * 9 + ["3"]
+    row = {
+        "question": "how many?",
+        "answers": answers,
+        "answer_type": "number",
+        "prompt": "Q: how many?",
+        "valid": True,
+    }
+    result = generation([{"id": 7, **row}, {"id": 8, **row}], [[5, 1], [3, 1]], protocol=protocols.protocol("vqav2"))
+    assert result.scalars["vqav2/vqa_accuracy"] == 50.0 and result.scalars["vqav2/vqa_accuracy/number"] == 50.0
+    assert result.scalars["vqav2/vqa_accuracy_low"] == 0.0 and result.scalars["vqav2/vqa_accuracy_high"] == 100.0
+    assert [r["score"] for r in result.records] == [1.0, 0.0]
+    assert result.records[0]["prompt"] == "Q: how many?" and result.records[0]["answer_type"] == "number"

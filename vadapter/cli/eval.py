@@ -23,12 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluates; writes `evaluation.json` and `predictions.jsonl`."""
+    """Evaluates; writes `evaluation.json`, `predictions.jsonl`, and of a benchmark its submission and a side file."""
+    import dataclasses
+
     import jax
 
     from vadapter.cli import bundled, restored
     from vadapter.errors import UserError
-    from vadapter.evaluation import report_files
+    from vadapter.evaluation import report_files, submissions
+    from vadapter.evaluation.evaluators import GenerationEvaluator
 
     if args.bundle and not args.output:
         raise UserError("A bundle is left as it is. Say with --output where to write the results of its evaluation.")
@@ -36,12 +39,21 @@ def run(args: argparse.Namespace) -> None:
     trained = restored.load_bundle(opened, args) if opened else restored.load(args)
     output = args.output or trained.parts.experiment.model_dir
     scalars, records = {}, []
-    for evaluator in trained.parts.evaluators():
+    for evaluation, evaluator in zip(trained.parts.experiment.evaluations, trained.parts.evaluators(), strict=True):
         result = evaluator(trained.params)
         scalars |= {k if "/" in k else f"{evaluator.name}/{k}": v for k, v in result.scalars.items()}
         records += result.records
         figures = "  ".join(f"{k} {v:.4g}" for k, v in result.scalars.items())
         print(f"step {trained.step}  {evaluator.name}: {figures}", flush=True)
+        if isinstance(evaluator, GenerationEvaluator) and evaluator.protocol and jax.process_index() == 0:
+            settings = {
+                "checkpoint": f"{args.bundle or args.model_dir} at step {trained.step}",
+                "decoding": dataclasses.asdict(evaluation.decoding),
+                **evaluator.details,
+            }
+            split = evaluation.data.split
+            paths = submissions.save(output, evaluator.protocol, result.records, split=split, settings=settings)
+            print(f"Wrote {' and '.join(map(str, paths))}.")
     if jax.process_index() == 0:
         report_files.save_scalars(output, scalars)
         if records:

@@ -12,11 +12,13 @@ from vadapter import trees
 from vadapter.cli import config as gin_front
 from vadapter.cli.shapes import example, for_model
 from vadapter.data import tasks as data_tasks
+from vadapter.data.benchmarks.table import benchmark_split
+from vadapter.data.benchmarks.tasks import benchmark_task
 from vadapter.data.config import LoaderConfig, ScenesConfig
 from vadapter.data.loader import Loader
 from vadapter.errors import UserError
-from vadapter.evaluation import evaluators
-from vadapter.evaluation.decoding import make_generate
+from vadapter.evaluation import evaluators, protocols
+from vadapter.evaluation.decoding import DecodingConfig, make_generate
 from vadapter.evaluators_api import Evaluator
 from vadapter.models import adapters, classifier, resampler, variants, vlm
 from vadapter.models.decoder import DecoderConfig
@@ -34,18 +36,20 @@ class Evaluation:
 
     Attributes:
         data: what it reads; sizes are the model's.
-        kind: `loss` (loss, accuracy, perplexity), `generation` (CIDEr, exact match, VQA accuracy by greedy decoding) or
+        kind: `loss` (loss, accuracy, perplexity), `generation` (CIDEr, exact match, VQA accuracy) or
             `reliance` (loss with the right, a shuffled and a blank image).
         name: of its scalars; `val` is the loss curve of the report.
         every_steps: steps between two calls in training; None takes the loop's interval, 0 is at the end only.
-        max_new_tokens: of a generated text.
+        decoding: how texts are generated.
+        benchmark: that the data are of, for its official scores and submission; "" gives those of `kind`.
     """
 
     data: LoaderConfig
     kind: EvaluationKind = "loss"
     name: str = "val"
     every_steps: int | None = None
-    max_new_tokens: int = 32
+    decoding: DecodingConfig = DecodingConfig()
+    benchmark: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +86,12 @@ class Experiment:
 def register() -> None:
     """Makes everything that experiments bind known to gin."""
     gin_front.register(
-        [Experiment, Evaluation, LoaderConfig, ScenesConfig, MeshConfig],
+        [Experiment, Evaluation, LoaderConfig, ScenesConfig, MeshConfig, DecodingConfig],
         [ViTConfig, DecoderConfig, RopeScaling, classifier.ClassifierConfig, vlm.VLMConfig],
         [adapters.MlpConfig, adapters.LMAdapterConfig, resampler.PerceiverConfig, resampler.PoolerConfig],
         [loop.TrainConfig, objectives.ObjectiveConfig, optimizers.OptimizerConfig, initialize.Source],
-        [variants.encoder, variants.decoder, data_tasks.scenes_task, data_tasks.jsonl_task],
+        [variants.encoder, variants.decoder, data_tasks.scenes_task, data_tasks.jsonl_task, data_tasks.pairs_task],
+        [benchmark_task, benchmark_split, data_tasks.add_mixture],
     )
 
 
@@ -200,13 +205,9 @@ class Parts:
             return evaluators.RelianceEvaluator(self.loss_sums, batches, **common)
         if evaluation.kind != "generation":
             raise UserError(f"Evaluation.kind is {evaluation.kind!r}; expected 'loss', 'generation' or 'reliance'.")
-        generate = make_generate(
-            self.model,
-            self.partitioner,
-            max_new_tokens=evaluation.max_new_tokens,
-            eos_id=loader.eos_id,
-        )
+        generate = make_generate(self.model, self.partitioner, evaluation.decoding, eos_id=loader.eos_id)
         prompts: Any = functools.partial(loader.eval_batches, for_decoding=True)
+        common["protocol"] = protocols.protocol(evaluation.benchmark) if evaluation.benchmark else None
         return evaluators.GenerationEvaluator(generate, prompts, vocabulary=loader.vocabulary, **common)
 
 

@@ -29,6 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_new_tokens", type=int, default=32, metavar="N", help="longest answer in tokens (default: %(default)s)"
     )
     parser.add_argument(
+        "--decoding",
+        dest="method",
+        choices=("greedy", "sample", "beam"),
+        default="greedy",
+        help="how the text is chosen (default: %(default)s)",
+    )
+    parser.add_argument("--beams", type=int, default=4, metavar="N", help="of beam (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sample (default: %(default)s)")
+    parser.add_argument("--top_p", type=float, default=1.0, metavar="P", help="of sample (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of sample (default: %(default)s)")
+    parser.add_argument(
         "--mesh",
         type=_sizes,
         default=(-1, 1, 1),
@@ -44,24 +55,23 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> None:
     """Prints what the model says of each file."""
+    import dataclasses
+
     from vadapter.cli import bundled, inference
     from vadapter.data import video
     from vadapter.data.requests import request
-    from vadapter.errors import UserError
-    from vadapter.evaluation.decoding import make_generate
+    from vadapter.evaluation.decoding import DecodingConfig, make_generate
     from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
 
-    if args.max_new_tokens < 1:
-        raise UserError(f"--max_new_tokens is {args.max_new_tokens}; expected 1 or more.")
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(DecodingConfig) if hasattr(args, f.name)}
+    decoding = DecodingConfig(**given)
     partitioner = Partitioner(make_mesh(MeshConfig(*args.mesh)))
     if opened := bundled.of_arguments(args):
         trained = inference.of_bundle(opened, partitioner)
     else:
         trained = inference.of_run(args.model_dir, args.step, partitioner)
     vocabulary = trained.vocabulary
-    generate = make_generate(
-        trained.model, partitioner, max_new_tokens=args.max_new_tokens, eos_id=inference.eos_id(vocabulary)
-    )
+    generate = make_generate(trained.model, partitioner, decoding, eos_id=inference.eos_id(vocabulary))
     for path in args.media:
         prompt = args.prompt or trained.prompt(bool(args.question), video.is_video(path))
         rows = partitioner.batch_ways

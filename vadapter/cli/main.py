@@ -23,7 +23,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
+    Command("check", "read the data of a run and say what would spoil it", "vadapter.cli.check"),
     Command("train", "train one stage, as gin files describe it", "vadapter.cli.train"),
+    Command("build", "write a benchmark's official files in the form that is read at random", "vadapter.cli.build"),
     Command("eval", "run the evaluators on a trained model", "vadapter.cli.eval"),
     Command("import", "take open weights into a folder that runs can use", "vadapter.cli.import_weights"),
     Command("infer", "caption an image or a video, or answer a question about it", "vadapter.cli.infer"),

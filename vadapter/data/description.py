@@ -20,7 +20,7 @@ def describe(mixture: str) -> dict[str, Any]:
         `caption`, `image_question` and `video_question`, as far as a task has them.
     """
     tasks = sorted(seqio.get_subtasks(seqio.get_mixture_or_task(mixture)), key=lambda task: task.name)
-    found: dict[str, Any] = {"resize": getattr(tasks[0].source, "_resize", "stretch")}
+    found: dict[str, Any] = {"resize": getattr(tasks[0].source, "resize", "stretch")}
     features = tasks[0].output_features
     if "targets" not in features:
         return found

@@ -4,26 +4,63 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from vadapter.errors import UserError
 
-MAX_PIXELS = 200_000_000
+# Twice Pillow's own warning limit, where it stops too: half a gigabyte as RGB.
+MAX_PIXELS = 178_956_970
 RESIZE_MODES = ("stretch", "crop", "pad")
+# Other types are refused, whatever the files are called: Pillow would hand some, such as EPS, to other programs.
+TYPES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
+Image.init()
+_KNOWN = [t for t in TYPES if t in Image.OPEN]  # not every Pillow is built with all
+_ORIENTATION = 0x0112  # EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class MediaError(Exception):
     """An image or video cannot be read. In training its record is skipped; elsewhere it becomes a `UserError`."""
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF data say. Damaged EXIF data say nothing."""
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow's parser raises many types
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _deep_to_rgb(image: Image.Image) -> Image.Image:
+    """Grey of 16 or more bits, or of floats in 0..1, 0..255 or 0..65535, to 8 bits. NaN is black."""
+    values = np.nan_to_num(np.asarray(image, np.float64), posinf=np.inf, neginf=0)
+    top = 65535.0
+    if image.mode == "F" and values.size:
+        top = next((t for t in (1.0, 255.0) if values.max() <= t), top)
+    return Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8)).convert("RGB")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Upright 8-bit RGB: EXIF rotation applied, transparency on white, 16 bits scaled to 8."""
+    """Upright 8-bit RGB: EXIF rotation applied, transparency on white, 16 bits scaled to 8. An animation's first."""
+    image.load()
+    # Pillow reads every CMYK JPEG as Adobe writes it, inverted.
+    inverted = image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info
+    # A PNG without EXIF data up to its pixels would be searched for some behind them.
     if image.format != "PNG" or "exif" in image.info:
-        image = ImageOps.exif_transpose(image)
+        image = _upright(image)
+    if inverted:
+        return ImageChops.invert(image).convert("RGB")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, np.float64)
-        top = 255.0 if values.size and values.max() <= 255 and image.mode == "F" else 65535.0
-        return Image.fromarray(np.clip(values * (255 / top), 0, 255).astype(np.uint8)).convert("RGB")
+        return _deep_to_rgb(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -47,12 +84,18 @@ def resize(image: Image.Image, size: int, mode: str = "stretch") -> np.ndarray:
     if mode == "crop":
         return np.asarray(ImageOps.fit(image, (size, size), bilinear))
     if mode == "pad":
-        return np.asarray(ImageOps.pad(image, (size, size), bilinear))
+        # Not ImageOps.pad: the short side of a very long picture would be no pixel at all.
+        scale = size / max(image.size)
+        width, height = (min(max(round(side * scale), 1), size) for side in image.size)
+        square = np.zeros((size, size, 3), np.uint8)
+        top, left = (size - height) // 2, (size - width) // 2
+        square[top : top + height, left : left + width] = np.asarray(image.resize((width, height), bilinear))
+        return square
     raise UserError(f"Expected a resize mode of {', '.join(RESIZE_MODES)}; found {mode!r}. Choose one of them.")
 
 
 def decode(data: bytes, size: int | None = None, mode: str = "stretch") -> np.ndarray:
-    """Decodes the bytes of a JPEG, PNG, WebP or other image file that Pillow knows.
+    """Decodes the bytes of an image file of one of `TYPES`, found by its content.
 
     Args:
         data: the whole file.
@@ -66,14 +109,21 @@ def decode(data: bytes, size: int | None = None, mode: str = "stretch") -> np.nd
         MediaError: not an image, damaged, or above `MAX_PIXELS`.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_KNOWN)
         if image.width * image.height > MAX_PIXELS:
             raise MediaError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
-        if size and image.format == "JPEG" and mode == "stretch":
-            image.draft("RGB", (size, size))  # decodes large photographs at a fraction of their size
+        if size and image.format in ("JPEG", "MPO"):
+            # Decodes large photographs at a fraction of their size, never below what is needed.
+            width, height = image.size
+            long = max(width, height)
+            needed = (size * width // long, size * height // long) if mode == "pad" else (size, size)
+            image.draft("RGB", (max(needed[0], 1), max(needed[1], 1)))
         rgb = _to_rgb(image)
     except MediaError:
         raise
+    except UnidentifiedImageError:
+        found = f"{len(data)} bytes that begin with {data[:16]!r}" if data else "an empty file"
+        raise MediaError(f"not a readable image of a known type: {found}") from None
     except Exception as e:  # Pillow's decoders raise many types on damaged data
         raise MediaError(f"not a readable image ({type(e).__name__}: {e})") from e
     return resize(rgb, size, mode) if size else np.asarray(rgb)

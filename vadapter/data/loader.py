@@ -27,7 +27,9 @@ from vadapter.errors import UserError
 
 Arrays = dict[str, Any]  # of a batch, on the host
 _BATCH_FIELDS = tuple(f.name for f in dataclasses.fields(Batch))
-_ROW_TEXTS = ("prompt", "question", "question_type", "references", "answers")
+_ROW_TEXT = ("prompt", "question", "question_type", "answer_type", "domain", "image")
+_ROW_TEXTS = ("references", "answers")
+_ABSENT = b"\0"  # pads lists of texts, which may have empty ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +98,15 @@ class Loader:
         return sum(task.source.num_examples(self.config.split) for task in self._tasks)
 
     def counters(self) -> dict[str, float]:
-        """Returns what this host counted so far: rows seen, skipped (unreadable), truncated, and the shares."""
+        """Returns what this host counted so far: rows seen, skipped (unreadable), truncated, and the shares.
+
+        `left_out` are records that its sources found to be unusable when they were opened: they are in no row.
+        """
         seen = max(self._counts["seen"], 1)
-        shares = {f"{k}_share": self._counts[k] / seen for k in ("skipped", "truncated")}
-        return {k: float(v) for k, v in (self._counts | shares).items()}
+        counts: dict[str, float] = {k: self._counts[k] / seen for k in ("skipped", "truncated")}
+        counts = {f"{k}_share": share for k, share in counts.items()}
+        counts["left_out"] = sum({id(t.source): t.source.left_out for t in self._tasks}.values())
+        return {k: float(v) for k, v in (self._counts | counts).items()}
 
     # Training
 
@@ -125,6 +132,7 @@ class Loader:
         seed = int(mix(config.seed, 2, group_index) >> np.uint64(1))
         schedule = Schedule(group.rates, seed)
         sizes = [task.source.num_examples(config.split) for task in group.tasks]
+        blocks = [task.source.blocks(config.split) for task in group.tasks]
 
         def slots() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
             batch = first_batch
@@ -139,7 +147,7 @@ class Loader:
                 mine = ordinal[task == which]
                 if len(mine):
                     choices = (mix(task_seed, 4, mine) >> np.uint64(1)).astype(np.int64)
-                    yield shuffled(mine, sizes[which], task_seed), choices
+                    yield shuffled(mine, sizes[which], task_seed, blocks[which]), choices
 
         streams = [
             self._examples(task, group, lambda i=i: chunks(i), for_decoding=False, keep=("id", "error"))
@@ -233,8 +241,9 @@ class Loader:
             for_decoding: rows hold prompts only, to be continued.
 
         A row's dict: `id`, `task`, `valid`, `prompt`, `references` (list), `question`, `answers` (list),
-        `question_type` (where the data set has types) and `thumbnail`, the medium as uint8 [F, h, w, 3] (None without
-        media). Labelled images have `id`, `task`, `valid` and `thumbnail`.
+        `question_type`, `answer_type`, `domain` and `image`, the file's name (where the data set has them) and
+        `thumbnail`, the medium as uint8 [F, h, w, 3] (None without media). Labelled images have `id`, `task`, `valid`
+        and `thumbnail`.
         """
         for group in self._groups:
             for task in group.tasks:
@@ -252,9 +261,12 @@ class Loader:
                 rows = np.arange(start, start + self._local) % total
                 yield rows, rows.astype(np.int64)
 
-        keep = ("id", "error") if group.labelled else ("id", "error", *_ROW_TEXTS)
+        keep = ("id", "error") if group.labelled else ("id", "error", *_ROW_TEXT, *_ROW_TEXTS)
         ds = self._examples(task, group, chunks, for_decoding, keep)
-        ds = _tuned(ds.padded_batch(self._local, drop_remainder=True).prefetch(self.config.prefetch))
+        specs: Any = ds.element_spec
+        fill: Any = {k: _ABSENT if spec.dtype == tf.string else None for k, spec in specs.items()}
+        ds = ds.padded_batch(self._local, padding_values=fill, drop_remainder=True)
+        ds = _tuned(ds.prefetch(self.config.prefetch))
         for start, arrays in zip(starts, _arrays(ds), strict=True):
             real = min(max(total - start, 0), self._local)
             yield self._finish(group, arrays, real), _rows(arrays, task.name, real, group.media_shape[0])
@@ -289,12 +301,12 @@ def _rows(arrays: Arrays, task: str, real: int, num_media: int) -> list[dict[str
             "valid": bool(i < real and arrays["error"][i] == b""),
             "thumbnail": arrays["media"][i, 0] if num_media else None,
         }
-        for key in ("prompt", "question", "question_type"):
+        for key in _ROW_TEXT:
             if key in arrays:
                 row[key] = arrays[key][i].decode()
-        for key in ("references", "answers"):
+        for key in _ROW_TEXTS:
             if key in arrays:
-                row[key] = [t.decode() for t in arrays[key][i] if t]
+                row[key] = [t.decode() for t in arrays[key][i] if t != _ABSENT]
         rows.append(row)
     return rows
 

@@ -13,6 +13,7 @@ import seqio
 import tensorflow as tf
 
 from vadapter.data import prompts
+from vadapter.data.few_shot import Examples
 from vadapter.data.sources import media_shape
 from vadapter.data.vocabulary import TextVocabulary
 from vadapter.errors import UserError
@@ -65,18 +66,28 @@ def _pick(example: Example, values: tf.Tensor) -> tf.Tensor:
 
 
 def _prompted(
-    example: Example, template: str, question: tf.Tensor | None, target: tf.Tensor, vocabulary: TextVocabulary
+    example: Example,
+    template: str,
+    question: tf.Tensor | None,
+    target: tf.Tensor,
+    vocabulary: TextVocabulary,
+    examples: tf.Tensor | None = None,
 ) -> Example:
-    """Adds `inputs`, `targets`, and the prompt as text."""
-    before, after = prompts.split(template)
-    head = tf.constant([*vocabulary.head(before), MEDIA_ID], tf.int32)
+    """Adds `inputs`, `targets`, and the prompt as text. `examples` is the text of `<examples>`."""
+    before, after = prompts.split(template if examples is not None else prompts.without_examples(template))
+    if examples is None:
+        head, opening = tf.constant(vocabulary.head(before), tf.int32), tf.constant(before)
+    else:
+        start, end = before.split(prompts.EXAMPLES)
+        opening = tf.strings.join([start, examples, end])
+        head = vocabulary.head_tf(opening)
     if question is None:
         prompt, tail = tf.constant(template), tf.constant(vocabulary.tail(after), tf.int32)
     else:
         start, end = after.split(prompts.QUESTION)
         text = tf.strings.join([start, question, end])
-        prompt, tail = tf.strings.join([before, " ", prompts.MEDIA, text]), vocabulary.tail_tf(text)
-    inputs = tf.concat([head, tail], 0)
+        prompt, tail = tf.strings.join([opening, " ", prompts.MEDIA, text]), vocabulary.tail_tf(text)
+    inputs = tf.concat([head, [MEDIA_ID], tail], 0)
     return {**example, "prompt": prompt, "inputs": inputs, "targets": target_ids(vocabulary, target)}
 
 
@@ -110,11 +121,14 @@ def caption(example: Example, features: Features, *, prompt: str = "caption", fi
 
 
 @_map
-def question(example: Example, features: Features, *, prompt: str = "image_question") -> Example:
+def question(
+    example: Example, features: Features, *, prompt: str = "image_question", examples: Examples | None = None
+) -> Example:
     """Prompt with a question, and one of its answers; all of them stay as `references` and `answers`.
 
     Records hold either one `question` with its `answers`, or `questions` with one answer each in `answers`, of which
-    one is chosen. `prompt`: a name in data/prompts, or a template with `<media>` and `<question>`.
+    one is chosen. `prompt`: a name in data/prompts, or a template with `<media>` and `<question>`. `examples`: what
+    goes to its `<examples>`; nothing where there are none.
     """
     template = prompts.resolve(prompt, question=True)
     if "questions" in example:
@@ -126,7 +140,10 @@ def question(example: Example, features: Features, *, prompt: str = "image_quest
         example["question_type"] = _pick(example, example.pop("question_types"))
     bare = tf.strings.regex_replace(tf.strings.strip(text), r"\s*\?*\s*$", "")
     example = {**example, "question": bare, "answers": answers, "references": answers}
-    return _prompted(example, template, bare, _pick(example, answers), _vocabulary(features))
+    shown = None
+    if examples is not None and prompts.EXAMPLES in template:
+        shown = examples.text_tf(example["id"], example.get("image", tf.constant("")), text)
+    return _prompted(example, template, bare, _pick(example, answers), _vocabulary(features), shown)
 
 
 @_map

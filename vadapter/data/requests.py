@@ -38,7 +38,7 @@ def prompt_ids(vocabulary: TextVocabulary, prompt: str, question: str | None) ->
     Raises:
         UserError: as `prompts.resolve`.
     """
-    before, after = prompts.split(prompts.resolve(prompt, question is not None))
+    before, after = prompts.split(prompts.without_examples(prompts.resolve(prompt, question is not None)))
     after = after.replace(prompts.QUESTION, prompts.bare_question(question or ""))
     return [*vocabulary.head(before), MEDIA_ID, *vocabulary.tail(after)]
 

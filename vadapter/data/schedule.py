@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 BLOCK = 1024
+WINDOW = 4096  # records that are shuffled among one another where blocks are read as a whole
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -78,15 +79,48 @@ class Schedule:
         return block * int(self._counts[component]) + inside
 
 
-def shuffled(ordinals: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Returns the record indices (int64) of ordinals: in every epoch of `size` ordinals, each record once."""
-    import tensorflow as tf
+def shuffled(ordinals: np.ndarray, size: int, seed: int, blocks: np.ndarray | None = None) -> np.ndarray:
+    """Returns the record indices (int64) of ordinals: in every epoch of `size` ordinals, each record once.
 
+    Args:
+        ordinals: any number of them, int64.
+        size: number of records.
+        seed: of the order.
+        blocks: sizes of runs of records, in their order, that must be read as a whole. Then runs are shuffled, and
+            records within windows of so many runs as have `WINDOW` records.
+    """
     ordinals = np.asarray(ordinals, np.int64)
     epochs, indices = ordinals // size, np.empty_like(ordinals)
     for epoch in np.unique(epochs):  # one or two: an index_shuffle takes one seed
         here = epochs == epoch
-        key = tf.constant([int(mix(seed, epoch, k) >> np.uint64(33)) for k in range(2)], tf.int32)
-        last = tf.constant(size - 1, tf.int64)
-        indices[here] = tf.random.experimental.index_shuffle(tf.constant(ordinals[here] % size), key, last).numpy()
+        if blocks is None:
+            indices[here] = _permuted(ordinals[here] % size, size, seed, epoch)
+        else:
+            indices[here] = _in_windows(ordinals[here] % size, blocks, seed, epoch)
     return indices
+
+
+def _permuted(places: np.ndarray, size: int, *key: int) -> np.ndarray:
+    """Returns where a permutation of 0..size-1, given by the key, takes the places."""
+    import tensorflow as tf
+
+    seeds = tf.constant([int(mix(*key, k) >> np.uint64(33)) for k in range(2)], tf.int32)
+    last = tf.constant(size - 1, tf.int64)
+    return tf.random.experimental.index_shuffle(tf.constant(places), seeds, last).numpy()
+
+
+def _in_windows(places: np.ndarray, blocks: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """`shuffled` within one epoch, of whole blocks."""
+    order = np.argsort(mix(seed, epoch, 7, np.arange(len(blocks))), kind="stable")
+    first = np.cumsum(blocks) - blocks  # record
+    ends = np.cumsum(blocks[order])  # place
+    starts = ends - blocks[order]
+    edges = starts[np.flatnonzero(np.diff(starts // WINDOW, prepend=-1))]
+    edges = np.append(edges, ends[-1])
+    windows = np.searchsorted(edges, places, "right") - 1
+    for window in np.unique(windows):
+        here = windows == window
+        start = edges[window]
+        places[here] = start + _permuted(places[here] - start, int(edges[window + 1] - start), seed, epoch, window)
+    block = np.searchsorted(ends, places, "right")
+    return first[order[block]] + places - starts[block]

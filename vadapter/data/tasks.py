@@ -1,4 +1,4 @@
-"""seqio tasks and mixtures: those of scenes, and those of a user's own JSONL files.
+"""seqio tasks and mixtures: those of scenes, of a user's own JSONL files, and of pairs at scale.
 
 The functions register under names and return the name, so that a .gin file can say `LoaderConfig.mixture =
 @jsonl_task()`. Registering again replaces.
@@ -11,12 +11,15 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from vadapter.data import formats, prompts
+from vadapter.data import formats, prompts, video
 from vadapter.data import preprocessors as pre
 from vadapter.data import vocabulary as vocabularies
 from vadapter.data.config import ScenesConfig
+from vadapter.data.jsonl import MEDIA_KEYS, JsonlSource
+from vadapter.data.pair_formats import Fields
+from vadapter.data.pairs import PairsSource
 from vadapter.data.scenes import builder as scenes_builder
-from vadapter.data.sources import MEDIA_KEYS, ArrayRecordSource, JsonlSource, RandomAccessSource
+from vadapter.data.sources import ArrayRecordSource, RandomAccessSource
 from vadapter.data.vocabulary import TextVocabulary
 from vadapter.errors import UserError
 
@@ -25,6 +28,11 @@ def _remove(name: str) -> None:
     for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
         if name in registry.names():
             registry.remove(name)
+
+
+def _check_name(name: str, function: str) -> None:
+    if not seqio.utils.re.fullmatch(r"[\w\d_]+", name):
+        raise UserError(f"Expected letters, digits and underscores in {function}.name; found {name!r}. Rename it.")
 
 
 def _features(vocabulary: TextVocabulary, kind: str) -> dict[str, Any]:
@@ -124,6 +132,7 @@ def jsonl_task(
     question_prompt: str = "image_question",
     video_question_prompt: str = "video_question",
     resize: str = "stretch",
+    frame_sampling: str = "uniform",
     vocabulary: str = "",
     prompt_format: str = formats.PLAIN,
     max_bad_share: float = 0.01,
@@ -141,6 +150,7 @@ def jsonl_task(
         caption_prompt: a name in data/prompts, or a template with `<media>`.
         question_prompt, video_question_prompt: the same, with `<question>` too.
         resize: stretch, crop or pad.
+        frame_sampling: uniform, centre or random, see `video.decode`.
         vocabulary: a SentencePiece model, a tokenizer.json, or a folder with one, such as an imported language model's;
             the default is the scenes vocabulary, which writes any text.
         prompt_format: `plain`; `chat`, the turns of the vocabulary's family; or a name of `formats.FORMATS`.
@@ -152,13 +162,14 @@ def jsonl_task(
     """
     if not train:
         raise UserError("Expected a JSONL file in jsonl_task.train; found nothing. Set it to the path of your file.")
-    if not seqio.utils.re.fullmatch(r"[\w\d_]+", name):
-        raise UserError(f"Expected letters, digits and underscores in jsonl_task.name; found {name!r}. Rename it.")
+    _check_name(name, "jsonl_task")
+    video.check_sampling(frame_sampling)
     words = vocabularies.load(vocabulary, prompt_format)
     used: list[tuple[str, float]] = []
     for media in MEDIA_KEYS:
         for question in (False, True):
-            settings = {"holdout": holdout, "max_bad_share": max_bad_share, "resize": resize}
+            settings: dict[str, Any] = {"holdout": holdout, "max_bad_share": max_bad_share, "resize": resize}
+            settings["frame_sampling"] = frame_sampling
             source = JsonlSource(train, validation, media=media, question=question, **settings)
             task = f"{name}_{media}_{'question' if question else 'caption'}"
             _remove(task)
@@ -170,3 +181,70 @@ def jsonl_task(
             add_task(task, source, [text], vocabulary=words)
             used.append((task, source.num_examples("train")))
     return add_mixture(name, used)
+
+
+def pairs_task(
+    name: str = "pairs",
+    files: str | Sequence[str] = "",
+    validation: str | Sequence[str] = "",
+    *,
+    media: str = "image",
+    format: str = "auto",  # noqa: A002 the name in gin
+    media_field: str = "",
+    caption_field: str = "",
+    holdout: float = 0.001,
+    prompt: str = "caption",
+    resize: str = "stretch",
+    frame_sampling: str = "uniform",
+    vocabulary: str = "",
+    prompt_format: str = formats.PLAIN,
+    cache_dir: str = "",
+    threads: int = 0,
+    max_bad_share: float = 0.01,
+) -> str:
+    """Registers images or videos with captions in any number of files, local or gs://, and returns `name`.
+
+    Args:
+        name: letters, digits and underscores.
+        files: to train on: a pattern such as `gs://bucket/web/{00000..09999}.tar` or `clips/*.parquet`, or several.
+        validation: to evaluate on, the same. Without, the last `holdout` of the records of `files` is held out.
+        media: image or video.
+        format: tar (WebDataset: `KEY.jpg` and `KEY.txt` or `KEY.json`), tfrecord and array_record (of
+            tf.train.Example), parquet, jsonl; `auto` tells it by the files' names.
+        media_field: feature or column with the encoded file or frames, or the path of a file; empty is `media`.
+        caption_field: feature, column or JSON field with the caption or several; empty is `caption`. For tar, empty
+            takes KEY.txt where there is one, and a name looks into KEY.json only.
+        holdout: see `validation`; 0 holds nothing out.
+        prompt: a name in data/prompts, or a template with `<media>`.
+        resize: stretch, crop or pad.
+        frame_sampling: uniform, centre or random, see `video.decode`.
+        vocabulary: see `jsonl_task`.
+        prompt_format: see `jsonl_task`.
+        cache_dir: where the indexes of the files are kept, see `shards.indexes`. Hosts that share it share the work.
+        threads: records that are read at once; 0 is one a core, and 32 for remote files.
+        max_bad_share: share of the records that may be unusable for reasons seen without reading their media.
+
+    Raises:
+        UserError: no or missing files, fields that are not there, too many unusable records, a prompt that is not a
+            template, or an argument that is none of those listed.
+    """
+    _check_name(name, "pairs_task")
+    if not files:
+        raise UserError("Expected files in pairs_task.files; found none. Set it to a pattern such as 'web/{0..9}.tar'.")
+    if media not in MEDIA_KEYS:
+        raise UserError(f"Expected pairs_task.media to be image or video; found {media!r}. Choose one of them.")
+    prompts.resolve(prompt, question=False)
+    source = PairsSource(
+        files,
+        validation,
+        fields=Fields(media, media_field, caption_field),
+        format=format,
+        holdout=holdout,
+        resize=resize,
+        frame_sampling=frame_sampling,
+        cache_dir=cache_dir,
+        threads=threads,
+        max_bad_share=max_bad_share,
+    )
+    words = vocabularies.load(vocabulary, prompt_format)
+    return add_task(name, source, [pre.caption(prompt=prompt)], vocabulary=words)

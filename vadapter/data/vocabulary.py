@@ -181,6 +181,10 @@ class TextVocabulary(seqio.Vocabulary):
             before = f" {before}"
         return [*opening, *(self.more(before) if opening else self.first(before))]
 
+    def head_tf(self, before: tf.Tensor) -> tf.Tensor:
+        """`head` of a scalar string tensor."""
+        return self._in_python(self.head, before)
+
     def tail(self, after: str) -> list[int]:
         """Returns the ids of a prompt's text after the visual tokens."""
         return [*self.more(after), *self.symbols(self.format.between)]

@@ -19,7 +19,7 @@ import numpy as np
 
 from vadapter.array_types import PyTree
 from vadapter.batch import Batch
-from vadapter.evaluation import metrics, thumbnails
+from vadapter.evaluation import answers, captions, metrics, protocols, thumbnails
 from vadapter.evaluators_api import EvalResult
 
 Row = Mapping[str, Any]
@@ -158,6 +158,10 @@ def other_image(media: np.ndarray, usable: np.ndarray) -> np.ndarray:
     return source
 
 
+# What a record keeps of its row, where it is there.
+_TEXTS = ("task", "prompt", "question", "question_type", "answer_type", "domain", "image")
+
+
 @dataclasses.dataclass
 class GenerationEvaluator:
     """Generated captions and answers, their scores, and some to look at.
@@ -175,6 +179,8 @@ class GenerationEvaluator:
         max_batches: batches to use; None uses all.
         num_images: pictures with predictions among the results.
         num_thumbnails: records that carry their picture; they are the first ones.
+        protocol: the benchmark that the rows are of, which scores them; None scores each row as what it is.
+        details: of the last evaluation by a protocol, what is no number (see `protocols.Scores`).
     """
 
     generate: Callable[[PyTree, Any], Any]
@@ -184,13 +190,15 @@ class GenerationEvaluator:
     max_batches: int | None = None
     num_images: int = 8
     num_thumbnails: int = 64
+    protocol: protocols.Protocol | None = None
     name: str = "generate"
     every_steps: int | None = None
+    details: dict[str, str] = dataclasses.field(default_factory=dict, init=False)
 
     def __call__(self, params: PyTree) -> EvalResult:
         """Scalars `cider` (times 100), `exact_match`, `vqa_accuracy` and `vqa_accuracy/<question type>` (0..1),
         `captions` and `questions` (counts); a score with nothing to score is left out. Records as `score_records`
-        makes them."""
+        makes them. With a protocol, its scalars as `<benchmark>/<score>` (in percent) and its scores of each record."""
         records: list[dict[str, Any]] = []
         images: list[tuple[np.ndarray, str]] = []
         for batch, rows in itertools.islice(self.batches(), self.max_batches):
@@ -203,11 +211,21 @@ class GenerationEvaluator:
                 if len(images) < self.num_images and row.get("thumbnail") is not None:
                     images.append((thumbnails.strip(row["thumbnail"]), _caption_under(record)))
         records = gather_records(records)
-        return EvalResult(score_records(records), images, records)
+        return EvalResult(self._scored(records), images, records)
+
+    def _scored(self, records: list[dict[str, Any]]) -> dict[str, float]:
+        """Scores the records in place and returns the scalars."""
+        if self.protocol is None:
+            return score_records(records)
+        found = self.protocol.score(records)
+        for record, scores in zip(records, found.records, strict=True):
+            record.update({name: round(score, 4) for name, score in scores.items()})
+        self.details = found.details
+        return {f"{self.protocol.name}/{name}": value for name, value in found.scalars.items()}
 
     def _record(self, row: Row, prediction: str, with_thumbnail: bool) -> dict[str, Any]:
         record: dict[str, Any] = {"id": str(row["id"]), "prediction": prediction}
-        record |= {key: str(row[key]) for key in ("task", "question", "question_type") if row.get(key)}
+        record |= {key: str(row[key]) for key in _TEXTS if row.get(key)}
         answers = row.get("answers") if "question" in record else None
         record["references"] = list(answers or row.get("references") or [])
         if with_thumbnail and row.get("thumbnail") is not None and np.size(row["thumbnail"]):
@@ -226,18 +244,20 @@ def score_records(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 
     Each record gets "score" (0..1; VQA accuracy of an answer, exact match of a caption) and captions get "cider".
     """
-    captions = [r for r in records if "question" not in r and r["references"]]
+    captioned = [r for r in records if "question" not in r and r["references"]]
     questions = [r for r in records if "question" in r and r["references"]]
-    scalars = {"captions": float(len(captions)), "questions": float(len(questions))}
-    if captions:
-        scalars["cider"], each = metrics.cider([r["prediction"] for r in captions], [r["references"] for r in captions])
-        for record, value in zip(captions, each, strict=True):
+    scalars = {"captions": float(len(captioned)), "questions": float(len(questions))}
+    if captioned:
+        scalars["cider"], each = captions.cider(
+            [r["prediction"] for r in captioned], [r["references"] for r in captioned]
+        )
+        for record, value in zip(captioned, each, strict=True):
             record["cider"] = round(value, 2)
-            record["score"] = float(metrics.caption_match(record["prediction"], record["references"]))
-        scalars["exact_match"] = float(np.mean([r["score"] for r in captions]))
+            record["score"] = float(captions.caption_match(record["prediction"], record["references"]))
+        scalars["exact_match"] = float(np.mean([r["score"] for r in captioned]))
     if questions:
         for record in questions:
-            record["score"] = metrics.answer_score(record["prediction"], record["references"])
+            record["score"] = answers.answer_score(record["prediction"], record["references"])
         scalars["vqa_accuracy"] = float(np.mean([r["score"] for r in questions]))
         for kind in sorted({r["question_type"] for r in questions if "question_type" in r}):
             of_kind = [r["score"] for r in questions if r.get("question_type") == kind]

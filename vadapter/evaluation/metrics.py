@@ -1,180 +1,9 @@
-"""Scores of generated text: captions (CIDEr-D, exact match), answers (VQA accuracy), and perplexity.
-
-Every function is plain Python on strings; nothing here needs a device, TensorFlow or Java.
-"""
+"""Numbers that every evaluation needs: perplexity and bootstrap intervals. Captions and answers have their files."""
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-# --- captions -------------------------------------------------------------------------------------------------------
-
-# What pycocoevalcap drops after tokenising; it lists brackets by their Treebank names (-LRB- ...), quotes as `` and ''.
-CAPTION_PUNCTUATION = frozenset("""`'"()[]{}.?!,:-;""") | {"``", "''", "--", "..."}
-
-_CAPTION_TOKEN = re.compile(
-    r"""
-      \d+(?:[.,:/]\d+)*                     # 3, 3.5, 1,000, 10:30, 1/2
-    | (?:[^\W\d_]\.){2,}                    # u.s. p.m.
-    | n't\b | '(?:s|m|d|re|ve|ll)\b         # what a clitic leaves behind when it is split off
-    | \w+?(?=n't\b) | can(?=not\b)          # do|n't can|not
-    | \w+(?:-\w+)*                          # words; hyphenated ones stay whole
-    | \.\.\. | -- | `` | ''
-    | [^\w\s]
-    """,
-    re.VERBOSE,
-)
-
-
-def caption_tokens(caption: str) -> list[str]:
-    """Splits a caption as the COCO caption evaluation does: lower case, Treebank-like tokens, punctuation dropped.
-
-    A Python stand-in for the Stanford tokenizer that the official pipeline runs in Java. It agrees with it on ordinary
-    captions (clitics are split: `don't` -> `do n't`, `man's` -> `man 's`); rare abbreviations and symbols may differ,
-    so compare figures with published ones only after the official tokenizer has been used.
-    """
-    text = caption.lower().replace("\u2019", "'").replace("\n", " ")
-    return [t for t in _CAPTION_TOKEN.findall(text) if t not in CAPTION_PUNCTUATION]
-
-
-def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
-    """CIDEr-D of a set of captions, times 100 as papers report it.
-
-    The score is pycocoevalcap's own (n-grams of 1 to 4 words, clipping, sigma 6); only the tokenizer is ours, see
-    `caption_tokens`. Document frequencies come from the references of this very set, so scores of sets of different
-    sizes do not compare, and a set of one image scores 0.
-
-    Args:
-        predictions: one caption an image.
-        references: the image's reference captions, at least one each.
-
-    Returns:
-        The mean, and the score of each image. (0.0, []) for no images.
-
-    Raises:
-        ValueError: the lengths differ, or an image has no reference.
-    """
-    if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions for {len(references)} lists of references")
-    if any(not refs for refs in references):
-        raise ValueError("an image has no reference caption")
-    if not predictions:
-        return 0.0, []
-    from pycocoevalcap.cider.cider import Cider  # here, so that importing this module stays fast
-
-    hypotheses = {i: [" ".join(caption_tokens(p))] for i, p in enumerate(predictions)}
-    truths = {i: [" ".join(caption_tokens(r)) for r in refs] for i, refs in enumerate(references)}
-    if not any(text for texts in truths.values() for text in texts):
-        return 0.0, [0.0] * len(predictions)  # the scorer cannot count over references without a word
-    mean, each = Cider().compute_score(truths, hypotheses)
-    return 100.0 * float(mean), [100.0 * float(score) for score in each]
-
-
-def caption_match(prediction: str, references: Iterable[str]) -> bool:
-    """Whether a caption equals one of the references, word for word, after `caption_tokens`."""
-    words = caption_tokens(prediction)
-    return any(words == caption_tokens(reference) for reference in references)
-
-
-# --- answers --------------------------------------------------------------------------------------------------------
-
-_NUMBER_WORDS = {
-    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
-    "eight": "8", "nine": "9", "ten": "10",
-}  # fmt: skip
-_ARTICLES = frozenset(["a", "an", "the"])
-_ANSWER_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-_COMMA_IN_NUMBER = re.compile(r"\d,\d")
-_PERIOD = re.compile(r"\.(?!\d)")
-_MAX_PERIODS = 32
-
-# Forms that get their apostrophe back when exactly one is missing: dont -> don't, couldnt've -> couldn't've.
-_CONTRACTED = """
-    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
-    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
-    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
-    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
-    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
-    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
-    wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-"""
-
-
-def _contractions() -> dict[str, str]:
-    table = {}
-    for word in _CONTRACTED.split():
-        for at, letter in enumerate(word):
-            if letter == "'":
-                table[word[:at] + word[at + 1 :]] = word
-    # The published table has this one entry the wrong way round.
-    table["somebody'd"] = "somebodyd"
-    return table
-
-
-_CONTRACTIONS = _contractions()
-
-
-def strip_answer_punctuation(answer: str) -> str:
-    """The punctuation step of the VQA evaluation, with its quirks.
-
-    A mark next to a space is deleted, any other becomes a space, but if the answer has a comma between two digits
-    *all* marks are deleted: `1,000/day` -> `1000day`. Periods go unless a digit follows (`.5` stays), at most 32 of
-    them. Apostrophes and colons stay.
-    """
-    text = answer
-    delete_all = _COMMA_IN_NUMBER.search(answer) is not None
-    for mark in _ANSWER_PUNCTUATION:
-        delete = delete_all or f"{mark} " in answer or f" {mark}" in answer
-        text = text.replace(mark, "" if delete else " ")
-    return _PERIOD.sub("", text, count=_MAX_PERIODS)
-
-
-def _strip_answer(answer: str) -> str:
-    return answer.replace("\n", " ").replace("\t", " ").strip()
-
-
-def normalize_answer(answer: str) -> str:
-    """An answer as the VQA evaluation compares it (visualqa.org/evaluation): see `strip_answer_punctuation`, then lower
-    case, number words up to ten as digits (`none` is 0), no articles, missing apostrophes of contractions restored."""
-    words = [_NUMBER_WORDS.get(w, w) for w in strip_answer_punctuation(_strip_answer(answer)).lower().split()]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
-
-
-def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Official VQA accuracy of one question, in 0..1.
-
-    The mean over the leave-one-out sets of human answers of min(matches / 3, 1). A set leaves out one *person*, so
-    equal answers of two people are two answers. One quirk of the official program is kept: where all answers are the
-    same string, nothing is normalised, so `Yes` does not match ten times `yes`.
-
-    Args:
-        prediction: the model's answer.
-        answers: one answer a person; 10 in VQAv2, OKVQA, TextVQA and VizWiz.
-
-    Raises:
-        ValueError: fewer than two answers, which leave nothing to compare with.
-    """
-    if len(answers) < 2:
-        raise ValueError(f"leave-one-out accuracy needs at least 2 answers, found {len(answers)}")
-    given, answers = _strip_answer(prediction), [_strip_answer(a) for a in answers]
-    if len(set(answers)) > 1:
-        given, answers = normalize_answer(given), [normalize_answer(a) for a in answers]
-    matches = sum(a == given for a in answers)
-    return sum(min((matches - (a == given)) / 3, 1.0) for a in answers) / len(answers)
-
-
-def answer_score(prediction: str, answers: Sequence[str]) -> float:
-    """Score of an answer in 0..1: `vqa_accuracy` for ten answers or more, else whether it equals one of them.
-
-    Fewer than ten are taken as alternatives that are all right, each compared after `normalize_answer`.
-    """
-    if len(answers) >= 10:
-        return vqa_accuracy(prediction, answers)
-    given = normalize_answer(prediction)
-    return float(any(normalize_answer(a) == given for a in answers))
-
-
-# --- likelihood -----------------------------------------------------------------------------------------------------
+import numpy as np
 
 
 def perplexity(loss_sum: float, weight_sum: float) -> float:
@@ -185,3 +14,25 @@ def perplexity(loss_sum: float, weight_sum: float) -> float:
         return math.exp(loss_sum / weight_sum)
     except OverflowError:
         return math.inf
+
+
+def bootstrap(scores: Sequence[float], seed: int = 0, samples: int = 1000) -> tuple[float, float]:
+    """95% interval of the mean of per-record scores, by the percentile bootstrap.
+
+    Records are drawn with replacement. For CIDEr the document frequencies stay those of the whole set.
+
+    Args:
+        scores: one a record.
+        seed: of the draws; the same scores and seed give the same interval.
+        samples: draws of the whole set.
+
+    Returns:
+        (low, high); (nan, nan) for no scores.
+    """
+    values = np.asarray(scores, np.float64)
+    if values.size == 0:
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(0, values.size, values.size)].mean() for _ in range(samples)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

@@ -45,3 +45,30 @@ class KVCache:
             segment_ids=jax.lax.dynamic_update_slice(self.segment_ids, segment_ids.astype(jnp.int32), at),
             length=self.length + positions.shape[1],
         )
+
+    def repeat(self, copies: int) -> "KVCache":
+        """Returns a cache of `copies` equal rows for each row, beside each other: a row of beams."""
+        return self.replace(
+            key=jnp.repeat(self.key, copies, axis=1),
+            value=jnp.repeat(self.value, copies, axis=1),
+            positions=jnp.repeat(self.positions, copies, axis=0),
+            segment_ids=jnp.repeat(self.segment_ids, copies, axis=0),
+        )
+
+    def reorder(self, parents: Int[Array, "rows beams"], first: int) -> "KVCache":
+        """Gives each beam the slots of its parent, from slot `first` on: those before are equal for all beams.
+
+        Args:
+            parents: beam of the same row whose slots are taken. Position and segment of a slot are the same for all
+                the beams of a row.
+            first: slots of the prompt.
+        """
+        rows, beams = parents.shape
+
+        def reordered(x: Array) -> Array:
+            new = x[:, :, first:]
+            by_row = new.reshape(x.shape[0], rows, beams, *new.shape[2:])
+            by_row = jnp.take_along_axis(by_row, parents[None, :, :, None, None, None], axis=2)
+            return x.at[:, :, first:].set(by_row.reshape(new.shape))
+
+        return self.replace(key=reordered(self.key), value=reordered(self.value))

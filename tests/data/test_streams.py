@@ -1,0 +1,457 @@
+"""Captioned images and videos in files of many records."""
+
+import itertools
+import logging
+import tarfile
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.data import pair_files
+from tests.data.media_files import movie
+from tests.data.pair_files import add, caption, colour, example, png, write
+from vadapter.data import schedule, shard_index, shards
+from vadapter.data.config import LoaderConfig
+from vadapter.errors import UserError
+
+FORMATS = tuple(pair_files.ENDINGS)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vadapter" / "shards"
+
+
+def register(files, **settings):
+    from vadapter.data import tasks
+
+    return tasks.pairs_task("pairs", files, **{"holdout": 0.0, **settings})
+
+
+def loader(name="pairs", index=0, count=1, **changes):
+    from vadapter.data.loader import Loader
+
+    settings = {"batch_size": 4, "num_visual_tokens": 3, "image_size": 16, "max_bad_share": 0.5}
+    return Loader(LoaderConfig(mixture=name, **(settings | changes)), process_index=index, process_count=count)
+
+
+def rows(name="pairs", **changes):
+    settings: dict[str, Any] = {"split": "train", **changes}
+    found = [row for _, part in loader(name, **settings).eval_batches() for row in part]
+    return [row for row in found if row["id"]]
+
+
+def read(files, **settings):
+    """Captions of the records that can be used, in order."""
+    return [row["references"][0] for row in rows(register(files, **settings)) if row["valid"]]
+
+
+def colours(batches):
+    return np.concatenate([batch.media[:, 0, 0, 8, 8] for batch in batches])
+
+
+# Formats
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_each_format_gives_images_with_their_captions(tmp_path, format_):
+    register(write(tmp_path, format_))
+    found = rows()
+    valid = [row for row in found if row["valid"]]
+    assert [row["references"] for row in valid] == [[caption(i)] for i in range(20)]
+    for i, row in enumerate(valid):
+        np.testing.assert_array_equal(row["thumbnail"][0, 8, 8], colour(i))
+    assert valid[0]["prompt"] == "Describe the following: <media> :"
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_order_is_a_function_of_seed_and_step_for_any_number_of_hosts(tmp_path, format_):
+    register(write(tmp_path, format_))
+    whole = colours(itertools.islice(loader().batches(), 5))
+    assert sorted(map(tuple, whole)) == sorted(colour(i) for i in range(20))  # an epoch
+    assert [tuple(c) for c in whole] != [colour(i) for i in range(20)]
+    resumed = colours(itertools.islice(loader().batches(3), 2))
+    np.testing.assert_array_equal(resumed, whole[12:])
+    halves = [list(itertools.islice(loader(index=h, count=2).batches(), 5)) for h in range(2)]
+    shared = np.concatenate([colours([part[step]]) for step in range(5) for part in halves])
+    np.testing.assert_array_equal(shared, whole)
+    assert (colours(itertools.islice(loader(seed=1).batches(), 5)) != whole).any()
+
+
+def test_the_end_of_the_files_is_held_out(tmp_path):
+    register(write(tmp_path, "parquet"), holdout=0.1)
+    assert loader().num_examples() == 18
+    assert [row["references"] for row in rows(split="validation") if row["valid"]] == [["picture 18"], ["picture 19"]]
+    np.testing.assert_array_equal(
+        sorted(map(tuple, colours(itertools.islice(loader(batch_size=6).batches(), 3)))), sorted(map(colour, range(18)))
+    )
+
+
+def test_validation_files(tmp_path):
+    train = write(tmp_path, "tar")
+    (tmp_path / "val").mkdir()
+    register(train, validation=write(tmp_path / "val", "tar", 3, 1))
+    assert len([row for row in rows(split="validation") if row["valid"]]) == 3
+    assert loader().num_examples() == 20
+
+
+def test_captions_in_json_members(tmp_path):
+    pair_files.write_tar(tmp_path / "a.tar", range(3), "json")
+    assert read(f"{tmp_path}/a.tar") == [caption(i) for i in range(3)]
+    assert read(f"{tmp_path}/a.tar", caption_field="url") == ["http://x"] * 3
+    pair_files.write_tar(tmp_path / "b.tar", range(3))
+    with pytest.raises(UserError, match=r"at most 1.0%.*found 3 of 3|no record that has both \(3 without\)"):
+        register(f"{tmp_path}/b.tar", caption_field="better")
+
+
+def test_parquet_as_hugging_face_writes_it(tmp_path):
+    images = [{"bytes": png(i), "path": None} for i in range(3)]
+    pair_files.write_parquet(tmp_path / "a.parquet", [], columns={"image": images, "text": [["a", "b"]] * 3})
+    register(f"{tmp_path}/a.parquet", caption_field="text")
+    found = rows()
+    assert [row["references"] for row in found if row["valid"]] == [["a", "b"]] * 3
+    np.testing.assert_array_equal(found[2]["thumbnail"][0, 0, 0], colour(2))
+
+
+def test_parquet_with_paths_and_addresses(tmp_path, caplog):
+    (tmp_path / "x.png").write_bytes(png(5))
+    columns = {"image": ["x.png", "https://example.org/y.png"], "caption": ["here", "there"]}
+    pair_files.write_parquet(tmp_path / "a.parquet", [], columns=columns)
+    assert read(f"{tmp_path}/a.parquet") == ["here"]
+    assert "download it first" in caplog.text
+
+
+@pytest.mark.parametrize("format_", ["tfrecord", "array_record", "parquet"])
+def test_a_field_that_is_not_there_is_named(tmp_path, format_, caplog):
+    files = write(tmp_path, format_, 4, 1)
+    if format_ == "parquet":
+        with pytest.raises(UserError, match="Expected a column 'captions'; the nearest are caption"):
+            register(files, caption_field="captions")
+    else:
+        register(files, caption_field="captions")
+        assert not [row for row in rows(max_bad_share=1.0) if row["valid"]]
+        assert "has no feature 'captions'; its features are caption, image" in caplog.text
+
+
+def test_videos_in_tar_and_as_frames(tmp_path):
+    data = movie(tmp_path / "a.mp4", [20, 100, 180, 240]).read_bytes()
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "k.mp4", data)
+        add(archive, "k.txt", b"lighter")
+    register(f"{tmp_path}/a.tar", media="video")
+    np.testing.assert_allclose(rows()[0]["thumbnail"].mean((1, 2, 3)), [20, 100, 180, 240], atol=8)
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(f"{tmp_path}/b.tfrecord") as file:
+        file.write(example(frames=[png(i) for i in range(8)], text=b"frames"))
+    register(f"{tmp_path}/b.tfrecord", media="video", media_field="frames", caption_field="text")
+    np.testing.assert_array_equal(rows()[0]["thumbnail"][:, 0, 0], [colour(i) for i in (1, 3, 5, 7)])
+
+
+def test_random_frames_differ_between_epochs_and_come_back(tmp_path):
+    (tmp_path / "m.mp4").write_bytes(movie(tmp_path / "b.mp4", range(0, 250, 5), keys_every=5).read_bytes())
+    (tmp_path / "a.jsonl").write_text('{"video": "m.mp4", "caption": "x"}\n')
+    register(f"{tmp_path}/a.jsonl", media="video", frame_sampling="random")
+    first, again = (list(itertools.islice(loader(batch_size=1).batches(), 3)) for _ in range(2))
+    means = [[b.media.mean((0, 1, 3, 4, 5)) for b in batches] for batches in (first, again)]
+    np.testing.assert_array_equal(means[0], means[1])
+    assert np.abs(means[0][0] - means[0][1]).max() > 4
+    with pytest.raises(UserError, match="uniform, centre, random; found 'middle'"):
+        register(f"{tmp_path}/a.jsonl", media="video", frame_sampling="middle")
+
+
+def test_a_mixture_of_three_sources_in_gin(tmp_path):
+    import seqio
+
+    from vadapter.cli import config as gin_front
+    from vadapter.data import tasks
+
+    gin_front.register([tasks.pairs_task, tasks.add_mixture, LoaderConfig])
+    (tmp_path / "v").mkdir()
+    movie(tmp_path / "v" / "m.webm", [10, 200])
+    (tmp_path / "v" / "a.jsonl").write_text('{"video": "m.webm", "caption": "video"}\n' * 3)
+    clips = f'["{tmp_path}/v/a.jsonl"]'
+    bindings = [f"IMAGE_FILES='{write(tmp_path, 'tar')}'", f"VIDEO_FILES={clips}", f"CLIP_FILES={clips}"]
+    gin_front.parse_gin(["data/mixture.gin"], [*bindings, "LoaderConfig.mixture=%MIXTURE_OR_TASK_NAME"])
+    import gin
+
+    name = gin.get_configurable("LoaderConfig")().mixture
+    mixture: Any = seqio.get_mixture_or_task(name)
+    rates = {t.name: mixture.get_rate(t) for t in mixture.tasks}
+    assert rates == {"captioned_images": 2.0, "captioned_videos": 1.0, "captioned_clips": 1.0}
+    shapes = [b.media.shape[2] for b in itertools.islice(loader(name, num_frames=2).batches(), 200)]
+    assert 80 < shapes.count(1) < 120  # half of the batches are images
+
+
+# Remote files
+
+
+def copy_to_ram(folder, to):
+    import tensorflow as tf
+
+    tf.io.gfile.makedirs(to)
+    for path in folder.iterdir():
+        if path.is_file():
+            tf.io.gfile.copy(str(path), f"{to}/{path.name}", overwrite=True)
+
+
+@pytest.mark.parametrize("format_", ["tar", "tfrecord", "parquet", "jsonl"])
+def test_remote_files(tmp_path, format_):
+    """`ram://` is read as `gs://` is, through TensorFlow's file systems."""
+    write(tmp_path, format_)
+    remote = f"ram://{tmp_path.name}/{format_}"
+    copy_to_ram(tmp_path, remote)
+    assert read(f"{remote}/web-*.{pair_files.ENDINGS[format_]}") == [caption(i) for i in range(20)]
+    np.testing.assert_array_equal(
+        sorted(map(tuple, colours(itertools.islice(loader().batches(), 5)))), sorted(map(colour, range(20)))
+    )
+
+
+def test_remote_array_records_are_refused():
+    with pytest.raises(UserError, match="Expected local ArrayRecord files; found gs://"):
+        register("gs://bucket/a.array_record")
+
+
+# Names
+
+
+def test_patterns(tmp_path):
+    for name in ("a-08.tar", "a-09.tar", "a-10.tar", "b.tar"):
+        (tmp_path / name).touch()
+    names = [p.rsplit("/", 1)[-1] for p in shards.expand([f"{tmp_path}/a-{{08..10}}.tar", f"{tmp_path}/{{b,c}}.tar"])]
+    assert names == ["a-08.tar", "a-09.tar", "a-10.tar", "b.tar", "c.tar"]
+    assert [p[-8:] for p in shards.expand(f"{tmp_path}/a*.tar")] == ["a-08.tar", "a-09.tar", "a-10.tar"]
+    assert shards.expand("gs://x/{9..11}") == ["gs://x/9", "gs://x/10", "gs://x/11"]
+    with pytest.raises(UserError, match=r"files named .*z\*\.tar; found none"):
+        shards.expand(f"{tmp_path}/z*.tar")
+    with pytest.raises(UserError, match="found none"):
+        shards.expand([])
+
+
+def test_missing_files_are_counted_and_named(tmp_path):
+    pattern = write(tmp_path, "tar").replace("002", "004")
+    with pytest.raises(UserError, match=r"Expected 5 files; 2 are missing: .*web-003.tar, .*web-004.tar"):
+        register(pattern)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"files": ""}, "pairs_task.files"),
+        ({"files": "a.tar", "media": "sound"}, "found 'sound'"),
+        ({"files": "a.zip"}, "one of tar, tfrecord"),
+        ({"files": "a.tar", "format": "webdataset"}, "found 'webdataset'"),
+        ({"files": "a.tar", "name": "a/b"}, "pairs_task.name"),
+        ({"files": "a.tar", "prompt": "nothing"}, "<media>"),
+    ],
+)
+def test_bad_settings(settings, message):
+    from vadapter.data import tasks
+
+    with pytest.raises(UserError, match=message):
+        tasks.pairs_task(**settings)
+
+
+# Indexes
+
+
+def test_an_index_is_kept_and_renewed_when_the_file_changes(tmp_path, cache, monkeypatch):
+    scans = []
+    scan = shard_index.index_tar
+    monkeypatch.setattr(shard_index, "index_tar", lambda file, check: scans.append(1) or scan(file, check))
+    files = write(tmp_path, "tar")
+    assert len(read(files)) == len(read(files)) == 20 and len(scans) == 3
+    pair_files.write_tar(tmp_path / "web-001.tar", range(2))
+    assert len(read(files)) == 15 and len(scans) == 4
+    for path in cache.iterdir():
+        path.write_bytes(b"damaged")
+    assert len(read(files)) == 15 and len(scans) == 7
+    renewed = [path for path in cache.iterdir() if path.read_bytes() != b"damaged"]
+    assert len(renewed) == 3
+    with np.load(renewed[0], allow_pickle=False) as kept:  # nothing in it is pickled
+        assert kept["offsets"].dtype == np.int64
+
+
+def test_a_cache_folder_that_cannot_be_written_is_said(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    assert len(read(write(tmp_path, "tar"), cache_dir=f"{tmp_path}/file")) == 20
+    assert "the next run will scan again" in caplog.text
+
+
+def test_checksums_are_those_of_the_format():
+    assert shard_index.masked_crc32c(b"") == 0xA282EAD8
+    crc = 0xE3069283  # of "123456789", the standard's check value
+    assert shard_index.masked_crc32c(b"123456789") == (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+# Damage
+
+
+def tar_with(path, *extra, good=2):
+    """A tar file of `good` samples with members (name, data, changes) in between."""
+    with tarfile.open(path, "w") as archive:
+        for i in range(good):
+            add(archive, f"{i}.png", png(i))
+            add(archive, f"{i}.txt", caption(i).encode())
+            for name, data, changes in extra if i == 0 else ():
+                add(archive, name, data, **changes)
+    return str(path)
+
+
+TRAPS = {
+    "absolute": ("/etc/evil.png", png(9), {}),
+    "parent": ("../evil.png", png(9), {}),
+    "parent inside": ("a/../../evil.png", png(9), {}),
+    "backslash": ("..\\evil.png", png(9), {}),
+    "drive": ("C:/evil.png", png(9), {}),
+    "symbolic link": ("evil.png", b"", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
+    "hard link": ("evil.png", b"", {"type": tarfile.LNKTYPE, "linkname": "../x"}),
+    "device": ("evil.png", b"", {"type": tarfile.CHRTYPE}),
+    "pipe": ("evil.png", b"", {"type": tarfile.FIFOTYPE}),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_tar_members_that_point_elsewhere_are_refused_by_name_and_counted(tmp_path, trap, caplog):
+    name, data, changes = TRAPS[trap]
+    text = (name.replace(".png", ".txt"), b"evil", {})
+    file = tar_with(tmp_path / "a.tar", (name, data, changes), text)
+    assert read(file, max_bad_share=0.5) == [caption(0), caption(1)]
+    assert loader().counters()["left_out"] == 1
+    assert "evil.png' points outside" in caplog.text or "evil.png' is a link or no ordinary file" in caplog.text
+    with pytest.raises(UserError, match="found 1 of 3"):
+        register(file)
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("x.png", png(1), {})], "x: no .json or .txt with a caption"),
+        ([("x.txt", b"words", {})], "x: no image among .txt"),
+        ([("x.cls", b"3", {}), ("x.txt", b"words", {})], "x: no image among .cls, .txt"),
+        ([("x.mp4", b"", {}), ("x.txt", b"words", {})], "x: no image among .mp4, .txt"),
+    ],
+)
+def test_incomplete_samples_are_left_out_by_name(tmp_path, members, reason, caplog):
+    assert read(tar_with(tmp_path / "a.tar", *members), max_bad_share=0.5) == [caption(0), caption(1)]
+    assert reason in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("x.png", png(1), {}), ("x.txt", b" \n", {})], "a.tar:x: has no caption"),
+        ([("x.png", b"", {}), ("x.txt", b"words", {})], "a.tar:x: has no image or video"),
+        ([("x.png", b"<html>404", {}), ("x.txt", b"words", {})], "a.tar:x: not a readable image"),
+        ([("x.png", png(1), {}), ("x.json", b"[1]", {})], "a.tar:x: has a .json that is not a JSON object"),
+        ([("x.png", png(1), {}), ("x.json", b"{", {})], "a.tar:x: has a .json that is not a JSON object"),
+        ([("x.png", png(1), {}), ("x.json", b'{"text": 1}', {})], "a.tar:x: has no caption"),
+    ],
+)
+def test_samples_that_turn_out_bad_are_skipped_by_name_and_counted(tmp_path, members, reason, caplog):
+    register(tar_with(tmp_path / "a.tar", *members))
+    made = loader(split="train")
+    valid = [row["valid"] for _, part in made.eval_batches() for row in part]
+    assert valid == [True, False, True, False]
+    assert made.counters()["skipped"] == 1 and f"skipped {reason}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("format_", "cut"),
+    [*(("tar", cut) for cut in (512, 700, 1100, 2000, 2048, 9000)), *(("tfrecord", cut) for cut in (1, 5, 200, 700))],
+)
+def test_of_a_truncated_file_what_is_whole_is_kept(tmp_path, format_, cut, caplog):
+    write(tmp_path, format_, 10, 1)
+    path = tmp_path / f"web-000.{format_}"
+    data = path.read_bytes()
+    end = 10 * 2048 if format_ == "tar" else len(data)  # without the padding of a tar file
+    path.write_bytes(data[: end - cut])
+    found = read(str(path), max_bad_share=0.5)
+    assert found == [caption(i) for i in range(len(found))] and len(found) < 10
+    assert "truncated" in caplog.text and loader().counters()["left_out"] >= 1
+
+
+def test_damage_in_the_middle_of_a_tar_file_is_said(tmp_path, caplog):
+    write(tmp_path, "tar", 10, 1)
+    path = tmp_path / "web-000.tar"
+    data = bytearray(path.read_bytes())
+    data[4 * 2048 : 4 * 2048 + 512] = b"\xff" * 512
+    path.write_bytes(data)
+    assert read(str(path), max_bad_share=0.5) == [caption(i) for i in range(4)]
+    assert "damaged or truncated after 8192" in caplog.text
+
+
+@pytest.mark.parametrize("format_", ["tar", "tfrecord", "parquet", "array_record", "jsonl"])
+@pytest.mark.parametrize("data", [b"", b"<html>not found</html>" * 100, b"\x1f\x8b" + bytes(600)])
+def test_files_that_are_something_else_are_user_errors(tmp_path, format_, data):
+    path = tmp_path / f"a.{format_}"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="Expected"):
+        register(str(path))
+
+
+def test_other_files_and_folders_in_a_tar_are_passed_over(tmp_path, caplog):
+    extra = [("d", b"", {"type": tarfile.DIRTYPE}), ("d/._0.png", b"x", {})]
+    with caplog.at_level(logging.WARNING):
+        assert read(tar_with(tmp_path / "a.tar", *extra)) == [caption(0), caption(1)]
+    assert "left out" not in caplog.text
+
+
+def test_long_and_foreign_names(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for i, name in enumerate(("x" * 90 + "/" + "y" * 150, "größe/雪", "a.b.c")):
+            add(archive, f"{name}.png", png(i))
+            add(archive, f"{name}.txt", caption(i).encode())
+    assert read(str(path)) == [caption(i) for i in range(3)]
+    assert rows()[1]["id"] == "a.tar:größe/雪"
+
+
+# Blocks
+
+
+def test_blocks_are_shuffled_and_every_record_comes_once_an_epoch(monkeypatch):
+    monkeypatch.setattr(schedule, "WINDOW", 20)
+    blocks = np.asarray([7, 1, 30, 4, 4, 10, 9])
+    total = int(blocks.sum())
+    epochs = schedule.shuffled(np.arange(2 * total), total, 5, blocks).reshape(2, total)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), [np.arange(total)] * 2)
+    assert (epochs[0] != epochs[1]).any()
+    np.testing.assert_array_equal(schedule.shuffled(np.arange(13, 31), total, 5, blocks), epochs[0, 13:31])
+
+
+def test_few_blocks_are_open_at_once(monkeypatch):
+    monkeypatch.setattr(schedule, "WINDOW", 100)
+    blocks = np.full(50, 20)
+    order = schedule.shuffled(np.arange(1000), 1000, 1, blocks)
+    for start in range(0, 1000, 100):
+        assert len(set(order[start : start + 100] // 20)) == 5
+    assert sorted(order[:100] // 20) != sorted(range(5))
+
+
+def test_each_row_group_is_read_once_an_epoch(tmp_path, monkeypatch):
+    register(write(tmp_path, "parquet"))
+    opened = []
+    real = shards.open_file
+    monkeypatch.setattr(shards, "open_file", lambda path: opened.append(path) or real(path))
+    list(itertools.islice(loader().batches(), 5))
+    assert len(opened) == 6  # two row groups in each of three files
+
+
+def test_a_record_that_vanishes_is_skipped(tmp_path, caplog):
+    """A file is cut after its index was made."""
+    files = write(tmp_path, "tar", 4, 2)
+    register(files)
+    path = tmp_path / "web-001.tar"
+    path.write_bytes(path.read_bytes()[:100])
+    assert [row["valid"] for row in rows()] == [True, True, False, False]
+    assert "cannot be read" in caplog.text
+
+
+def test_pairs_are_described_for_the_record_of_a_model(tmp_path):
+    from vadapter.data import description
+
+    found = description.describe(register(write(tmp_path, "tar"), resize="crop", prompt="Say <media> :"))
+    assert found["resize"] == "crop" and found["prompts"] == {"caption": "Say <media> :"}

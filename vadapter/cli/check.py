@@ -1,0 +1,175 @@
+"""Reads the data of a run and says what would spoil it, before any accelerator is used.
+
+vadapter check --gin_file=experiments/own_stage1.gin --gin.TRAIN_JSONL='"photos/photos.jsonl"' \\
+  --gin.ENCODER_RUN='"demo/vit"' --gin.TINY_RUN='"demo/tiny"'
+
+It takes the gin files of `vadapter train`, so that it checks the very task, vocabulary, lengths and model of the run.
+The exit status is 1 where something would spoil the run. MODEL_DIR is not needed and nothing is written there.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vadapter.cli.config import add_gin_arguments, parse_gin_arguments
+from vadapter.errors import UserError
+
+if TYPE_CHECKING:
+    from vadapter.cli.experiment import Experiment
+    from vadapter.data.preflight import Part
+    from vadapter.data.preflight_report import Problem, Report
+
+_NAMES_SHOWN = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("--split", metavar="NAME", help="check this split only (default: all, so that overlaps show)")
+    parser.add_argument(
+        "--limit", type=int, default=0, metavar="N", help="most records of a split, evenly spread (default: all)"
+    )
+    parser.add_argument(
+        "--output", default="check", metavar="DIR", help="where check.html and check.json go (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--examples", type=int, default=24, metavar="N", help="rows of the contact sheet (default: %(default)s)"
+    )
+    add_gin_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks, writes the two files, prints a summary; returns 1 where something would spoil a run."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported
+    for option in ("limit", "examples"):
+        if getattr(args, option) < 0:
+            raise UserError(f"--{option} is {getattr(args, option)}; expected a number of at least 0.")
+    from vadapter.cli import experiment
+    from vadapter.data import preflight, preflight_page
+
+    experiment.register()
+    args.gin_bindings.insert(0, "MODEL_DIR=''")  # required by gin, used by nothing here
+    with _warnings() as warnings:
+        parse_gin_arguments(args)
+        parts = parts_of(experiment.configured(), args.split)
+    with _progress() as progress:
+        report = preflight.check(parts, limit=args.limit, examples=args.examples, warnings=warnings, progress=progress)
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "check.json").write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    preflight_page.write(report, folder / "check.html", f"Data check of {parts[0].config.mixture}")
+    _print(report)
+    print(f"Wrote {folder / 'check.html'} and {folder / 'check.json'}.")
+    return int(report.spoils)
+
+
+def parts_of(experiment: "Experiment", split: str | None = None) -> list["Part"]:
+    """Returns what an experiment reads: its training data, its evaluations, and other splits of the same mixtures.
+
+    Args:
+        experiment: as gin describes it.
+        split: only this one.
+
+    Raises:
+        UserError: it describes no model, or has no such split.
+    """
+    from vadapter.cli.shapes import for_model
+    from vadapter.data.preflight import Part, splits_of
+    from vadapter.models.vlm import VLMConfig
+
+    model: Any = experiment.model
+    if model is None:
+        raise UserError(
+            "Expected an experiment with a model, whose sizes the data must fit; found MODEL = None. Give the gin "
+            "files of `vadapter train`."
+        )
+    rows = model.decoder.vocab_size if isinstance(model, VLMConfig) else None
+    parts: dict[tuple[str, str], Part] = {}
+    for data in (experiment.data, *(evaluation.data for evaluation in experiment.evaluations)):
+        key = data.mixture, data.split
+        parts.setdefault(key, Part(for_model(data, model), training=not parts, rows=rows))
+    for part in list(parts.values()):
+        for other in splits_of(part.config.mixture):
+            config = dataclasses.replace(part.config, split=other)
+            parts.setdefault((config.mixture, other), Part(config, required=False, rows=rows))
+    if split is None:
+        return list(parts.values())
+    chosen = [part for part in parts.values() if part.config.split == split]
+    if not chosen:
+        known = sorted({part.config.split for part in parts.values()})
+        raise UserError(f"--split is {split!r}; expected one of {', '.join(known)}.")
+    return chosen
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Collects what is logged as a warning meanwhile: sources name there what they leave out."""
+    found: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    try:
+        yield found
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar a split on a terminal, nothing elsewhere."""
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
+    bars: dict[str, Any] = {}
+    with progress.Progress(
+        *columns, progress.TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty()
+    ) as bar:
+
+        def show(where: str, done: int, total: int) -> None:
+            if where not in bars:
+                bars[where] = bar.add_task(where, total=total)
+            bar.update(bars[where], completed=done)
+
+        yield show
+
+
+def _print(report: "Report") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("split, task", overflow="fold")
+    for name in ("read", "media", "unreadable", "cut", "visual", "prompt", "target"):
+        table.add_column(name, justify="right")
+    for task in report.tasks:
+        bad = {kind: len(names) for kind, names in task.found.items()}
+        lengths = [f"{x.quantile(1.0)}/{x.room}" if x.counts else "" for x in (task.prompts, task.targets)]
+        cut = bad.get("cut_target", 0) + bad.get("cut_prompt", 0)
+        figures = (task.checked, task.distinct_media, bad.get("corrupt", 0), cut, task.visual_tokens)
+        table.add_row(f"{task.split}, {task.task}", *map(str, figures), *lengths)
+    Console().print(table)
+    for problem in report.problems:
+        _print_problem(problem)
+    print("Something would spoil a run." if report.spoils else "Nothing would spoil a run.")
+
+
+def _print_problem(problem: "Problem") -> None:
+    count = f"{problem.count} of {problem.total} " if problem.total else f"{problem.count} " if problem.count else ""
+    print(f"\n{'SPOILS A RUN' if problem.spoils else 'warning'}  {problem.where}: {count}{problem.text}.")
+    _print_names(problem.names, problem.count)
+    print(f"  {problem.advice}")
+
+
+def _print_names(names: Sequence[str], count: int) -> None:
+    for name in names[:_NAMES_SHOWN]:
+        print(f"  - {name}")
+    if count > _NAMES_SHOWN:
+        print(f"  - and {count - _NAMES_SHOWN} more, in check.json")

@@ -49,7 +49,7 @@ def test_prompts_are_the_papers():
 @pytest.mark.parametrize(
     ("prompt", "question", "message"),
     [
-        ("nothing", False, "one of caption, image_question, video_question"),
+        ("nothing", False, "one of caption, image_question"),
         ("Describe this.", False, "exactly one <media>"),
         ("<media> and <media>", False, "found 2"),
         ("See <media>.", True, "<question> once"),

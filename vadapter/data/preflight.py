@@ -219,7 +219,8 @@ class _TaskScan:
     def __init__(self, part: Part, task: seqio.Task, media: _Media):
         self._part, self._task, self._media = part, task, media
         self._digests: set[bytes | None] = set()
-        config, source = part.config, task.source
+        config = part.config
+        source: Any = task.source
         self._source = _Watched(source)
         feature: Any = task.output_features["media"]
         self._shape = feature.shape(config.image_size, config.num_frames)

@@ -210,9 +210,10 @@ def _spice_ready() -> bool:
     return all((_spice_folder() / "lib" / jar).is_file() for jar in _SPICE_JARS)
 
 
-# A scorer takes {image: [tokens]} of references and predictions, and gives (score, score of each image) by name.
+# A scorer takes {image: [tokens]} of references and predictions, and gives (score, score of each image) by name, as
+# numpy's or Python's numbers.
 _Texts = dict[int, list[str]]
-_Found = dict[str, tuple[float, Sequence[float]]]
+_Found = dict[str, tuple[Any, Any]]
 
 
 def _zeros(name: str, count: int) -> _Found:

@@ -196,7 +196,7 @@ def load_params(path: str, step: int | None = None) -> dict[str, np.ndarray]:
 
 
 def save_params(model_dir: str, params: trees.Tree, step: int = 0, run: Mapping[str, Any] | None = None) -> None:
-    """Writes parameters alone as a checkpoint that runs can take as a `Source`, such as imported weights."""
+    """Writes parameters alone as a checkpoint that runs can take as a `Source`; imports stream instead."""
     import jax.numpy as jnp
 
     with Checkpointer(model_dir, keep=None) as checkpointer:

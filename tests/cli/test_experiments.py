@@ -19,6 +19,7 @@ from vadapter.weights import gin_text
 
 EXPERIMENTS = sorted(path.name for path in (resources.folder("gin") / "experiments").glob("*.gin"))
 SAMPLE = resources.folder("data") / "samples" / "captions.jsonl"
+MESHES = sorted(path.name for path in (resources.folder("gin") / "meshes").glob("*.gin"))
 SMALL_WORLD = ["train=8", "validation=8", "test=8", "video_train=8", "video_eval=8", "text_train=8", "text_eval=8"]
 
 
@@ -40,10 +41,12 @@ def resolve(name: str, data_dir: Path) -> experiment.Experiment:
     text = (resources.folder("gin") / "experiments" / name).read_text()
     values = {"MODEL_DIR": "run", "DATA_DIR": str(data_dir), "TRAIN_JSONL": str(SAMPLE), "STAGE1_RUN": "runs/stage1"}
     values |= {f"{run.upper()}_RUN": str(data_dir / run) for run in ("encoder", "tiny", "large")}
+    values |= {f"{kind}_FILES": str(SAMPLE) for kind in ("IMAGE", "VIDEO", "CLIP")}
     bindings = [f"{macro}={value!r}" for macro, value in values.items() if f"--gin.{macro}=" in text]
     imported = [data_dir / part / f"{part}.gin" for part in ("encoder", "tiny", "large") if f"/{part}.gin" in text]
     experiment.register()
     world = [f"ScenesConfig.{field}" for field in SMALL_WORLD] if "DATA_DIR" in text else ["jsonl_task.holdout=0.5"]
+    world += ["pairs_task.max_bad_share=1.0"] if "IMAGE_FILES" in text else []
     parse_gin([f"experiments/{name}", *map(str, imported)], [*bindings, *world, "BATCH_SIZE=8"])
     return experiment.configured()
 

@@ -1,6 +1,7 @@
 """Every shipped experiment resolves, and its training step has shapes that fit."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from vadapter.cli.config import parse_gin
 from vadapter.errors import UserError
 from vadapter.models import variants
 from vadapter.models.vlm import VLMConfig
+from vadapter.partitioning import Partitioner
 from vadapter.training import freezing, initialize
 from vadapter.weights import gin_text
 
@@ -37,7 +39,7 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def resolve(name: str, data_dir: Path) -> experiment.Experiment:
+def resolve(name: str, data_dir: Path, more: Sequence[str] = (), batch_size: int = 8) -> experiment.Experiment:
     text = (resources.folder("gin") / "experiments" / name).read_text()
     values = {"MODEL_DIR": "run", "DATA_DIR": str(data_dir), "TRAIN_JSONL": str(SAMPLE), "STAGE1_RUN": "runs/stage1"}
     values |= {f"{run.upper()}_RUN": str(data_dir / run) for run in ("encoder", "tiny", "large")}
@@ -47,7 +49,7 @@ def resolve(name: str, data_dir: Path) -> experiment.Experiment:
     experiment.register()
     world = [f"ScenesConfig.{field}" for field in SMALL_WORLD] if "DATA_DIR" in text else ["jsonl_task.holdout=0.5"]
     world += ["pairs_task.max_bad_share=1.0"] if "IMAGE_FILES" in text else []
-    parse_gin([f"experiments/{name}", *map(str, imported)], [*bindings, *world, "BATCH_SIZE=8"])
+    parse_gin([f"experiments/{name}", *map(str, imported), *more], [*bindings, *world, f"BATCH_SIZE={batch_size}"])
     return experiment.configured()
 
 
@@ -118,6 +120,19 @@ def test_the_recipes_on_open_weights_have_the_documented_sizes(name, trained, fr
     parts = freezing.partition(nn.unbox(experiment.Parts(config).abstract), config.train.trainable)
     sizes = [sum(x.size for x in trees.flatten(part).values()) for part in parts]
     assert sizes == [pytest.approx(trained, rel=0.01), pytest.approx(frozen, rel=0.01)]
+
+
+@pytest.mark.parametrize("mesh_file", MESHES)
+def test_a_mesh_include_fits_its_slice_and_the_paper_s_recipes(mesh_file, data_dir):
+    chips = int(Path(mesh_file).stem.split("_")[1])
+    for recipe in ("paper_stage1_vitg.gin", "paper_stage2_vitb_1b.gin", "paper_perceiver_vitg_8b.gin"):
+        config = resolve(recipe, data_dir, [f"meshes/{mesh_file}"], batch_size=2048)
+        mesh = config.mesh
+        assert mesh.data * mesh.fsdp * mesh.tensor == chips
+        sizes = (1, mesh.data, mesh.fsdp, mesh.tensor)
+        partitioner = Partitioner(jax.sharding.AbstractMesh(sizes, ("dcn", "data", "fsdp", "tensor")))
+        partitioner.param_shardings(experiment.Parts(config).abstract)  # raises where a dimension does not divide
+        assert config.data.batch_size % (chips * config.train.optimizer.accumulate) == 0
 
 
 def test_a_tokeniser_larger_than_the_decoder_s_table_is_refused(data_dir):

@@ -83,7 +83,7 @@ def test_infer_answers_about_a_video(demo, capsys):
 
 def test_eval_repeats_what_training_measured(demo):
     assert main(["eval", f"--model_dir={demo / 'queries'}"]) == 0
-    scalars = json.loads((demo / "queries" / "evaluation.json").read_text())
+    scalars = json.loads((demo / "queries" / "metrics.json").read_text())["scores"]
     done = json.loads((demo / "queries" / "done.json").read_text())
     assert scalars["val/loss"] == pytest.approx(done["evals"]["val"]["loss"], rel=1e-4)
 
@@ -98,8 +98,10 @@ def test_a_benchmark_goes_from_official_files_to_official_scores(demo, tmp_path,
     given = [f"--gin.{macro}={value!r}" for macro, value in macros.items()]
     command = ["eval", f"--model_dir={demo / 'queries'}", f"--output={output}", "--gin_file=data/benchmarks.gin"]
     assert main([*command, *given, "--gin.MAX_NEW_TOKENS=3"]) == 0
-    scalars = json.loads((output / "evaluation.json").read_text())
-    assert 0 <= scalars[f"{name}/{score}"] <= 1000
+    found = json.loads((output / "metrics.json").read_text())
+    scalars, (low, high) = found["scores"], found["intervals"][f"{name}/{score}"]
+    assert 0 <= low <= scalars[f"{name}/{score}"] <= high <= 1000
+    assert (output / "evaluation.html").read_text().count("data:image/jpeg") >= len(expected)
     assert scalars[f"{name}/records"] == len(expected)
     (side_file,) = output.glob("*.meta.json")
     rows = json.loads((output / side_file.name.replace(".meta", "")).read_text())
@@ -225,7 +227,7 @@ def test_eval_of_a_bundle_repeats_what_training_measured(demo, bundle, tmp_path,
     given = [f"--bundle={bundle}", *files, *data, "--gin.val/LoaderConfig.eval_limit=8"]
     assert main(["eval", *given, f"--output={tmp_path}"]) == 0
     done = json.loads((demo / "queries" / "done.json").read_text())
-    scalars = json.loads((tmp_path / "evaluation.json").read_text())
+    scalars = json.loads((tmp_path / "metrics.json").read_text())["scores"]
     assert scalars["val/loss"] == pytest.approx(done["evals"]["val"]["loss"], rel=1e-4)
     assert main(["eval", *given]) == 2
     assert "--output" in capsys.readouterr().err

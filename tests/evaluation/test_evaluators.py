@@ -1,14 +1,18 @@
 """Evaluators with fake losses and a fake decoder: what counts, what does not, and that images are really changed."""
 
+import base64
 import dataclasses
+import io
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vadapter.batch import Batch
-from vadapter.evaluation import evaluators, protocols
+from vadapter.evaluation import evaluators, protocols, thumbnails
 from vadapter.evaluators_api import EvalResult, Evaluator
 
 
@@ -119,6 +123,30 @@ def test_rows_without_another_image_count_in_none_of_the_losses():
     assert math.isnan(skipped["reliance/right"])
 
 
+def test_intervals_of_losses_are_drawn_from_batches_if_there_are_enough():
+    rng = np.random.default_rng(0)
+    batches = [make_batch(rng.integers(0, 250, 4).tolist()) for _ in range(40)]
+    few = evaluators.LossEvaluator(image_loss, batches_of(*batches[:3]), lambda b: b)
+    few(2.0)
+    assert few.intervals() == {}
+
+    def noisy(params, batch):
+        sums = image_loss(params, batch)
+        return Sums(sums.loss_sum + float(batch.target_ids.sum()) / 100, sums.weight_sum, sums.correct_sum)
+
+    loss = evaluators.LossEvaluator(noisy, batches_of(*batches), lambda b: b)
+    value = loss(0.0).scalars["loss"]
+    assert loss.intervals()["loss"][0] < value < loss.intervals()["loss"][1]
+    reliance = evaluators.RelianceEvaluator(noisy, batches_of(*batches), lambda b: b)
+    scalars = reliance(0.0).scalars
+    assert set(reliance.intervals()) == set(scalars)
+    for name, (low, high) in reliance.intervals().items():
+        assert low < scalars[name] < high, name
+    blind = evaluators.RelianceEvaluator(lambda p, b: Sums(8.0, 4.0, 0.0), batches_of(*batches), lambda b: b)
+    blind(None)
+    assert blind.intervals()["reliance/shuffled_gap"] == (0.0, 0.0)
+
+
 class Words:
     """A vocabulary of six words."""
 
@@ -206,3 +234,48 @@ def test_a_protocol_scores_the_records_of_its_benchmark():
     assert result.scalars["vqav2/vqa_accuracy_low"] == 0.0 and result.scalars["vqav2/vqa_accuracy_high"] == 100.0
     assert [r["score"] for r in result.records] == [1.0, 0.0]
     assert result.records[0]["prompt"] == "Q: how many?" and result.records[0]["answer_type"] == "number"
+
+
+def test_each_process_gives_the_pictures_of_its_own_rows(monkeypatch):
+    """Two processes as two threads, which meet where processes gather."""
+    meet, parts, mine = threading.Barrier(2, timeout=60), {}, threading.local()
+
+    def gather(records):
+        parts[mine.rank] = records
+        meet.wait()
+        everything = parts[0] + parts[1]
+        meet.wait()
+        return everything
+
+    monkeypatch.setattr(evaluators, "gather_records", gather)
+    found = {}
+
+    def process(rank):
+        mine.rank = rank
+        numbers = [2 * i + rank for i in range(4)]
+        row = {"question": "?", "answers": ["2"], "valid": True}
+        rows = [row | {"id": n, "thumbnail": np.full((1, 8, 8, 3), 20 * n, np.uint8)} for n in numbers]
+        ids = [[5 if n in (1, 2) else 3, 1] for n in numbers]
+        evaluator = evaluators.GenerationEvaluator(
+            lambda params, batch: np.array(ids), lambda: iter([(None, rows)]), lambda b: b, Words(), num_thumbnails=0,
+            pictures=thumbnails.Pictures(),
+        )  # fmt: skip
+        evaluator(None)
+        found[rank] = evaluator.examples(2)
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1]
+    assert sorted(e.record["id"] for e in found[0] if e.kind == "best") == ["1", "2"]
+    for example in found[0]:
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(example.picture.partition(",")[2]))))
+        assert abs(picture.mean() - 20 * int(example.record["id"])) < 2
+
+
+def test_training_keeps_no_pictures_of_all_records():
+    row = {"question": "?", "answers": ["2"], "valid": True, "thumbnail": PICTURE}
+    result = generation([{"id": i, **row} for i in range(3)], [[5, 1]] * 3, num_thumbnails=1)
+    assert not any("picture" in r for r in result.records)

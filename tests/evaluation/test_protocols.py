@@ -77,6 +77,26 @@ def test_vqa_family():
         protocol("vqav2").score([question("7", "a", ["a"])])
 
 
+@pytest.mark.parametrize(
+    ("generated", "answer"),
+    [
+        ("red bus", "red bus"),
+        ("\n Red bus \nGiven Question: why", "Red bus"),
+        ("red bus Given Question: why ? Answer: so Given Question: who", "red bus"),
+        ("red bus. Image question: why", "red bus."),
+        ("red bus Question : why ? Answer: so", "red bus"),
+        ("red bus  Q: why A: so", "red bus"),
+        ("a question of taste", "a question of taste"),
+        ("Question: why", "Question: why"),  # nothing before it: the model's answer, however wrong
+    ],
+)
+def test_an_answer_ends_where_the_next_example_begins(generated, answer):
+    rows = protocol("textvqa").submission([question("1", generated, [])])[1]
+    assert rows == [{"question_id": 1, "answer": answer}]
+    exact = protocol("msvd_qa").submission([question("1", generated, [])])[1]
+    assert exact == [{"id": "1", "answer": answer.lower().removesuffix(".")}]
+
+
 def test_okvqa_stems_and_says_what_it_is_without():
     scalars = protocol("okvqa").score([question("1", "racing", ["race"] * 9 + ["run"])]).scalars
     assert scalars["vqa_accuracy"] == 100.0 and scalars["vqa_accuracy_unstemmed"] == 0.0
@@ -137,4 +157,5 @@ def test_the_side_file_says_how_the_predictions_came_about(tmp_path):
     assert meta["prompts"] == ["caption en"] and meta["distinct_prompts"] == 1 and meta["records"] == 2
     assert {k: meta[k] for k in settings} == settings
     assert meta["scorers"]["tokenizer"] == "python" and meta["scorers"]["java"] == "absent"
+    assert meta["prediction"] == "the first line with text"
     assert meta["scorers"]["pycocoevalcap"] and meta["vadapter"] and "commit" in meta

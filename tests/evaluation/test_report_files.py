@@ -7,12 +7,14 @@ import pytest
 
 from vadapter.errors import UserError
 from vadapter.evaluation import thumbnails
+from vadapter.evaluation.report import write_report
 from vadapter.evaluation.report_files import (
     load_arm,
+    load_evaluations,
     load_predictions,
     report_of_runs,
+    save_metrics,
     save_predictions,
-    save_scalars,
 )
 
 PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
@@ -38,8 +40,8 @@ def make_run(folder, finished=True):
 
 def test_load_arm(tmp_path):
     make_run(tmp_path / "queries")
-    save_scalars(tmp_path / "queries", {"vqa_accuracy": 0.6, "cider": 82.0})
-    save_scalars(tmp_path / "queries", {"cider": 83.0, "exact_match": float("nan")})
+    save_metrics(tmp_path / "queries", {"scores": {"old": 1.0}})
+    save_metrics(tmp_path / "queries", {"scores": {"vqa_accuracy": 0.6, "cider": 83.0, "exact_match": None}})
     arm = load_arm(tmp_path / "queries", description="one")
     assert (arm.name, arm.description) == ("queries", "one")
     assert arm.curve == [(10, 1.9), (20, 1.5)] and arm.train_curve == [(1, 4.0), (20, 1.2)]
@@ -109,6 +111,24 @@ def test_report_of_runs(tmp_path):
     report = report_of_runs([tmp_path / "one" / "run", tmp_path / "two" / "run"], baseline="one/run", seed=3)
     assert [arm.name for arm in report.arms] == ["one/run", "two/run"]
     assert report.arms[1].steps_to_baseline == 20 and report.seed == 3
+
+
+def test_evaluations_of_a_run_are_in_its_report(tmp_path):
+    run = tmp_path / "run #1"
+    make_run(run)
+    assert load_evaluations(run) == []
+    content = {"checkpoint": "run at step 20", "scores": {"vqav2/vqa_accuracy": 61.5, "vqav2/n": 3.0, "x": None}}
+    save_metrics(run / "vqav2", content | {"intervals": {"vqav2/vqa_accuracy": [58.25, 64.0]}})
+    (run / "vqav2" / "evaluation.html").write_text("")
+    save_metrics(run, {"scores": {"val/loss": 1.25}})
+    own, benchmark = load_evaluations(run)
+    assert own.scores == {"val/loss": 1.25} and own.page is None
+    assert benchmark.intervals == {"vqav2/vqa_accuracy": (58.25, 64.0)}
+    write_report(report_of_runs([run]), tmp_path / "reports" / "report.html")
+    page = (tmp_path / "reports" / "report.html").read_text()
+    assert 'href="../run%20%231/vqav2/evaluation.html"' in page
+    for expected in ("run at step 20", "61.5", "58.2 to 64.0", "1.250"):
+        assert expected in page
 
 
 def test_folders_that_are_no_runs(tmp_path):

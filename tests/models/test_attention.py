@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vadapter.errors import UserError
 from vadapter.models.attention import attend
 from vadapter.models.positions import RopeScaling, apply_rope, rope_angles, rope_frequencies
 
@@ -26,6 +27,11 @@ def test_grouped_heads_read_their_own_key_head(cap):
     for head in range(4):
         expected = reference(q[0, :, head], k[0, :, head // 2], v[0, :, head // 2], mask, 0.5, cap)
         np.testing.assert_allclose(out[0, :, head], expected, atol=1e-5)
+
+
+def test_unknown_implementation_is_refused():
+    with pytest.raises(UserError, match="'flash'.*xla, cudnn, splash"):
+        attend(*[jnp.ones((1, 2, 1, 2))] * 3, None, scale=1.0, impl="flash")
 
 
 def test_rope_turns_each_pair_by_position_times_frequency():

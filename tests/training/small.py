@@ -86,7 +86,7 @@ def params(model=None, placed: Partitioner | None = None, seed=0, example=None):
         name = path.split("/")[-1]
         if name in ("scale", "bias"):
             return np.full(x.shape, float(name == "scale"), np.float32)
-        return rng.normal(size=x.shape).astype(np.float32) * np.prod(x.shape[:-1]) ** -0.5
+        return (rng.normal(size=x.shape).astype(np.float32) * np.prod(x.shape[:-1]) ** -0.5).astype(np.float32)
 
     flat = trees.flatten(nn.unbox(shapes))
     return trees.unflatten({p: jax.device_put(value(p, x), shardings[p]) for p, x in flat.items()})

@@ -8,7 +8,8 @@ evaluation builds what it needs by itself; this is for large splits, and for Apa
 which shares the work over processes or machines. Both folders may be in a bucket:
 
 vadapter build --dataset=vqav2 --split=train --manual_dir=gs://bucket/coco --data_dir=gs://bucket/data --beam \
-  --beam_options=runner=DataflowRunner,project=my-project,region=us-central1,temp_location=gs://bucket/temp
+  --beam_options=runner=DataflowRunner,project=my-project,region=us-central1,temp_location=gs://bucket/temp,\
+sdk_container_image=IMAGE
 """
 
 import argparse

@@ -1,4 +1,6 @@
-r"""Runs the evaluators on a trained run, with the settings it was trained with, and writes their results beside it.
+r"""Runs the evaluators on a trained run, with the settings it was trained with, and writes their results beside it:
+figures with 95% intervals (metrics.json), a page with the best, worst and random examples (evaluation.html), all
+predictions (predictions.jsonl), and of a benchmark its submission.
 
 vadapter eval --model_dir=runs/queries
 vadapter eval --model_dir=runs/queries --gin.val/LoaderConfig.split='"test"' --gin.val/LoaderConfig.eval_limit=0
@@ -10,6 +12,11 @@ vadapter eval --bundle=owl --output=results --gin_file=runs/eval.gin --gin_file=
 """
 
 import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vadapter.cli.experiment import Evaluation
+    from vadapter.evaluators_api import Evaluator
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,44 +25,87 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from vadapter.cli.config import add_gin_arguments
 
     add_model_arguments(parser)
-    parser.add_argument("--output", metavar="DIR", help="where to write the results (default: the run's folder)")
+    parser.add_argument(
+        "--output", metavar="DIR", help="where to write the results, over older ones (default: the run's folder)"
+    )
+    parser.add_argument(
+        "--num_examples",
+        type=int,
+        default=8,
+        metavar="N",
+        help="the page shows the N best, the N worst and N random examples (default: %(default)s)",
+    )
     add_gin_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluates; writes `evaluation.json`, `predictions.jsonl`, and of a benchmark its submission and a side file."""
-    import dataclasses
-
+    """Evaluates; writes `metrics.json`, `evaluation.html` and `predictions.jsonl`, and of a benchmark its submission
+    and a side file."""
     import jax
 
     from vadapter.cli import bundled, restored
     from vadapter.errors import UserError
-    from vadapter.evaluation import report_files, submissions
+    from vadapter.evaluation import report_evaluation, report_files, thumbnails
     from vadapter.evaluation.evaluators import GenerationEvaluator
 
     if args.bundle and not args.output:
         raise UserError("A bundle is left as it is. Say with --output where to write the results of its evaluation.")
+    if args.num_examples < 0:
+        raise UserError(f"--num_examples is {args.num_examples}; expected 0, for none, or more.")
     opened = bundled.of_arguments(args)
     trained = restored.load_bundle(opened, args) if opened else restored.load(args)
     output = args.output or trained.parts.experiment.model_dir
-    scalars, records = {}, []
+    checkpoint = f"{args.bundle or args.model_dir} at step {trained.step}"
+    found, records = [], []
     for evaluation, evaluator in zip(trained.parts.experiment.evaluations, trained.parts.evaluators(), strict=True):
+        generates = isinstance(evaluator, GenerationEvaluator)
+        if generates and args.num_examples > 0:
+            evaluator.pictures = thumbnails.Pictures()
         result = evaluator(trained.params)
-        scalars |= {k if "/" in k else f"{evaluator.name}/{k}": v for k, v in result.scalars.items()}
+        examples = []
+        if generates:
+            examples = evaluator.examples(args.num_examples)  # all processes together
+            evaluator.pictures = None  # frees its memory for the next
+        if jax.process_index() != 0:
+            continue
+        intervals = getattr(evaluator, "intervals", dict)()  # an evaluator of one's own may have none
+        evaluated = report_evaluation.Evaluated(
+            evaluator.name,
+            evaluation.kind,
+            report_evaluation.whole_names(evaluator.name, result.scalars),
+            report_evaluation.whole_names(evaluator.name, intervals),
+            _facts(evaluation, evaluator, result.records, output, checkpoint),
+            examples,
+        )
+        print(f"step {trained.step}  {evaluated.name}: {report_evaluation.line(evaluated)}", flush=True)
+        found.append(evaluated)
         records += result.records
-        figures = "  ".join(f"{k} {v:.4g}" for k, v in result.scalars.items())
-        print(f"step {trained.step}  {evaluator.name}: {figures}", flush=True)
-        if isinstance(evaluator, GenerationEvaluator) and evaluator.protocol and jax.process_index() == 0:
-            settings = {
-                "checkpoint": f"{args.bundle or args.model_dir} at step {trained.step}",
-                "decoding": dataclasses.asdict(evaluation.decoding),
-                **evaluator.details,
-            }
-            split = evaluation.data.split
-            paths = submissions.save(output, evaluator.protocol, result.records, split=split, settings=settings)
-            print(f"Wrote {' and '.join(map(str, paths))}.")
     if jax.process_index() == 0:
-        report_files.save_scalars(output, scalars)
-        if records:
-            report_files.save_predictions(output, records)
-        print(f"Wrote {output}/evaluation.json.")
+        report = report_evaluation.of_checkpoint(checkpoint, found)
+        report_files.save_metrics(output, report_evaluation.metrics_json(report))
+        report_evaluation.write_evaluation(report, f"{output}/evaluation.html")
+        report_files.save_predictions(output, records)
+        print(f"Wrote {output}/metrics.json and {output}/evaluation.html.")
+
+
+def _facts(
+    evaluation: "Evaluation", evaluator: "Evaluator", records: list[dict[str, Any]], output: str, checkpoint: str
+) -> dict[str, Any]:
+    """What an evaluation was made on and with. Writes a benchmark's submission, whose side file says it."""
+    import dataclasses
+    import json
+
+    from vadapter.evaluation import report_evaluation, submissions
+    from vadapter.evaluation.evaluators import GenerationEvaluator
+
+    facts = {"data": evaluation.data.mixture, "split": evaluation.data.split}
+    if not isinstance(evaluator, GenerationEvaluator):
+        return facts
+    decoding = dataclasses.asdict(evaluation.decoding)
+    if evaluator.protocol is None:
+        return facts | report_evaluation.facts_of_texts(records) | {"decoding": decoding}
+    settings = {"checkpoint": checkpoint, "decoding": decoding, **evaluator.details}
+    split = evaluation.data.split
+    submission, side = submissions.save(output, evaluator.protocol, records, split=split, settings=settings)
+    print(f"Wrote {submission} and {side}.")
+    return facts | json.loads(side.read_text())

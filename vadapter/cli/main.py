@@ -24,6 +24,7 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("check", "read the data of a run and say what would spoil it", "vadapter.cli.check"),
+    Command("plan", "compile a run for a TPU slice and say what it needs, without a TPU", "vadapter.cli.plan"),
     Command("train", "train one stage, as gin files describe it", "vadapter.cli.train"),
     Command("build", "write a benchmark's official files in the form that is read at random", "vadapter.cli.build"),
     Command("eval", "run the evaluators on a trained model", "vadapter.cli.eval"),

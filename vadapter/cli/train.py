@@ -25,13 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains, evaluates and writes MODEL_DIR."""
-    from vadapter.cli import experiment
+    from vadapter.cli import experiment, processes
 
     experiment.register()
     if args.bundle:
         args.gin_bindings.append(f"Experiment.bundle={args.bundle!r}")
     parse_gin_arguments(args)
-    train(experiment.configured())
+    processes.join()
+    train(processes.first_process_first(experiment.configured))
 
 
 def train(experiment: "Experiment") -> "TrainResult":

@@ -6,6 +6,9 @@ it works in training (the loop calls it every so often) and alone (`vadapter eva
 With several processes each holds its part of a global batch. The jitted `loss_sums` returns sums over the *global*
 batch, the same on all processes, so losses need nothing more. Generated rows are gathered as text (`gather_records`).
 Every process must see the same number of batches; the loader pads its last one with rows that are not valid.
+
+After a call, `intervals()` gives 95% bootstrap intervals of its scalars. Generated texts are resampled by record. Of
+losses only the sums of batches are known, so batches are resampled, and there must be `MIN_BATCHES` of them.
 """
 
 import dataclasses
@@ -19,7 +22,9 @@ import numpy as np
 
 from vadapter.array_types import PyTree
 from vadapter.batch import Batch
-from vadapter.evaluation import answers, captions, metrics, protocols, thumbnails
+from vadapter.evaluation import answers, captions, intervals, metrics, protocols, thumbnails
+from vadapter.evaluation.examples import Example, choose
+from vadapter.evaluation.metrics import Intervals
 from vadapter.evaluators_api import EvalResult
 
 Row = Mapping[str, Any]
@@ -38,6 +43,7 @@ class Sums(Protocol):
 
 
 LossFn = Callable[[PyTree, Any], Sums]
+MIN_BATCHES = 20
 
 
 class Vocabulary(Protocol):
@@ -75,12 +81,13 @@ class LossEvaluator:
     max_batches: int | None = None
     name: str = "val"
     every_steps: int | None = None
+    _of_batches: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3)), init=False, repr=False)
 
     def __call__(self, params: PyTree) -> EvalResult:
         """Scalars `loss`, `accuracy`, `perplexity` and `target_tokens`."""
-        totals = np.zeros(3)
-        for batch, _ in itertools.islice(self.batches(), self.max_batches):
-            totals += _sums(self.loss_sums, params, self.put(batch))
+        batches = itertools.islice(self.batches(), self.max_batches)
+        self._of_batches = _stacked([_sums(self.loss_sums, params, self.put(batch)) for batch, _ in batches], (3,))
+        totals = self._of_batches.sum(axis=0)
         loss, accuracy = _means(totals)
         scalars = {
             "loss": loss,
@@ -89,6 +96,15 @@ class LossEvaluator:
             "target_tokens": float(totals[1]),
         }
         return EvalResult(scalars)
+
+    def intervals(self) -> Intervals:
+        """95% intervals of `loss`, `accuracy` and `perplexity` of the last call."""
+
+        def scores(sums: np.ndarray) -> np.ndarray:
+            loss = sums[:, 0] / sums[:, 1]
+            return np.stack([loss, sums[:, 2] / sums[:, 1], np.exp(loss)], axis=1)
+
+        return _batch_intervals(self._of_batches, ("loss", "accuracy", "perplexity"), scores)
 
 
 @dataclasses.dataclass
@@ -112,23 +128,52 @@ class RelianceEvaluator:
     blank: int = 127
     name: str = "reliance"
     every_steps: int | None = None
+    _of_batches: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3, 3)), init=False, repr=False)
 
     def __call__(self, params: PyTree) -> EvalResult:
         """Scalars `reliance/right`, `/shuffled`, `/blank` (mean losses), `/shuffled_gap` and `/blank_gap` (the
         shuffled and the blank loss less the right one)."""
-        totals = np.zeros((3, 3))
+        found = []
         for batch, rows in itertools.islice(self.batches(), self.max_batches):
             right = np.asarray(batch.media)
             if right.shape[1] == 0:
                 continue
             source = other_image(right, usable_rows(batch, rows))
             weights = np.where(source[:, None] >= 0, batch.target_weights, 0.0)
-            for i, media in enumerate([right, right[np.maximum(source, 0)], np.full_like(right, self.blank)]):
+            sums = []
+            for media in (right, right[np.maximum(source, 0)], np.full_like(right, self.blank)):
                 variant: Any = dataclasses.replace(batch, media=media, target_weights=weights)
-                totals[i] += _sums(self.loss_sums, params, self.put(variant))
-        scalars = dict(zip(("right", "shuffled", "blank"), (_means(t)[0] for t in totals), strict=True))
+                sums.append(_sums(self.loss_sums, params, self.put(variant)))
+            found.append(np.stack(sums))
+        self._of_batches = _stacked(found, (3, 3))
+        scalars = dict(
+            zip(("right", "shuffled", "blank"), (_means(t)[0] for t in self._of_batches.sum(axis=0)), strict=True)
+        )
         scalars |= {f"{kind}_gap": scalars[kind] - scalars["right"] for kind in ("shuffled", "blank")}
         return EvalResult({f"reliance/{k}": v for k, v in scalars.items()})
+
+    def intervals(self) -> Intervals:
+        """95% intervals of the scalars of the last call. A draw has the same batches with each image."""
+
+        def scores(sums: np.ndarray) -> np.ndarray:
+            right, shuffled, blank = (sums[:, 3 * i] / sums[:, 3 * i + 1] for i in range(3))
+            return np.stack([right, shuffled, blank, shuffled - right, blank - right], axis=1)
+
+        names = [f"reliance/{kind}" for kind in ("right", "shuffled", "blank", "shuffled_gap", "blank_gap")]
+        return _batch_intervals(self._of_batches.reshape(-1, 9), names, scores)
+
+
+def _stacked(sums: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    return np.stack(sums) if sums else np.zeros((0, *shape))
+
+
+def _batch_intervals(sums: np.ndarray, names: Sequence[str], scores: Callable[[np.ndarray], np.ndarray]) -> Intervals:
+    """Intervals by name, with batches [n, k] resampled; none where too few batches have anything to count."""
+    counted = sums[sums[:, 1] > 0]
+    if len(counted) < MIN_BATCHES:
+        return {}
+    bounds = metrics.bootstrap_sums(counted, scores)
+    return {name: (float(low), float(high)) for name, (low, high) in zip(names, bounds.T, strict=True)}
 
 
 def usable_rows(batch: Batch, rows: Sequence[Row]) -> np.ndarray:
@@ -180,6 +225,7 @@ class GenerationEvaluator:
         num_images: pictures with predictions among the results.
         num_thumbnails: records that carry their picture; they are the first ones.
         protocol: the benchmark that the rows are of, which scores them; None scores each row as what it is.
+        pictures: where given, it is filled with the pictures of all records, which then name theirs as "picture".
         details: of the last evaluation by a protocol, what is no number (see `protocols.Scores`).
     """
 
@@ -193,7 +239,9 @@ class GenerationEvaluator:
     protocol: protocols.Protocol | None = None
     name: str = "generate"
     every_steps: int | None = None
+    pictures: thumbnails.Pictures | None = None
     details: dict[str, str] = dataclasses.field(default_factory=dict, init=False)
+    _records: list[dict[str, Any]] = dataclasses.field(default_factory=list, init=False, repr=False)
 
     def __call__(self, params: PyTree) -> EvalResult:
         """Scalars `cider` (times 100), `exact_match`, `vqa_accuracy` and `vqa_accuracy/<question type>` (0..1),
@@ -202,16 +250,42 @@ class GenerationEvaluator:
         records: list[dict[str, Any]] = []
         images: list[tuple[np.ndarray, str]] = []
         for batch, rows in itertools.islice(self.batches(), self.max_batches):
-            ids = local_rows(self.generate(params, self.put(batch)))
-            for row, row_ids in zip(rows, ids, strict=True):
+            on_device = self.generate(params, self.put(batch))
+            names = [self._keep_picture(row) for row in rows]  # while the device generates
+            for row, row_ids, name in zip(rows, local_rows(on_device), names, strict=True):
                 if not row.get("valid", True):
                     continue
                 record = self._record(row, text_of(row_ids, self.vocabulary), len(records) < self.num_thumbnails)
-                records.append(record)
+                records.append(record | ({"picture": name} if name else {}))
                 if len(images) < self.num_images and row.get("thumbnail") is not None:
                     images.append((thumbnails.strip(row["thumbnail"]), _caption_under(record)))
-        records = gather_records(records)
-        return EvalResult(self._scored(records), images, records)
+        self._records = gather_records(records)
+        return EvalResult(self._scored(self._records), images, self._records)
+
+    def intervals(self) -> Intervals:
+        """95% intervals of the scores of the last call, by the names of its scalars."""
+        if self.protocol is None:
+            return intervals.of_plain(self._records)
+        found = intervals.of_benchmark(self.protocol, self._records, self.details.get("tokenizer", captions.PYTHON))
+        return {f"{self.protocol.name}/{name}": bounds for name, bounds in found.items()}
+
+    def examples(self, count: int, seed: int = 0) -> list[Example]:
+        """The best, the worst and random records of the last call, `count` of each, with their pictures.
+
+        All processes must call it together: each has the pictures of its own rows. See `examples.choose`.
+        """
+        chosen = choose(self._records, count, seed)
+        wanted = {e.record["picture"] for e in chosen if "picture" in e.record}
+        here = {name: self.pictures.uri(name) for name in wanted} if self.pictures else {}
+        found = gather_records([{"name": name, "uri": uri} for name, uri in sorted(here.items()) if uri])
+        uris = {row["name"]: row["uri"] for row in found}
+        return [dataclasses.replace(e, picture=uris.get(e.record.get("picture"))) for e in chosen]
+
+    def _keep_picture(self, row: Row) -> str | None:
+        media = row.get("thumbnail")
+        if self.pictures is None or media is None or not np.size(media) or not row.get("valid", True):
+            return None
+        return self.pictures.add(media)
 
     def _scored(self, records: list[dict[str, Any]]) -> dict[str, float]:
         """Scores the records in place and returns the scalars."""
@@ -219,7 +293,7 @@ class GenerationEvaluator:
             return score_records(records)
         found = self.protocol.score(records)
         for record, scores in zip(records, found.records, strict=True):
-            record.update({name: round(score, 4) for name, score in scores.items()})
+            record.update(scores)
         self.details = found.details
         return {f"{self.protocol.name}/{name}": value for name, value in found.scalars.items()}
 
@@ -252,7 +326,7 @@ def score_records(records: Sequence[dict[str, Any]]) -> dict[str, float]:
             [r["prediction"] for r in captioned], [r["references"] for r in captioned]
         )
         for record, value in zip(captioned, each, strict=True):
-            record["cider"] = round(value, 2)
+            record["cider"] = value
             record["score"] = float(captions.caption_match(record["prediction"], record["references"]))
         scalars["exact_match"] = float(np.mean([r["score"] for r in captioned]))
     if questions:

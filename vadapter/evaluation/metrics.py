@@ -1,9 +1,14 @@
 """Numbers that every evaluation needs: perplexity and bootstrap intervals. Captions and answers have their files."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+SAMPLES = 1000
+LEVEL = 0.95
+Interval = tuple[float, float]
+Intervals = dict[str, Interval]
 
 
 def perplexity(loss_sum: float, weight_sum: float) -> float:
@@ -16,7 +21,7 @@ def perplexity(loss_sum: float, weight_sum: float) -> float:
         return math.inf
 
 
-def bootstrap(scores: Sequence[float], seed: int = 0, samples: int = 1000) -> tuple[float, float]:
+def bootstrap(scores: Sequence[float], seed: int = 0, samples: int = SAMPLES) -> Interval:
     """95% interval of the mean of per-record scores, by the percentile bootstrap.
 
     Records are drawn with replacement. For CIDEr the document frequencies stay those of the whole set.
@@ -29,10 +34,31 @@ def bootstrap(scores: Sequence[float], seed: int = 0, samples: int = 1000) -> tu
     Returns:
         (low, high); (nan, nan) for no scores.
     """
-    values = np.asarray(scores, np.float64)
+    values = np.asarray(scores, np.float64).reshape(-1, 1)
     if values.size == 0:
         return math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, values.size, values.size)].mean() for _ in range(samples)]
-    low, high = np.percentile(means, [2.5, 97.5])
+    low, high = bootstrap_sums(values, lambda sums: sums / len(values), seed, samples)[:, 0]
     return float(low), float(high)
+
+
+def bootstrap_sums(
+    statistics: np.ndarray, score: Callable[[np.ndarray], np.ndarray], seed: int = 0, samples: int = SAMPLES
+) -> np.ndarray:
+    """95% intervals of scores of a set that follow from sums over its records, such as BLEU's counts.
+
+    Args:
+        statistics: [n, k], what each record adds to the sums.
+        score: makes scores [samples, m] of the sums [samples, k] of as many draws of n records.
+        seed, samples: as in `bootstrap`.
+
+    Returns:
+        [2, m]: low and high of each score; a draw for which a score is nan does not count.
+    """
+    rng = np.random.default_rng(seed)
+    count = len(statistics)
+    # Equal records are drawn together: how often is all that counts, and hundreds of thousands of answers have few
+    # different scores. One draw of the whole set at a time, so that memory does not grow with their number.
+    different, times = np.unique(statistics, axis=0, return_counts=True)
+    draws = (rng.multinomial(count, times / count) for _ in range(samples))
+    scores = score(np.stack([drawn @ different for drawn in draws]))
+    return np.nanpercentile(scores, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0)

@@ -7,6 +7,7 @@ for an answer and CIDEr times 100 for a caption.
 
 import dataclasses
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -20,6 +21,40 @@ from vadapter.evaluation.metrics import bootstrap
 
 Record = Mapping[str, Any]
 AnswerScore = Callable[[str, Sequence[str]], float]
+
+
+def references(record: Record) -> list[str]:
+    """The answers of a question, or the reference captions."""
+    return list(record.get("answers") or record.get("references") or [])
+
+
+# --- what of a generated text is the prediction ---------------------------------------------------------------------
+
+
+def first_line(text: str) -> str:
+    """The first line with something in it, stripped: a model that goes on has begun a new text."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+# How a model that has read examples begins the next: as those of data/prompts do, or with the usual "Question:", "Q:".
+_NEXT_EXAMPLE = re.compile(r"\s+(?:Given\s+(?:Image\s+)?Question\b|(?:Image\s+)?Question\s*:|Q:).*", re.IGNORECASE)
+
+
+def first_answer(text: str) -> str:
+    """`first_line` up to where another example begins: a model that has read some may answer and write the next."""
+    return _NEXT_EXAMPLE.sub("", first_line(text), count=1)
+
+
+def plain_answer(text: str) -> str:
+    """`first_answer`, lower case and without a period at its end, as the answers of exact-match benchmarks are."""
+    return first_answer(text).lower().removesuffix(".").rstrip()
+
+
+_LINE = "the first line with text"
+_ANSWER = f"{_LINE}, up to where another example begins (Given Question, Question:, Q:)"
+CLEANING: Mapping[Callable[[str], str], str] = MappingProxyType(
+    {first_line: _LINE, first_answer: _ANSWER, plain_answer: f"{_ANSWER}, in lower case, without a period at its end"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +84,7 @@ class Protocol:
         answer_score: of a question, 0..1.
         more_scores: further scores of a question, by name.
         by: the field of a record that the primary score is given for each value of, besides the whole.
-        clean: makes a prediction what is scored and submitted.
+        clean: makes a generated text what is scored and submitted; one of `CLEANING`, which says it in words.
         row: a record as a row of the submission; None for a submission that is one object.
         file: name of the submission.
         as_mapping: the submission is one object, id -> prediction.
@@ -61,7 +96,7 @@ class Protocol:
     answer_score: AnswerScore | None = None
     more_scores: Mapping[str, AnswerScore] = dataclasses.field(default_factory=dict)
     by: str = ""
-    clean: Callable[[str], str] = lambda text: first_line(text)
+    clean: Callable[[str], str] = first_line
     file: str = "{name}_{split}_results.json"
     as_mapping: bool = False
 
@@ -146,21 +181,6 @@ class Protocol:
             ) from None
 
 
-def references(record: Record) -> list[str]:
-    """The answers of a question, or the reference captions."""
-    return list(record.get("answers") or record.get("references") or [])
-
-
-def first_line(text: str) -> str:
-    """The first line with something in it, stripped: a model that goes on has begun a new example."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
-
-
-def plain_answer(text: str) -> str:
-    """`first_line`, lower case and without a period at its end, as the answers of exact-match benchmarks are."""
-    return first_line(text).lower().removesuffix(".").rstrip()
-
-
 def _interval(name: str, values: Sequence[float], seed: int) -> dict[str, float]:
     low, high = bootstrap(values, seed)
     return {} if math.isnan(low) else {f"{name}_low": low, f"{name}_high": high}
@@ -187,7 +207,11 @@ def _captions(name: str, to_id: Callable[[Any], Any], **options: Any) -> Protoco
 
 
 def _questions(name: str, key: str, to_id: Callable[[Any], Any], **options: Any) -> Protocol:
-    settings = {"answer_score": answers.vqa_accuracy, "row": _row(key, "answer", to_id)} | options
+    settings = {
+        "answer_score": answers.vqa_accuracy,
+        "row": _row(key, "answer", to_id),
+        "clean": first_answer,
+    } | options
     return Protocol(name, settings.pop("primary", "vqa_accuracy"), **settings)
 
 

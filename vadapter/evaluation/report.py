@@ -2,15 +2,16 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-import jinja2
 from markupsafe import Markup
 
 from vadapter.errors import UserError
-from vadapter.evaluation import report_chart, report_summary, thumbnails
+from vadapter.evaluation import report_chart, report_page, report_summary, thumbnails
 
 Curve = Sequence[tuple[int, float]]
 
@@ -37,6 +38,16 @@ class PredictionRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class SavedEvaluation:
+    """What `vadapter eval` wrote about a run: the checkpoint, scores and their 95% intervals by name, and its page."""
+
+    checkpoint: str
+    scores: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    page: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ArmReport:
     """What is known of one run. None is "not measured".
 
@@ -56,6 +67,7 @@ class ArmReport:
         predictions: rows for the gallery.
         train_curve: (step, training loss); drawn only where a single arm is shown.
         config_text: the run's operative gin configuration.
+        evaluations: what `vadapter eval` found since.
     """
 
     name: str
@@ -73,6 +85,7 @@ class ArmReport:
     predictions: Sequence[PredictionRow] = ()
     train_curve: Curve = ()
     config_text: str = ""
+    evaluations: Sequence[SavedEvaluation] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,29 +205,44 @@ def write_report(report: Report, path: str | Path, *, max_examples: int = 24) ->
         path: the HTML file; its folder is made if missing.
         max_examples: examples in the gallery.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     series = chart_series(report)
     columns, table = _table(report)
-    page = environment.get_template("report.html.j2").render(
+    page = report_page.render(
+        "report.html.j2",
         report=report,
         summary=report_summary.paragraph(report),
-        style=Markup(report_chart.style()),
         charts=[("wide", chart(report, 920, 430)), ("narrow", chart(report, 360, 330))] if series else [],
         slots={name: report_chart.slot(index) for name, index in colours(report).items()},
         columns=columns,
         table=table,
         examples=examples(report, max_examples),
         resolution=report_summary.resolution(report),
+        evaluations=_evaluations(report, Path(path)),
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
+
+
+def _evaluations(
+    report: Report, path: Path
+) -> list[tuple[ArmReport, SavedEvaluation, str, list[tuple[str, str, str]]]]:
+    """Each evaluation of an arm with the address of its page as seen from the report's, empty where there is none,
+    and its scores as (name, value, interval)."""
+    found = []
+    for arm in report.arms:
+        for saved in arm.evaluations:
+            link = quote(os.path.relpath(saved.page.resolve(), path.resolve().parent)) if saved.page else ""
+            rows = []
+            for name, value in saved.scores.items():
+                low, high = saved.intervals.get(name, (None, None))
+                figure = report_summary.figure
+                between = (
+                    f"{figure(low, value)} to {figure(high, value)}" if low is not None and high is not None else "–"
+                )
+                rows.append((name, figure(value, value), between))
+            found.append((arm, saved, link, rows))
+    return found
 
 
 def chart_series(report: Report) -> list[report_chart.Series]:

@@ -4,33 +4,32 @@ MODEL_DIR/config.gin            operative configuration           (written by th
 MODEL_DIR/curve.jsonl           {"step", "split", "loss", ...}    (written by the loop; split: train or an evaluator)
 MODEL_DIR/done.json             step, seconds, trainable_params   (written when a run is finished)
 MODEL_DIR/inference_eval/       records, <evaluator>-<step>.jsonl (written by the loop)
-MODEL_DIR/evaluation.json       scalars of the last evaluation    (here: `save_scalars`)
-MODEL_DIR/predictions.jsonl     records of the last evaluation    (here: `save_predictions`)
+MODEL_DIR/metrics.json          scores of `vadapter eval`         (here: `save_metrics`)
+MODEL_DIR/evaluation.html       the same as a page, with examples (`report_evaluation.write_evaluation`)
+MODEL_DIR/predictions.jsonl     records of `vadapter eval`        (here: `save_predictions`)
 MODEL_DIR/thumbnails/00000.png  their pictures, by row number
 """
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from vadapter.errors import UserError
 from vadapter.evaluation import thumbnails
-from vadapter.evaluation.report import ArmReport, PredictionRow, Report, compare
+from vadapter.evaluation.report import ArmReport, PredictionRow, Report, SavedEvaluation, compare
 
 
-def save_scalars(model_dir: str | Path, scalars: Mapping[str, float]) -> None:
-    """Writes `evaluation.json`, adding to the scalars that are there. Not finite numbers become null."""
-    path = Path(model_dir) / "evaluation.json"
-    merged = _read_json(path) | {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
-    _write(path, json.dumps(merged, indent=2, sort_keys=True) + "\n")
+def save_metrics(model_dir: epath.PathLike, content: Mapping[str, Any]) -> None:
+    """Writes `metrics.json`, replacing an older one; `content` is that of `report_evaluation.metrics_json`."""
+    _write(epath.Path(model_dir) / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def save_predictions(model_dir: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+def save_predictions(model_dir: epath.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes records as `predictions.jsonl`, replacing an older one, and their pictures as files beside it.
 
     Args:
@@ -39,11 +38,11 @@ def save_predictions(model_dir: str | Path, records: Iterable[Mapping[str, Any]]
             [h, w, 3] or [F, h, w, 3]; in the file it becomes a path. File names come from the row number, never from
             an id, so no text of a data set can choose where a file goes.
     """
-    folder = Path(model_dir)
+    folder = epath.Path(model_dir)
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number, record in enumerate(records):
-        row = dict(record)
+        row = {key: value for key, value in record.items() if key != "picture"}
         picture = row.pop("thumbnail", None)
         if picture is not None:
             uri = thumbnails.data_uri(picture) if isinstance(picture, np.ndarray) else str(picture)
@@ -54,6 +53,29 @@ def save_predictions(model_dir: str | Path, records: Iterable[Mapping[str, Any]]
             row["thumbnail"] = name
         lines.append(json.dumps(row, ensure_ascii=False))
     _write(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+
+
+def load_scores(model_dir: str | Path) -> dict[str, Any]:
+    """The scores in `metrics.json` by name; empty where there is none."""
+    scores = _read_json(Path(model_dir) / "metrics.json").get("scores")
+    return scores if isinstance(scores, dict) else {}
+
+
+def load_evaluations(model_dir: str | Path) -> list[SavedEvaluation]:
+    """Reads each `metrics.json` of a run's folder and of the folders in it (`--output=MODEL_DIR/vqav2`)."""
+    folder = Path(model_dir)
+    found = []
+    for path in [folder / "metrics.json", *sorted(folder.glob("*/metrics.json"))]:
+        content = _read_json(path)
+        scores = content.get("scores")
+        if not isinstance(scores, dict):
+            continue
+        intervals = {name: (float(low), float(high)) for name, (low, high) in content.get("intervals", {}).items()}
+        page = path.with_name("evaluation.html")
+        known = {name: value for name, score in scores.items() if (value := _float(score)) is not None}
+        checkpoint = str(content.get("checkpoint", path.parent.name))
+        found.append(SavedEvaluation(checkpoint, known, intervals, page if page.is_file() else None))
+    return found
 
 
 def load_predictions(model_dir: str | Path) -> list[PredictionRow]:
@@ -124,10 +146,10 @@ def load_arm(model_dir: str | Path, name: str | None = None, description: str = 
     if not folder.is_dir():
         raise UserError(f"A report reads a run's folder, its MODEL_DIR, and {str(folder)!r} is not a folder. Check it.")
     lines = _read_lines(folder / "curve.jsonl")
-    evaluation = _read_json(folder / "evaluation.json")
+    evaluation = load_scores(folder)
     if not lines and not evaluation:
         raise UserError(
-            f"Expected curve.jsonl or evaluation.json of a training run in {str(folder)!r} and found neither. "
+            f"Expected curve.jsonl or metrics.json of a training run in {str(folder)!r} and found neither. "
             "Give the MODEL_DIR of a run that has logged at least once."
         )
     done = _read_json(folder / "done.json")
@@ -155,6 +177,7 @@ def load_arm(model_dir: str | Path, name: str | None = None, description: str = 
         reliance=_reliance(latest),
         predictions=load_predictions(folder),
         train_curve=train_curve,
+        evaluations=load_evaluations(folder),
         config_text=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     )
 
@@ -242,8 +265,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return [line for line in found if isinstance(line, dict)]
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: epath.Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial.write_bytes(text.encode("utf-8"))
+    partial.replace(path)

@@ -26,6 +26,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
+def figure(number: float, score: float) -> str:
+    """A number with the digits that suit a score of that size: three decimals under 10, one from there."""
+    return f"{number:.3f}" if abs(score) < 10 else f"{number:.1f}"
+
+
 def duration(seconds: float) -> str:
     """75 -> `1 min 15 s`, 8000 -> `2 h 13 min`."""
     seconds = round(seconds)

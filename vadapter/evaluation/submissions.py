@@ -68,6 +68,7 @@ def provenance(
         "skipped": 0,
         "prompts": prompts[:_MOST_PROMPTS],
         "distinct_prompts": len(prompts),
+        "prediction": protocols.CLEANING[protocol.clean],
         "scorers": scorers,
         "vadapter": vadapter.__version__,
         "commit": git_commit(),

@@ -1,6 +1,7 @@
-"""Small pictures as data URIs: a PNG for an image, an animated WebP for a video."""
+"""Small pictures: a PNG for an image, an animated WebP for a video, or JPEG strips of frames of many examples."""
 
 import base64
+import hashlib
 import io
 
 import numpy as np
@@ -8,7 +9,9 @@ from PIL import Image
 
 MAX_SIDE = 192
 FRAME_MS = 220
+STRIP_FRAMES = 4
 _MAGIC = {"image/png": b"\x89PNG", "image/webp": b"RIFF"}
+_GAP = 3  # white pixels between the frames of a strip
 
 
 def frames_of(media: np.ndarray) -> np.ndarray:
@@ -84,3 +87,71 @@ def strip(media: np.ndarray, max_frames: int = 4, min_height: int = 128) -> np.n
     factor = max(1, -(-min_height // frames.shape[1]))
     side_by_side = np.concatenate([frames[i] for i in chosen], axis=1)
     return side_by_side.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def jpeg_strip(media: np.ndarray, max_side: int = MAX_SIDE) -> bytes:
+    """Encodes uint8 media, [h, w, 3] or [F, h, w, 3], as one JPEG.
+
+    A video is up to `STRIP_FRAMES` of its frames, evenly spread from the first to the last, side by side. A frame's
+    longer side is at most `max_side`; frames under half of it are enlarged by a whole factor, with hard pixels.
+    """
+    frames = frames_of(media)
+    chosen = np.linspace(0, len(frames) - 1, min(STRIP_FRAMES, len(frames))).round().astype(int)
+    pictures = []
+    for i in chosen:
+        picture = Image.fromarray(np.ascontiguousarray(frames[i]))
+        factor = max_side // max(picture.size)
+        if factor > 1:
+            picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+        picture.thumbnail((max_side, max_side), Image.Resampling.BILINEAR)
+        pictures.append(picture)
+    width, height = pictures[0].size
+    strip_of_all = Image.new("RGB", (len(pictures) * (width + _GAP) - _GAP, height), "white")
+    for place, picture in enumerate(pictures):
+        strip_of_all.paste(picture, (place * (width + _GAP), 0))
+    out = io.BytesIO()
+    strip_of_all.save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+def is_strip(uri: str) -> bool:
+    """Whether a data URI of `Pictures` shows several frames side by side."""
+    width, height = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size
+    return width > 2 * height
+
+
+class Pictures:
+    """JPEG strips of many examples, in bounded memory, until it is known which of them are wanted.
+
+    Examples with the same pixels (questions about one image) share a picture. Once the limit is reached no more are
+    kept.
+    """
+
+    def __init__(self, limit: int = 1 << 29):
+        """`limit`: bytes of all JPEGs together; a picture has about 10 kB."""
+        self._limit = limit
+        self._size = 0
+        self._content: dict[str, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def add(self, media: np.ndarray) -> str | None:
+        """Keeps the picture of uint8 media, [h, w, 3] or [F, h, w, 3].
+
+        Returns:
+            Its name, which follows from the pixels alone; None where the limit is reached.
+        """
+        media = np.ascontiguousarray(media)
+        name = hashlib.blake2b(repr(media.shape).encode() + media.tobytes(), digest_size=12).hexdigest()
+        if name not in self._content:
+            if self._size >= self._limit:
+                return None
+            self._content[name] = jpeg_strip(media)
+            self._size += len(self._content[name])
+        return name
+
+    def uri(self, name: str) -> str | None:
+        """The picture as a data URI; None if it is not here."""
+        content = self._content.get(name)
+        return None if content is None else f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,13 +1,18 @@
 """Scaled dot-product attention with grouped heads and soft-capped logits."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from vadapter.array_types import Array, Bool, Float
+from vadapter.models.layers import known
+from vadapter.models.masks import Visibility
 
-AttentionImpl = Literal["xla", "cudnn"]
+AttentionImpl = Literal["xla", "cudnn", "splash"]
+
+# What has a kernel of its own runs on one platform; `xla` runs on all.
+PLATFORMS: dict[AttentionImpl, str] = {"cudnn": "gpu", "splash": "tpu"}
 
 
 def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
@@ -15,11 +20,20 @@ def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+def prepare(visibility: Visibility, impl: AttentionImpl) -> Visibility | Bool[Array, "B 1 T S"]:
+    """Returns what `attend` reads as its mask, to be made once for all layers.
+
+    That is the dense mask, but for `splash`, which goes by segments and index order. Where the keys are not the
+    queries' own slots (decoding with a cache), index order says nothing, and splash leaves the work to `xla`.
+    """
+    return visibility if impl == "splash" and visibility.among_slots else visibility.mask()
+
+
 def attend(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
-    mask: Bool[Array, "B 1 T S"] | None,
+    mask: Bool[Array, "B 1 T S"] | Visibility | None,
     *,
     scale: float,
     softcap: float | None = None,
@@ -33,13 +47,26 @@ def attend(
         query: queries.
         key: keys.
         value: values.
-        mask: True where attention is allowed; None allows all.
+        mask: True where attention is allowed, or who sees whom (see `prepare`); None allows all.
         scale: factor on the logits.
-        softcap: cap of the logits; `impl` is not used with it, as no fused kernel has it.
-        impl: `xla` everywhere, or `cudnn`'s flash attention on NVIDIA GPUs (bf16 or f16 only).
+        softcap: cap of the logits; `cudnn` is not used with it, as it has none.
+        impl: `xla` everywhere, `cudnn`'s flash attention on NVIDIA GPUs (bf16 or f16 only), or `splash` attention on
+            TPUs (see `vadapter.models.splash`). Splash with a dense mask is `xla`.
+
+    Raises:
+        UserError: an unknown `impl`, or `splash` under a mesh of devices that are not TPUs.
     """
+    known("attention_impl", impl, get_args(AttentionImpl))
+    if isinstance(mask, Visibility):
+        mask = prepare(mask, impl)
+    if impl == "splash" and (mask is None or isinstance(mask, Visibility)):
+        from vadapter.models import splash  # an experimental module of jax, so that only its users depend on it
+
+        return splash.attention(query, key, value, mask, scale=scale, softcap=softcap)
+    assert not isinstance(mask, Visibility)
     if softcap is None:
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale, implementation=impl)
+        implementation = "cudnn" if impl == "cudnn" else "xla"
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale, implementation=implementation)
     batch, length, heads, dim = query.shape
     groups = key.shape[2]
     query = query.reshape(batch, length, groups, heads // groups, dim)

@@ -12,10 +12,10 @@ from flax import linen as nn
 from vadapter.array_types import Array, Bool, Float, Int
 from vadapter.errors import UserError
 from vadapter.models import layers
-from vadapter.models.attention import AttentionImpl, attend, soft_cap
+from vadapter.models.attention import AttentionImpl, attend, prepare, soft_cap
 from vadapter.models.kv_cache import KVCache
 from vadapter.models.layers import Norm, dense, named
-from vadapter.models.masks import attention_mask
+from vadapter.models.masks import Visibility
 from vadapter.models.positions import RopeScaling, apply_rope, rope_angles, rope_frequencies
 from vadapter.partitioning import constrain
 
@@ -113,8 +113,16 @@ class DecoderConfig:
 class Sight:
     """What one kind of layer sees: its mask and its rotation. Made once and shared by the layers of that kind."""
 
-    mask: Bool[Array, "B 1 T S"]
+    mask: Bool[Array, "B 1 T S"] | Visibility
     angles: Float[Array, "B T half"]
+
+    def where(self, is_local: Bool[Array, ""], everywhere: "Sight") -> "Sight":
+        """Returns this sight of local layers if the layer is one, else `everywhere`."""
+        angles = jnp.where(is_local, self.angles, everywhere.angles)
+        if isinstance(self.mask, Visibility):
+            return Sight(dataclasses.replace(self.mask, is_local=is_local), angles)
+        assert not isinstance(everywhere.mask, Visibility)
+        return Sight(jnp.where(is_local, self.mask, everywhere.mask), angles)
 
 
 jax.tree_util.register_dataclass(Sight, ["mask", "angles"], [])
@@ -167,9 +175,7 @@ class Layer(nn.Module):
         c = self.config
         is_local, kv = of_layer
         (everywhere, nearby), slot = shared
-        sight = everywhere
-        if nearby is not None:
-            sight = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), nearby, everywhere)
+        sight = everywhere if nearby is None else nearby.where(is_local, everywhere)
 
         def norm(name: str, y: Array) -> Array:
             return Norm(c.norm, c.norm_eps, name=name)(y)
@@ -255,8 +261,8 @@ class Decoder(nn.Module):
             key_positions, key_segments = cache.positions, cache.segment_ids
 
         def sight(window: int | None, frequencies: np.ndarray) -> Sight:
-            mask = attention_mask(positions, key_positions, segment_ids, key_segments, causal=c.causal, window=window)
-            return Sight(mask, rope_angles(positions, frequencies))
+            seen = Visibility(positions, key_positions, segment_ids, key_segments, causal=c.causal, window=window)
+            return Sight(prepare(seen, c.attention_impl), rope_angles(positions, frequencies))
 
         local = np.array(c.local_layers)
         everywhere = sight(None, rope_frequencies(c.head_dim, c.rope_base, c.rope_scaling))

@@ -34,6 +34,7 @@ class PerceiverConfig:
         num_frames: frames that have a time embedding.
         concat_keys: queries are keys and values too, as in Flamingo. Whether the paper keeps that is open.
         zero_init: cross-attention and FFN results start at zero, so that the resampler starts as its queries.
+        attention_impl: see `attention.attend`.
         dtype: of the computation.
     """
 
@@ -49,6 +50,7 @@ class PerceiverConfig:
     num_frames: int = 8
     concat_keys: bool = True
     zero_init: bool = False
+    attention_impl: AttentionImpl = "xla"
     dtype: str = "bfloat16"
 
     def __post_init__(self):
@@ -72,6 +74,7 @@ class PoolerConfig:
         ffn_ratio: hidden size of that FFN over query_dim.
         time_embedding: as in `PerceiverConfig`, starting at zero.
         num_frames: frames that have a time embedding.
+        attention_impl: see `attention.attend`.
         dtype: of the computation.
     """
 
@@ -82,6 +85,7 @@ class PoolerConfig:
     ffn_ratio: int = 4
     time_embedding: bool = False
     num_frames: int = 8
+    attention_impl: AttentionImpl = "xla"
     dtype: str = "bfloat16"
 
     def __post_init__(self):
@@ -175,7 +179,8 @@ class ResamplerLayer(nn.Module):
             queries, keys = Norm("layer", name="norm_query")(x), Norm("layer", name="norm_key")(visual)
         if c.concat_keys:
             keys = jnp.concatenate([keys, queries], axis=1)
-        x = x + CrossAttention(c.hidden_dim, c.num_heads, c.dtype, c.zero_init, name="attention")(queries, keys)
+        attention = CrossAttention(c.hidden_dim, c.num_heads, c.dtype, c.zero_init, c.attention_impl, name="attention")
+        x = x + attention(queries, keys)
         if c.ffn:
             x = x + FeedForward(c.ffn_ratio, c.dtype, c.zero_init, name="ffn")(x)
         return constrain(x, "batch", "length", "activation_embed")
@@ -217,7 +222,8 @@ class AttentionalPooler(nn.Module):
         if c.time_embedding:
             visual = add_time(self, visual, c.num_frames, nn.initializers.zeros)
         queries = learned_queries(self, c.num_queries, c.query_dim, visual.shape[0], c.dtype)
-        x = CrossAttention(c.query_dim, c.num_heads, c.dtype, name="attention")(queries, flatten_frames(visual))
+        attention = CrossAttention(c.query_dim, c.num_heads, c.dtype, impl=c.attention_impl, name="attention")
+        x = attention(queries, flatten_frames(visual))
         x = Norm("layer", name="norm")(x)
         if c.residual:
             gate = self.param("residual_gate", named(nn.initializers.zeros, "embed"), (c.query_dim,))

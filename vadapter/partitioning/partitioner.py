@@ -1,6 +1,8 @@
 """Shardings of state and batch on one mesh."""
 
 import dataclasses
+import functools
+import math
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -34,16 +36,43 @@ class Partitioner:
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """The first axis over the data and fsdp axes."""
+        """The first axis over the fsdp, dcn and data axes."""
         table = dict(reversed(list(self.rules)))
         return NamedSharding(self.mesh, PartitionSpec(table.get("batch")))
 
     @property
+    def _batch_axes(self) -> tuple[str, ...]:
+        axes = self.batch_sharding.spec[0]
+        return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+    @property
     def batch_ways(self) -> int:
         """Parts that the batch is split into."""
-        axes = self.batch_sharding.spec[0]
-        axes = (axes,) if isinstance(axes, str) else axes or ()
-        return int(np.prod([self.mesh.shape[a] for a in axes], initial=1))
+        return math.prod(self.mesh.shape[axis] for axis in self._batch_axes)
+
+    @functools.cached_property
+    def host_share(self) -> tuple[int, int]:
+        """(h, n): this process reads the h-th of the n parts of each batch.
+
+        Mostly its index and the number of processes. Processes whose devices hold the same rows, because the tensor
+        axis joins them, have the same share.
+
+        Raises:
+            UserError: the rows of two processes overlap in part.
+        """
+        return self._share_of(jax.process_index())
+
+    def _share_of(self, process: int) -> tuple[int, int]:
+        rows: dict[int, set[int]] = {}
+        for device, (index,) in self.batch_sharding.devices_indices_map((self.batch_ways,)).items():
+            rows.setdefault(device.process_index, set()).update(range(self.batch_ways)[index])
+        shares = sorted({tuple(sorted(x)) for x in rows.values()})
+        if sum(map(len, shares)) != self.batch_ways or len({len(x) for x in shares}) > 1:
+            raise UserError(
+                f"The mesh {dict(self.mesh.shape)} gives the {len(rows)} processes rows of the batch that overlap in "
+                "part. Make the size of the tensor axis divide, or be a multiple of, the number of devices a process."
+            )
+        return shares.index(tuple(sorted(rows[process]))), len(shares)
 
     def activate(self) -> AbstractContextManager[None]:
         """Context under which functions are traced so that `constrain` acts."""
@@ -74,19 +103,29 @@ class Partitioner:
         return jax.tree_util.tree_map_with_path(sharding, boxed, is_leaf=is_box)
 
     def check_rows(self, rows: int) -> None:
-        """Raises `UserError` unless a global batch of `rows` divides over the data and fsdp axes."""
+        """Raises `UserError` unless a global batch of `rows` divides over the fsdp, dcn and data axes."""
         if rows % self.batch_ways:
             raise UserError(
-                f"A batch of {rows} rows does not divide over {self.batch_ways} devices of the mesh axes data and "
-                f"fsdp. Make the batch size a multiple of {self.batch_ways}, or change the mesh."
+                f"A batch of {rows} rows does not divide over {self.batch_ways} devices of the mesh axes "
+                f"{', '.join(self._batch_axes)}. Make the batch size a multiple of {self.batch_ways}, or change the "
+                "mesh."
             )
 
     def put_batch(self, batch: PyTree) -> PyTree:
-        """Puts this process's rows on its devices; the global batch is the processes' rows in order.
+        """Puts this process's rows (its `host_share`) on its devices.
+
+        The global batch is made of the rows of all shares. Which of its rows are whose follows from the mesh: a host of
+        a TPU slice holds a square of it, and so not always rows that follow one another.
 
         Raises:
             UserError: as `check_rows`.
         """
-        self.check_rows(jax.tree.leaves(batch)[0].shape[0] * jax.process_count())
-        put = lambda x: jax.make_array_from_process_local_data(self.batch_sharding, np.asarray(x))  # noqa: E731
+        shares = self.host_share[1]
+        self.check_rows(jax.tree.leaves(batch)[0].shape[0] * shares)
+
+        def put(x: Any) -> jax.Array:
+            x = np.asarray(x)
+            shape = (x.shape[0] * shares, *x.shape[1:])
+            return jax.make_array_from_process_local_data(self.batch_sharding, x, shape)
+
         return jax.tree.map(put, batch)

@@ -26,7 +26,9 @@ DEFAULT_RULES: Rules = (
     ("queries", None),
     ("frames", None),
     ("classes", None),
-    ("batch", ("data", "fsdp")),
+    # fsdp first: with it last XLA (jax 0.10) permutes the rows of (batch x tensor) @ (fsdp x tensor).T, and gradients
+    # are wrong where all three axes are larger than 1.
+    ("batch", ("fsdp", "dcn", "data")),
     ("length", None),
     ("activation_embed", None),
     ("activation_heads", "tensor"),
@@ -88,6 +90,11 @@ def active(mesh: Mesh, rules: Rules) -> Iterator[None]:
         yield
     finally:
         _active.reset(token)
+
+
+def active_rules() -> tuple[Mesh, Rules] | None:
+    """Returns the mesh and the rules of the innermost `active`, for what XLA cannot partition; None outside of one."""
+    return _active.get()
 
 
 def constrain(x: Array, *names: str | None) -> Array:

@@ -42,6 +42,8 @@ class TrainConfig:
         keep_checkpoints: newest to keep; None keeps all.
         profile_steps: (first, last) updates to profile into MODEL_DIR/profile, for TensorBoard or xprof.
         tensorboard: whether to write TensorBoard files.
+        tpu_options: options of the TPU compiler for the step, such as `{"xla_tpu_scoped_vmem_limit_kib": 32768}`; they
+            change its speed and memory, not what it computes. Other platforms do not see them.
     """
 
     steps: int = 250_000
@@ -54,6 +56,7 @@ class TrainConfig:
     keep_checkpoints: int | None = 1
     profile_steps: tuple[int, int] | None = None
     tensorboard: bool = True
+    tpu_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +166,7 @@ class _Run:
             batch_sharding=partitioner.batch_sharding,
             replicated=partitioner.replicated,
             accumulate=config.optimizer.accumulate,
+            tpu_options=config.tpu_options,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpointer = stack.enter_context(Checkpointer(model_dir, config.keep_checkpoints))

@@ -1,0 +1,112 @@
+"""Plans every paper-scale recipe on a list of TPU slices, and writes docs/paper_plans.md and docs/paper_plans.json.
+
+python benchmarks/paper_plans.py
+python benchmarks/paper_plans.py --recipes 'paper_stage2_*' --topologies v5e:8x8 v5p:4x4x8 --workers 4
+
+The mesh is that of gin/meshes/<type>_<chips>.gin where there is one, else the recipe's own. A compilation takes about a
+minute of one or two cores; results are cached, so that an interrupted or repeated run goes on where it was. With
+--search_limit above 0, a recipe whose setting does not fit is searched for one that does. Needs libtpu, no TPU.
+"""
+
+import argparse
+import concurrent.futures
+import fnmatch
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[1] / "docs"
+TOPOLOGIES = ("v4:8x8x8", "v5e:8x8", "v5e:16x16", "v5p:4x4x8", "v6e:8x8", "v6e:16x16")
+
+_HEAD = """# Paper-scale recipes on TPU slices
+
+Every recipe of the paper's scale, its real training step compiled ahead of time for the slice: {about}.
+`python benchmarks/paper_plans.py` makes this page; docs/planning.md explains the figures.
+
+Batches are of still images. The step time is the compiler's estimate. {calibration}
+"""
+
+
+def recipes(pattern: str) -> list[str]:
+    """Returns the names of the shipped recipes that match."""
+    from vadapter import resources
+
+    names = (path.stem for path in (resources.folder("gin") / "experiments").glob("*.gin"))
+    return sorted(name for name in names if fnmatch.fnmatch(name, pattern))
+
+
+def mesh_file(topology: str) -> str | None:
+    """Returns the shipped mesh of a slice, or None."""
+    from vadapter import resources
+    from vadapter.planning.topologies import Topology
+
+    parsed = Topology.parse(topology)
+    name = f"meshes/{parsed.type.name}_{parsed.num_chips}.gin"
+    return name if (resources.folder("gin") / name).is_file() else None
+
+
+def plan_one(recipe: str, topology: str, search_limit: int, cache_dir: str | None) -> dict[str, Any]:
+    """Plans one recipe on one slice; runs in a process of its own."""
+    from vadapter.planning.topologies import Topology, prepare
+
+    prepare()  # before anything uses a device
+    from vadapter.cli import planner
+    from vadapter.errors import UserError
+    from vadapter.planning.search import Search
+
+    try:
+        files = [f"experiments/{recipe}.gin", *filter(None, [mesh_file(topology)])]
+        experiment = planner.configured(files)
+        planned = planner.Planner(recipe, experiment, Topology.parse(topology), cache_dir=cache_dir)
+        made = planned.plan()
+        if not made.fits and search_limit:
+            ranked = Search(planned.space(), search_limit).run(planned.start, planned.outcome)
+            made = ranked[0].plan if ranked else made
+        return json.loads(json.dumps(made.to_json()))
+    except UserError as error:
+        return {"recipe": recipe, "topology": topology, "error": str(error)}
+
+
+def page(plans: list[dict[str, Any]], topologies: list[str]) -> str:
+    """Returns the page of all plans, a table a slice."""
+    from vadapter.planning import calibration
+    from vadapter.planning.page import markdown, overview
+    from vadapter.planning.topologies import Topology
+
+    versions = next((p["compiled"]["versions"] for p in plans if "error" not in p), {})
+    about = ", ".join(f"{name} {version}" for name, version in versions.items())
+    parts = [_HEAD.format(about=about, calibration=calibration.PALIGEMMA.text())]
+    for topology in topologies:
+        rows = [p for p in plans if p["topology"] == topology]
+        chips = Topology.parse(topology).num_chips
+        parts.append(f"## {topology}, {chips} chips\n\n{markdown(overview(rows))}\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", default="paper_*", metavar="PATTERN", help="default: %(default)s")
+    parser.add_argument("--topologies", nargs="+", default=list(TOPOLOGIES), metavar="TYPE:AxB")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("--search_limit", type=int, default=0, metavar="N", help="compilations for what does not fit")
+    parser.add_argument("--cache_dir", metavar="DIR", help="default: as vadapter plan")
+    parser.add_argument("--output", type=Path, default=DOCS / "paper_plans.md", metavar="FILE", help="and FILE.json")
+    args = parser.parse_args()
+    tasks = [(recipe, topology) for topology in args.topologies for recipe in recipes(args.recipes)]
+    plans = []
+    context = multiprocessing.get_context("spawn")  # jax must not be forked
+    with concurrent.futures.ProcessPoolExecutor(args.workers, mp_context=context) as pool:
+        futures = [pool.submit(plan_one, *task, args.search_limit, args.cache_dir) for task in tasks]
+        for (recipe, topology), future in zip(tasks, futures, strict=True):
+            plan = future.result()
+            said = plan.get("error") or ("fits" if plan["fits"] else "does not fit")
+            print(f"{len(plans) + 1} of {len(tasks)}: {recipe} on {topology}: {said}", flush=True)
+            plans.append(plan)
+    args.output.write_text(page(plans, args.topologies))
+    args.output.with_suffix(".json").write_text(json.dumps(plans, indent=1) + "\n")
+    print(f"Wrote {args.output} and {args.output.with_suffix('.json')}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""Every benchmark from its official files to its score, against the official scorers.
+
+`vadapter build`, then `vadapter eval` of a tiny model write a submission and scores. From the submission and the
+official file, read here anew, the score is computed once more: captions by pycocoevalcap itself, answers by the
+published rules, written down below. The model knows nothing, and equal zeros would show little: it generates, but in
+the place of its words come texts that are partly right.
+
+    python -m tests.cli.test_benchmark_scores    # prints the table: benchmark, official score, ours
+"""
+
+import contextlib
+import csv
+import io
+import json
+import re
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from tests.data import official_files
+from tests.models import small as models
+from tests.training import small
+from vadapter import trees
+from vadapter.cli import experiment
+from vadapter.cli.main import main
+from vadapter.evaluation import captions
+from vadapter.models.vlm import VLM
+from vadapter.weights import bundle
+from vadapter.weights.description import Description
+
+ITEMS = 8
+EXAMPLE = "Given Question: Is it red ? Answer: yes"
+NEXT = f" {EXAMPLE}"  # how a base model goes on after its answer
+
+
+# The official files and submissions, read anew: {id: references}, {id: prediction}
+
+
+def _json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _grouped(pairs):
+    groups = defaultdict(list)
+    for key, value in pairs:
+        groups[str(key)].append(value)
+    return dict(groups)
+
+
+def _coco(path):
+    return _grouped((row["image_id"], row["caption"]) for row in _json(path)["annotations"])
+
+
+def _karpathy(folder):
+    images = [image for image in _json(folder / "dataset_coco.json")["images"] if image["split"] == "test"]
+    return {str(image["cocoid"]): [sentence["raw"] for sentence in image["sentences"]] for image in images}
+
+
+def _msrvtt(folder):
+    rows = _json(folder / "test_videodatainfo.json")["sentences"]
+    return _grouped((row["video_id"], row["caption"]) for row in rows)
+
+
+def _msvd(folder):
+    lines = [line.split() for line in (folder / "youtube_mapping.txt").read_text().splitlines()]
+    test = {name for name, number in lines if int(number[3:]) > 1300}
+    pairs = (line.split(" ", 1) for line in (folder / "AllVideoDescriptions.txt").read_text().splitlines() if line)
+    return _grouped((name, caption) for name, caption in pairs if name in test)
+
+
+def _people(rows, key, answers):
+    return {str(row[key]): answers(row) for row in rows}
+
+
+def _vqa(path):
+    return _people(_json(path)["annotations"], "question_id", lambda row: [a["answer"] for a in row["answers"]])
+
+
+def _ivqa(folder):
+    with open(folder / "test.csv", encoding="utf-8", newline="") as file:
+        return _people(csv.DictReader(file), "video_id", lambda row: [row[f"answer{i}"] for i in range(1, 6)])
+
+
+OFFICIAL = {
+    "coco_caption": lambda folder: _coco(folder / "annotations" / "captions_val2014.json"),
+    "coco_karpathy": _karpathy,
+    "nocaps": lambda folder: _coco(folder / "nocaps_val_4500_captions.json"),
+    "msrvtt_caption": _msrvtt,
+    "vatex_caption": lambda folder: {
+        row["videoID"]: row["enCap"] for row in _json(folder / "vatex_public_test_english_v1.1.json")
+    },
+    "msvd_caption": _msvd,
+    "vqav2": lambda folder: _vqa(folder / "v2_mscoco_val2014_annotations.json"),
+    "textvqa": lambda folder: _people(
+        _json(folder / "TextVQA_0.5.1_val.json")["data"], "question_id", lambda row: row["answers"]
+    ),
+    "vizwiz_vqa": lambda folder: _people(
+        _json(folder / "val.json"), "image", lambda row: [a["answer"] for a in row["answers"]]
+    ),
+    "okvqa": lambda folder: _vqa(folder / "mscoco_val2014_annotations.json"),
+    "gqa": lambda folder: {
+        key: [row["answer"]] for key, row in _json(folder / "testdev_balanced_questions.json").items()
+    },
+    "msrvtt_qa": lambda folder: _people(_json(folder / "test_qa.json"), "id", lambda row: [row["answer"]]),
+    "msvd_qa": lambda folder: _people(_json(folder / "test_qa.json"), "id", lambda row: [row["answer"]]),
+    "ivqa": _ivqa,
+}
+CAPTIONED = tuple(OFFICIAL)[:6]
+EXACT = ("gqa", "msrvtt_qa", "msvd_qa", "ivqa")
+
+
+def submitted(path):
+    """The predictions of a submission, in whichever of the benchmarks' formats."""
+    rows = _json(path)
+    if isinstance(rows, dict):
+        return rows
+    return {str(next(iter(row.values()))): list(row.values())[-1] for row in rows}
+
+
+# The published rules of answers. Of contractions and stems what the fixtures have.
+
+NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
+NUMBERS |= {"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
+CONTRACTIONS = {"dont": "don't", "isnt": "isn't", "wont": "won't"}
+STEMS = {"riding": "ride", "rides": "ride", "horses": "horse", "dogs": "dog"}
+
+
+def normalized(answer):
+    """visualqa.org/evaluation: marks, then lower case, digits, articles, contractions."""
+    text = re.sub(r"[\n\t]", " ", answer).strip()
+    comma = re.search(r"\d,\d", text)
+    marks = {m: "" if comma or f"{m} " in text or f" {m}" in text else " " for m in ';/[]"{}()=+\\_-><@`,?!'}
+    words = re.sub(r"\.(?!\d)", "", text.translate(str.maketrans(marks))).lower().split()
+    words = [NUMBERS.get(word, word) for word in words if NUMBERS.get(word, word) not in ("a", "an", "the")]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words)
+
+
+def stemmed(answer):
+    return " ".join(STEMS.get(word, word) for word in normalized(answer).split())
+
+
+def leave_one_out(prediction, answers, clean=normalized):
+    """Each person is left out in turn; of the others, three who agree are enough. Equal answers are not normalised."""
+    if len(set(answers)) > 1:
+        prediction, answers = clean(prediction), [clean(answer) for answer in answers]
+    parts = [min(1, (answers[:i] + answers[i + 1 :]).count(prediction) / 3) for i in range(len(answers))]
+    return sum(parts) / len(parts)
+
+
+def okvqa(prediction, answers):
+    answers = [stemmed(answer) for answer in answers]
+    return leave_one_out(stemmed(prediction), answers, clean=str)
+
+
+RULES = {
+    **dict.fromkeys(("vqav2", "textvqa", "vizwiz_vqa"), {"vqa_accuracy": leave_one_out}),
+    "okvqa": {"vqa_accuracy": okvqa, "vqa_accuracy_unstemmed": leave_one_out},
+    **dict.fromkeys(("gqa", "msrvtt_qa", "msvd_qa"), {"accuracy": lambda said, answers: said == answers[0]}),
+    "ivqa": {"accuracy": lambda said, answers: min(answers.count(said) / 2, 1)},
+}
+
+
+def official_scores(name, predictions, references, meteor):
+    """Scores by name, in percent; METEOR, which takes as long as all others, if `meteor`."""
+    if name not in CAPTIONED:
+        rules = RULES[name].items()
+        return {
+            score: 100 * float(np.mean([rule(predictions[key], answers) for key, answers in references.items()]))
+            for score, rule in rules
+        }
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    truths = PTBTokenizer().tokenize({key: [{"caption": c} for c in captions] for key, captions in references.items()})
+    said = PTBTokenizer().tokenize({key: [{"caption": predictions[key]}] for key in references})
+    scorers = {"cider": Cider(), "rouge_l": Rouge()} | ({"meteor": Meteor()} if meteor else {})
+    found = {score: scorer.compute_score(truths, said)[0] for score, scorer in scorers.items()}
+    bleu = Bleu(4).compute_score(truths, said, verbose=0)[0]
+    found |= {f"bleu{n}": value for n, value in enumerate(bleu, 1)}
+    return {score: 100 * float(value) for score, value in found.items()}
+
+
+# What the model says
+
+
+def half(text, second=False):
+    words = text.split()
+    return " ".join(words[len(words) // 2 :] if second else words[: len(words) // 2])
+
+
+def plan(references, question):
+    """{id: text}, of the references, partly right."""
+    keys = sorted(references)  # not as in the file, whose order may be any
+    said = {}
+    for i, key in enumerate(keys):
+        mine, other = references[key], references[keys[(i + 1) % len(keys)]]
+        if question:
+            texts = [
+                *(mine[0], f"The {mine[0].upper()}!", f"{mine[0]}.{NEXT}", mine[-1]),
+                *(mine[0].capitalize(), mine[0].replace("'", ""), f"{mine[0].split()[-1]}s", f"{mine[0]}\n{EXAMPLE}"),
+            ]
+        else:
+            texts = [
+                *(mine[0], f"{mine[1].upper()} !!", half(mine[0]), other[0], f"{half(mine[0])} {half(mine[1], True)}"),
+                *(f"{mine[2]}\nDescribe the following", f"({mine[1]})", half(mine[1], True)),
+            ]
+        said[key] = texts[i % len(texts)]
+    return said
+
+
+def saying(texts):
+    """While this holds, evaluators of generation read `texts[id]` where the model generated something else."""
+    made = experiment.Parts.evaluator
+
+    def evaluator(parts, evaluation):
+        found = made(parts, evaluation)
+        batches, generate, vocabulary, current = found.batches, found.generate, found.vocabulary, []
+
+        def watched():
+            for batch, rows in batches():
+                current[:] = rows
+                yield batch, rows
+
+        def say(params, batch):
+            own = np.asarray(generate(params, batch))
+            assert own.shape[0] == len(current)
+            ids = [[*vocabulary.encode(texts[row["id"]]), vocabulary.eos_id] for row in current]
+            longest = max(map(len, ids))
+            return np.array([row + [-1] * (longest - len(row)) for row in ids])
+
+        found.batches, found.generate = watched, say
+        return found
+
+    return mock.patch.object(experiment.Parts, "evaluator", evaluator)
+
+
+# From files to scores
+
+
+def write_bundle(folder):
+    """A model with random weights, all of them in one bundle. Returns its path."""
+    sizes = {"depth": 1, "num_heads": 2}
+    parts = {"decoder": models.decoder(**sizes, vocab_size=512), "encoder": models.vit(**sizes)}
+    config = models.vlm("perceiver", **parts, num_frames=2)
+    params = small.params(VLM(config), example=models.batch(config, rows=1))
+    arrays = {path: np.asarray(x) for path, x in trees.flatten(params).items()}
+    bundle.write(str(folder / "bundle"), Description(config, frozen_dtype="float32"), arrays, step=1)
+    return folder / "bundle"
+
+
+def scores(name, folder, model, meteor=True):
+    """Returns (official scores, our scores of the same names, the submission)."""
+    official, output = folder / "official", folder / "results"
+    official_files.write(name, official, ITEMS)
+    references = OFFICIAL[name](official)
+    assert len(references) == ITEMS
+    assert main(["build", f"--dataset={name}", f"--manual_dir={official}", f"--data_dir={folder / 'data'}"]) == 0
+    macros = {"BENCHMARK": name, "DATA_DIR": str(folder / "data"), "MANUAL_DIR": None, "BATCH_SIZE": ITEMS}
+    macros |= {"MAX_NEW_TOKENS": 2, "SHOTS": 2}
+    files = ["--gin_file=runs/eval.gin", "--gin_file=data/benchmarks.gin"]
+    given = [f"--gin.{macro}={value!r}" for macro, value in macros.items()]
+    without = {"meteor": "slow", "spice": "slow"}.get
+    ran = contextlib.nullcontext() if meteor else mock.patch.object(captions, "_missing", without)
+    with saying(plan(references, name not in CAPTIONED)), ran:
+        assert main(["eval", f"--bundle={model}", f"--output={output}", *files, *given]) == 0
+    (side,) = output.glob("*.meta.json")
+    predictions = submitted(side.with_name(side.name.replace(".meta", "")))
+    assert predictions.keys() == references.keys()
+    wanted = official_scores(name, predictions, references, meteor)
+    found = _json(output / "metrics.json")["scores"]
+    return wanted, {score: found[f"{name}/{score}"] for score in wanted}, predictions
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_bundle(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_a_score_is_the_official_scorers(model, tmp_path, name):
+    if name in CAPTIONED and not captions.java_version():
+        pytest.skip("the official tokenizer of captions is a Java program")
+    official, ours, predictions = scores(name, tmp_path, model, meteor=name == "coco_caption")
+    assert ours == pytest.approx(official, rel=1e-6)
+    assert all(5 < score < 95 * (4 if kind == "cider" else 1) for kind, score in official.items())
+    assert all("Given Question" not in text and "\n" not in text for text in predictions.values())
+
+
+def table():
+    """Prints benchmark x official score x ours."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = write_bundle(folder)
+        print(f"{'benchmark':<16}{'score':<24}{'official':>12}{'vadapter':>12}")
+        for benchmark in OFFICIAL:
+            with contextlib.redirect_stdout(io.StringIO()):
+                official, ours, _ = scores(benchmark, folder / benchmark, model)
+            for score, value in official.items():
+                print(f"{benchmark:<16}{score:<24}{value:>12.4f}{ours[score]:>12.4f}")
+
+
+if __name__ == "__main__":
+    table()

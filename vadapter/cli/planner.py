@@ -1,0 +1,192 @@
+"""Plans a recipe on a topology: compiles its steps, and searches for settings that are faster or that fit at all."""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import gin
+
+from vadapter import quantization, trees
+from vadapter.cli import config, experiment
+from vadapter.cli.experiment import Experiment
+from vadapter.cli.planned import PlannedParts, setting_of, stacks, with_setting
+from vadapter.errors import UserError
+from vadapter.evaluation.decoding import DecodingConfig
+from vadapter.models.attention import AttentionImpl
+from vadapter.planning import search
+from vadapter.planning.estimate import Work, estimate
+from vadapter.planning.plans import Decode, Part, Plan, gib
+from vadapter.planning.programs import Program, compile_program
+from vadapter.planning.topologies import Topology
+
+# What a plan needs no value of: folders and files of data and weights, which it never opens.
+_UNOPENED = ("_DIR", "_RUN", "_JSONL", "_FILES", "MIXTURE_OR_TASK_NAME")
+
+
+def configured(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()) -> Experiment:
+    """Makes an experiment without opening data or weights; their places need no values.
+
+    Args:
+        gin_files: of the experiment.
+        bindings: `NAME=VALUE` each, over the files.
+        search_paths: more folders to look for gin files in.
+
+    Raises:
+        UserError: as `config.parse_gin`; or something else is left to the user.
+    """
+    experiment.register()
+    # The task functions open their data when they are called, and evaluations read more: neither is part of a step.
+    given = [*bindings, "MIXTURE_OR_TASK_NAME = 'planned'", "EVALUATIONS = []"]
+    try:
+        config.parse_gin(gin_files, given, search_paths)
+    except UserError:
+        lines = (line.partition(" = ") for line in gin.config_str(max_line_length=10_000).splitlines())
+        required = [name for name, _, value in lines if value == "%gin.REQUIRED"]
+        if not required or not all(name.endswith(_UNOPENED) for name in required):
+            raise
+        config.parse_gin(gin_files, [*given, *(f"{name} = 'planned'" for name in required)], search_paths)
+    return experiment.configured()
+
+
+@dataclasses.dataclass
+class Planner:
+    """Plans one recipe on one topology.
+
+    Attributes:
+        recipe: its name, for people.
+        experiment: what it says.
+        topology: to plan for.
+        price: of a chip, in USD an hour; None: costs are left out.
+        video: whether batches hold videos in place of still images.
+        cache_dir: of compilation results; see `compile_program`.
+
+    Raises:
+        UserError: the recipe's mesh does not fit the topology; libtpu is missing.
+    """
+
+    recipe: str
+    experiment: Experiment
+    topology: Topology
+    price: float | None = None
+    video: bool = False
+    cache_dir: str | Path | None = None
+
+    def __post_init__(self):
+        self.devices = self.topology.devices()
+        mesh = self.experiment.mesh
+        if self.topology.slices > 1 and mesh.slices == 1:
+            mesh = dataclasses.replace(mesh, slices=self.topology.slices)
+            self.experiment = dataclasses.replace(self.experiment, mesh=mesh)
+        self.base = PlannedParts(self.experiment, self.devices, self.video)
+        try:
+            self.start = setting_of(self.experiment, self.base)
+        except UserError as error:
+            raise UserError(f"{self.topology.name}, {self.topology.slices} slices: {error}") from error
+
+    def parts(self, setting: search.Setting | None = None) -> PlannedParts:
+        """Returns the parts of the experiment at a setting; None is the recipe's own."""
+        if setting is None:
+            return self.base
+        changed = with_setting(self.experiment, setting)
+        return PlannedParts(changed, self.devices, self.video, known=self.base.abstract)
+
+    def plan(self, setting: search.Setting | None = None) -> Plan:
+        """Compiles the training step at a setting (None: the recipe's own) and says what it means.
+
+        Raises:
+            UserError: sizes do not fit one another.
+        """
+        parts = self.parts(setting)
+        mesh = parts.partitioner.mesh
+        compiled = compile_program(
+            Program("train step", parts.lower_train_step), self.topology, mesh, cache_dir=self.cache_dir
+        )
+        data, train = self.experiment.data, self.experiment.train
+        work = Work(data.batch_size, parts.tokens(), parts.useful_flops(), train.steps)
+        return Plan(
+            recipe=self.recipe,
+            topology=self.topology.name,
+            slices=self.topology.slices,
+            media="videos" if self.video else "images",
+            mesh=dict(mesh.shape),
+            setting=setting or self.start,
+            parts=part_rows(parts),
+            work=work,
+            compiled=compiled,
+            estimate=estimate(compiled, self.topology, work, self.price),
+            price=self.price,
+        )
+
+    def with_decode(self, plan: Plan, rows: int | None = None) -> Plan:
+        """Compiles the generation of text too, at the plan's mesh.
+
+        Args:
+            plan: of the training step.
+            rows: prompts at once; default as many as a training batch has rows.
+
+        Raises:
+            UserError: the model generates no text.
+        """
+        parts = self.parts(plan.setting)
+        decoding = gin.get_configurable("DecodingConfig")()
+        assert isinstance(decoding, DecodingConfig)
+        rows = rows or plan.work.rows
+        program = Program("decode", lambda: parts.lower_decode(decoding, rows))
+        compiled = compile_program(program, self.topology, parts.partitioner.mesh, cache_dir=self.cache_dir)
+        return dataclasses.replace(plan, decode=Decode(rows, decoding.max_new_tokens, decoding.method, compiled))
+
+    def outcome(self, setting: search.Setting) -> search.Outcome:
+        """Compiles a setting, for the search."""
+        plan = self.plan(setting)
+        memory, e = plan.compiled.memory, plan.estimate
+        return search.Outcome(
+            setting=setting,
+            fits=plan.fits,
+            seconds=e.step_seconds if e else float("inf"),
+            peak_bytes=memory.peak,
+            limit_bytes=memory.limit,
+            communication=e.communication_share if e else 0.0,
+            plan=plan,
+        )
+
+    def space(self) -> search.Space:
+        """Returns what a search may try."""
+        implementations = tuple(name for name in get_args(AttentionImpl) if name != "cudnn")
+        return search.Space(
+            refusal=self.refusal,
+            meshes=search.meshes(self.topology.num_devices // self.topology.slices),
+            remat={part: search.POLICIES for part, _ in self.start.remat},
+            attention=dict.fromkeys(stacks(self.experiment.model), implementations),
+        )
+
+    def refusal(self, setting: search.Setting) -> str | None:
+        """Returns why a setting cannot be compiled or cannot fit, found without compiling; None if it may."""
+        try:
+            parts = self.parts(setting)
+            parts.partitioner.check_rows(self.experiment.data.batch_size)
+            ways = parts.partitioner.batch_ways * setting.accumulate
+            if self.experiment.data.batch_size % ways:
+                return f"{self.experiment.data.batch_size} rows do not divide into {ways} parts"
+            needed = parts.argument_bytes()
+        except UserError as error:
+            return str(error)
+        limit = self.topology.type.usable_hbm_bytes
+        if needed > limit:
+            return f"weights, optimizer and batch alone take {gib(needed)} of {gib(limit)} a device"
+        return None
+
+
+def part_rows(parts: PlannedParts) -> tuple[Part, ...]:
+    """Returns parameters and bytes of each part."""
+    trained, frozen = (trees.flatten(tree) for tree in parts.params)
+    rows = []
+    for row in parts.summary():
+        leaves = {p: x for p, x in (trained if row.trainable else frozen).items() if p.startswith(row.part)}
+        sizes: collections.Counter[str] = collections.Counter()
+        for leaf in leaves.values():
+            sizes[quantization.values(leaf).dtype.name] += quantization.nbytes(leaf)
+        dtype = sizes.most_common(1)[0][0]
+        rows.append(Part(row.part, row.trainable, dtype, row.parameters, row.weight_bytes, row.optimizer_bytes))
+    return tuple(rows)

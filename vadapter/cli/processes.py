@@ -1,0 +1,37 @@
+"""The many processes of a run, as gin and the environment describe them."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import gin
+
+from vadapter.cli import config as gin_front
+from vadapter.partitioning import hosts
+
+T = TypeVar("T")
+
+
+def join() -> None:
+    """Connects this process with the others of its run: after gin's files are read, before jax does anything.
+
+    Raises:
+        UserError: as `hosts.start`.
+    """
+    gin_front.register(hosts.HostsConfig)
+    hosts.start(gin.get_configurable("HostsConfig")())
+
+
+def first_process_first(make: Callable[[], T]) -> T:
+    """Calls `make` in process 0 and then in the others, which find what it wrote, such as the data of a first use."""
+    import jax
+
+    if jax.process_count() == 1:
+        return make()
+    from jax.experimental import multihost_utils
+
+    if jax.process_index() != 0:
+        multihost_utils.sync_global_devices("made by process 0")
+        return make()
+    made = make()
+    multihost_utils.sync_global_devices("made by process 0")
+    return made

@@ -335,6 +335,23 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     assert len(rows("coco_caption", "validation")[0]) == 3
 
 
+def test_shards_for_a_bucket_are_written_here_and_copied(tmp_path, monkeypatch):
+    from vadapter.data.benchmarks import builder
+
+    official_files.write("coco_caption", tmp_path / "official")
+    monkeypatch.setattr(builder, "_is_remote", lambda path: str(path).startswith(str(tmp_path)))
+    copied = []
+    copy = builder.epath.Path(tmp_path).__class__.copy
+    monkeypatch.setattr(
+        builder.epath.Path(tmp_path).__class__,
+        "copy",
+        lambda path, to, overwrite=False: copied.append(path) or copy(path, to, overwrite=overwrite),
+    )
+    register("coco_caption", tmp_path)
+    assert len(copied) == 1 and not copied[0].exists() and tmp_path not in copied[0].parents
+    assert [row["id"] for _, _, row in rows("coco_caption", "validation")[0]] == ["42", "73", "74"]
+
+
 def test_beam_writes_the_same_data_set(tmp_path):
     pytest.importorskip("apache_beam")
     from vadapter.data.benchmarks import builder

@@ -34,6 +34,8 @@ DEFAULT_RULES: Rules = (
     ("activation_heads", "tensor"),
     ("activation_mlp", "tensor"),
     ("activation_vocab", "tensor"),
+    ("loss_batch", ("dcn", "data")),
+    ("loss_vocab", ("tensor", "fsdp")),
 )
 
 _active: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar("active_rules", default=None)
@@ -95,6 +97,16 @@ def active(mesh: Mesh, rules: Rules) -> Iterator[None]:
 def active_rules() -> tuple[Mesh, Rules] | None:
     """Returns the mesh and the rules of the innermost `active`, for what XLA cannot partition; None outside of one."""
     return _active.get()
+
+
+def ways(name: str) -> int:
+    """Returns the number of devices that the active rules split a logical axis over; 1 where none are active."""
+    state = _active.get()
+    if state is None:
+        return 1
+    mesh, rules = state
+    axes = dict(reversed(list(rules))).get(name) or ()
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
 def constrain(x: Array, *names: str | None) -> Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vadapter.array_types import Array, Float, Int
-from vadapter.partitioning import constrain
+from vadapter.partitioning import constrain, ways
 
 _LOWEST = -1e30  # stands for -inf, whose differences would be NaN
 
@@ -49,16 +49,15 @@ def _add_chunk(
     softcap: float | None,
 ) -> _Running:
     logits = jnp.einsum("bld,cd->blc", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    logits = constrain(logits, "batch", "length", "activation_vocab")
+    logits = constrain(logits, "loss_batch", "length", "loss_vocab")
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     logits = jnp.where(ids < vocab_size, logits, _LOWEST)
     target = jnp.sum(jnp.where(ids == targets[..., None], logits, 0.0), axis=-1)
     # The highest logit only keeps exp() in range; it drops out of the log-sum-exp, so no gradient goes through it.
     fixed = jax.lax.stop_gradient(logits)
-    best = jnp.argmax(fixed, axis=-1)
-    top = jnp.take_along_axis(fixed, best[..., None], axis=-1)[..., 0]
-    best = ids[best]
+    top = jnp.max(fixed, axis=-1)
+    best = jnp.min(jnp.where(fixed == top[..., None], ids, vocab_size), axis=-1)
     better = (top > state.highest) | ((top == state.highest) & (best < state.best))
     highest = jnp.maximum(state.highest, top)
     exp_sum = state.exp_sum * jnp.exp(state.highest - highest) + jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1)
@@ -97,14 +96,20 @@ def cross_entropy(
         exp_sum=jnp.zeros(shape, jnp.float32),
         target=jnp.zeros(shape, jnp.float32),
     )
-    if vocab_chunk is None or vocab_chunk >= vocab_size:
-        end = _add_chunk(start, hidden, table, jnp.arange(vocab_size), targets, vocab_size, softcap)
+    # Each device has some rows of the vocabulary and the targets of all that share parameters: to gather the few hidden
+    # states of the targets takes less than to gather the table, as fsdp would have it.
+    hidden = constrain(hidden, "loss_batch", "length", "activation_embed")
+    count = -(-vocab_size // min(vocab_chunk or vocab_size, vocab_size))
+    parts = ways("loss_vocab")
+    size = -(-vocab_size // (count * parts)) * parts
+    padded = jnp.pad(table, ((0, count * size - vocab_size), (0, 0)))
+    # Chunk i has the rows i, i + count, i + 2 count, ...: each chunk of a table that is split over devices is split too.
+    chunks = padded.reshape(size, count, -1).swapaxes(0, 1)
+    chunks = constrain(chunks, None, "loss_vocab", "activation_embed")
+    ids = jnp.arange(count * size).reshape(size, count).T
+    if count == 1:
+        end = _add_chunk(start, hidden, chunks[0], ids[0], targets, vocab_size, softcap)
     else:
-        # Chunk i has the rows i, i + n, i + 2n, ...: each chunk of a table that is split over devices is split too.
-        count = -(-vocab_size // vocab_chunk)
-        padded = jnp.pad(table, ((0, count * vocab_chunk - vocab_size), (0, 0)))
-        chunks = padded.reshape(vocab_chunk, count, -1).swapaxes(0, 1)
-        ids = jnp.arange(count * vocab_chunk).reshape(vocab_chunk, count).T
 
         @jax.checkpoint
         def body(state: _Running, chunk: tuple[Array, Array]) -> tuple[_Running, None]:

@@ -8,7 +8,9 @@ With Apache Beam (`pip install vadapter[beam]`) files are read and records writt
 """
 
 import logging
-from collections.abc import Iterator
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,23 @@ class BenchmarkConfig(tfds.core.BuilderConfig):
         super().__init__(name=name, description=f"{benchmark}, {split}")
 
 
+class _Writer(tfds.core.ExampleWriter):
+    """Writes shards. ArrayRecord is written to local files only, so one for a bucket is written here and copied."""
+
+    def write(self, path: epath.PathLike, examples: Iterable[Any]) -> Any:
+        if not _is_remote(path):
+            return super().write(path, examples)
+        with tempfile.TemporaryDirectory() as folder:
+            local = epath.Path(folder) / epath.Path(path).name
+            found = super().write(local, examples)
+            local.copy(path, overwrite=True)
+        return found
+
+
+def _is_remote(path: epath.PathLike) -> bool:
+    return "://" in os.fspath(path)
+
+
 class Benchmarks(tfds.core.GeneratorBasedBuilder):
     """Captions of, or questions about, images and videos, from the official files of public benchmarks."""
 
@@ -71,6 +90,9 @@ class Benchmarks(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
         )
+
+    def _example_writer(self) -> tfds.core.ExampleWriter:
+        return _Writer(tfds.core.FileFormat.ARRAY_RECORD)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager

@@ -46,7 +46,6 @@ def test_captions_are_scored_over_the_records_with_references():
         ["a red bus", "two dogs run"], [["a red bus", "the bus"], ["dogs run fast"]], "python"
     )
     assert {k: scores.scalars[k] for k in expected.means} == expected.means
-    assert scores.scalars["cider_low"] <= scores.scalars["cider"] <= scores.scalars["cider_high"]
     assert scores.scalars["records"] == 3 and scores.scalars["unscored"] == 1
     assert scores.records[0]["score"] == scores.records[0]["cider"] > 0 and scores.records[2] == {}
     assert scores.details["tokenizer"] == "python" and "java" in scores.details["meteor_left_out"]

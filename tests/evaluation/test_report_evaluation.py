@@ -153,8 +153,3 @@ def test_metrics_json_has_scores_intervals_and_what_they_are_of():
     assert content["bootstrap"]["resamples"] == 1000 and content["bootstrap"]["unit"]["generation"] == "record"
     assert content["evaluations"]["generation"]["decoding"] == {"method": "xyz"}
     assert content["checkpoint"] == "xyz"
-
-
-def test_bounds_that_a_benchmark_gives_as_scores_are_not_told_twice():
-    scalars = {"vqav2/vqa_accuracy": 50.0, "vqav2/vqa_accuracy_low": 40.0, "vqav2/vqa_accuracy_high": 60.0, "n": 2.0}
-    assert report_evaluation.whole_names("e", scalars) == {"vqav2/vqa_accuracy": 50.0, "e/n": 2.0}

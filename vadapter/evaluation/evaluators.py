@@ -249,8 +249,10 @@ class GenerationEvaluator:
         makes them. With a protocol, its scalars as `<benchmark>/<score>` (in percent) and its scores of each record."""
         records: list[dict[str, Any]] = []
         images: list[tuple[np.ndarray, str]] = []
+        counts = True
         for batch, rows in itertools.islice(self.batches(), self.max_batches):
             on_device = self.generate(params, self.put(batch))
+            counts = is_first_with_its_rows(on_device)
             names = [self._keep_picture(row) for row in rows]  # while the device generates
             for row, row_ids, name in zip(rows, local_rows(on_device), names, strict=True):
                 if not row.get("valid", True):
@@ -259,7 +261,7 @@ class GenerationEvaluator:
                 records.append(record | ({"picture": name} if name else {}))
                 if len(images) < self.num_images and row.get("thumbnail") is not None:
                     images.append((thumbnails.strip(row["thumbnail"]), _caption_under(record)))
-        self._records = gather_records(records)
+        self._records = gather_records(records if counts else [])  # each record once
         return EvalResult(self._scored(self._records), images, self._records)
 
     def intervals(self) -> Intervals:
@@ -347,13 +349,25 @@ def text_of(ids: np.ndarray, vocabulary: Vocabulary) -> str:
 
 
 def local_rows(ids: Any) -> np.ndarray:
-    """Returns this process's rows of an array [B, ...] that is sharded over its first axis, in order."""
-    if not isinstance(ids, jax.Array) or ids.is_fully_addressable:
+    """Returns this process's rows of an array [B, ...] that is sharded like the batch, in order.
+
+    That is all of them where each process has all: one process, or a tensor axis that joins them all.
+    """
+    if not isinstance(ids, jax.Array) or ids.is_fully_addressable or ids.is_fully_replicated:
         return np.asarray(ids)
-    if ids.is_fully_replicated:
-        raise ValueError("generated ids must be sharded like the batch, so that each process knows its rows")
     shards = {shard.index[0].start or 0: np.asarray(shard.data) for shard in ids.addressable_shards}
     return np.concatenate([shards[start] for start in sorted(shards)])
+
+
+def is_first_with_its_rows(ids: Any) -> bool:
+    """Whether no process before this one has the same rows of an array [B, ...] that is sharded like the batch."""
+    if not isinstance(ids, jax.Array) or ids.is_fully_addressable:
+        return True
+    starts: dict[int, set[int]] = {}
+    for device, index in ids.sharding.devices_indices_map(ids.shape).items():
+        starts.setdefault(device.process_index, set()).add(index[0].start or 0)
+    here = jax.process_index()
+    return here == min(process for process, found in starts.items() if found == starts[here])
 
 
 def gather_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ def of_benchmark(
     scored = [r for r in records if "score" in r]
     if not scored:
         return {}
-    groups = protocols._groups(scored, protocol.by)
+    groups = protocols.groups(scored, protocol.by)
     if protocol.answer_score is None:
         return _captions(protocol, scored, groups, tokenizer, seed)
     found = {

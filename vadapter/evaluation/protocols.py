@@ -6,7 +6,6 @@ for an answer and CIDEr times 100 for a caption.
 """
 
 import dataclasses
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,6 @@ import numpy as np
 
 from vadapter.errors import UserError
 from vadapter.evaluation import answers, captions
-from vadapter.evaluation.metrics import bootstrap
 
 Record = Mapping[str, Any]
 AnswerScore = Callable[[str, Sequence[str]], float]
@@ -62,8 +60,8 @@ class Scores:
     """What a protocol found.
 
     Attributes:
-        scalars: by name, without the benchmark's; `<score>_low` and `_high` are the 95% bootstrap interval of a score
-            that is a mean over records, `records` and `unscored` are counts (unscored records have no references).
+        scalars: by name, without the benchmark's; `records` and `unscored` are counts (unscored records have no
+            references).
         records: for each record its scores by name; empty for one without references.
         details: what is no number: the tokenizer, and scores that could not run, with the reason.
     """
@@ -100,26 +98,25 @@ class Protocol:
     file: str = "{name}_{split}_results.json"
     as_mapping: bool = False
 
-    def score(self, records: Sequence[Record], seed: int = 0) -> Scores:
-        """Scores the records that have references; `seed` is the bootstrap's."""
+    def score(self, records: Sequence[Record]) -> Scores:
+        """Scores the records that have references."""
         scored = [i for i, record in enumerate(records) if references(record)]
         chosen = [records[i] for i in scored]
         find = self._questions if self.answer_score else self._captions
-        found = find(chosen, seed) if chosen else Scores({}, [])
+        found = find(chosen) if chosen else Scores({}, [])
         each: list[dict[str, float]] = [{} for _ in records]
         for i, scores in zip(scored, found.records, strict=True):
             each[i] = scores
         counts = {"records": float(len(records)), "unscored": float(len(records) - len(scored))}
         return Scores(found.scalars | counts, each, found.details)
 
-    def _questions(self, records: Sequence[Record], seed: int) -> Scores:
+    def _questions(self, records: Sequence[Record]) -> Scores:
         assert self.answer_score is not None
         scorers = {self.primary: self.answer_score, **self.more_scores}
         each = [self._answer_scores(r, scorers) for r in records]
         scalars = {name: 100 * float(np.mean([s[name] for s in each])) for name in scorers}
         values = [100 * s[self.primary] for s in each]
-        scalars |= _interval(self.primary, values, seed)
-        for group, members in _groups(records, self.by).items():
+        for group, members in groups(records, self.by).items():
             scalars[f"{self.primary}/{group}"] = float(np.mean([values[i] for i in members]))
         return Scores(scalars, [{"score": s[self.primary], **s} for s in each])
 
@@ -133,12 +130,12 @@ class Protocol:
                 "annotations, which have every person's answer."
             ) from error
 
-    def _captions(self, records: Sequence[Record], seed: int) -> Scores:
+    def _captions(self, records: Sequence[Record]) -> Scores:
         predictions = [self.clean(r["prediction"]) for r in records]
         targets = [references(r) for r in records]
         found = captions.caption_scores(predictions, targets)
-        scalars = found.means | _interval("cider", found.each["cider"], seed)
-        for group, members in _groups(records, self.by).items():
+        scalars = dict(found.means)
+        for group, members in groups(records, self.by).items():
             part = [predictions[i] for i in members], [targets[i] for i in members]
             scalars[f"cider/{group}"] = captions.caption_scores(*part, found.tokenizer, ("cider",)).means["cider"]
         each = [{name: values[i] for name, values in found.each.items()} for i in range(len(records))]
@@ -181,12 +178,7 @@ class Protocol:
             ) from None
 
 
-def _interval(name: str, values: Sequence[float], seed: int) -> dict[str, float]:
-    low, high = bootstrap(values, seed)
-    return {} if math.isnan(low) else {f"{name}_low": low, f"{name}_high": high}
-
-
-def _groups(records: Sequence[Record], field: str) -> dict[str, list[int]]:
+def groups(records: Sequence[Record], field: str) -> dict[str, list[int]]:
     """Positions of the records by the value of a field; as part of a score's name `yes/no` is `yes-no`."""
     groups: dict[str, list[int]] = {}
     for i, record in enumerate(records):

@@ -69,12 +69,8 @@ class EvaluationReport:
 
 
 def whole_names(evaluator: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores or intervals by their whole names: `cider` of the evaluator `generation` is `generation/cider`.
-
-    Bounds that a benchmark gives as scores of their own (`cider_low`) are left out: they are among the intervals.
-    """
-    bounds = {f"{name}_{bound}" for name in values for bound in ("low", "high")}
-    return {k if "/" in k else f"{evaluator}/{k}": v for k, v in values.items() if k not in bounds}
+    """Scores or intervals by their whole names: `cider` of the evaluator `generation` is `generation/cider`."""
+    return {k if "/" in k else f"{evaluator}/{k}": v for k, v in values.items()}
 
 
 def of_checkpoint(checkpoint: str, evaluations: Sequence[Evaluated]) -> EvaluationReport:

@@ -103,7 +103,7 @@ def cross_entropy(
     parts = ways("loss_vocab")
     size = -(-vocab_size // (count * parts)) * parts
     padded = jnp.pad(table, ((0, count * size - vocab_size), (0, 0)))
-    # Chunk i has the rows i, i + count, i + 2 count, ...: each chunk of a table that is split over devices is split too.
+    # Chunk i has the rows i, i + count, i + 2 count, ...: so each chunk is split over the devices as the table is.
     chunks = padded.reshape(size, count, -1).swapaxes(0, 1)
     chunks = constrain(chunks, None, "loss_vocab", "activation_embed")
     ids = jnp.arange(count * size).reshape(size, count).T

@@ -3,9 +3,12 @@
 import io
 import json
 import tarfile
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from vadapter.data.config import LoaderConfig
 
 ENDINGS = {"tar": "tar", "tfrecord": "tfrecord", "array_record": "array_record", "parquet": "parquet", "jsonl": "jsonl"}
 
@@ -98,3 +101,30 @@ def write(folder, format_: str, count: int = 20, files: int = 3) -> str:
     for k, numbers in enumerate(np.array_split(np.arange(count), files)):
         writer(folder / f"web-{k:03d}.{ENDINGS[format_]}", numbers.tolist())
     return f"{folder}/web-{{000..{files - 1:03d}}}.{ENDINGS[format_]}"
+
+
+# Reading them
+
+
+def register(files, **settings):
+    from vadapter.data import tasks
+
+    return tasks.pairs_task("pairs", files, **{"holdout": 0.0, **settings})
+
+
+def loader(name="pairs", index=0, count=1, **changes):
+    from vadapter.data.loader import Loader
+
+    settings = {"batch_size": 4, "num_visual_tokens": 3, "image_size": 16, "max_bad_share": 0.5}
+    return Loader(LoaderConfig(mixture=name, **(settings | changes)), process_index=index, process_count=count)
+
+
+def rows(name="pairs", **changes):
+    settings: dict[str, Any] = {"split": "train", **changes}
+    found = [row for _, part in loader(name, **settings).eval_batches() for row in part]
+    return [row for row in found if row["id"]]
+
+
+def read(files, **settings):
+    """Captions of the records that can be used, in order."""
+    return [row["references"][0] for row in rows(register(files, **settings)) if row["valid"]]

@@ -154,6 +154,18 @@ def test_tasks_are_ordinary_seqio_tasks():
     assert -1 in example["inputs"] and example["targets"][-1] == 1 and example["media"].shape == (1, 1, 224, 224, 3)
 
 
+@pytest.mark.parametrize("rows", [lambda ds: ds.skip(1), lambda ds: ds.filter(lambda ex: ex["choice"] % 3 > 0)])
+def test_text_and_media_of_other_records_never_meet(rows):
+    import seqio
+
+    from vadapter.data import tasks
+
+    whole = seqio.TaskRegistry.get("scenes_caption")
+    name = tasks.add_task("fewer", whole.source, [rows, *whole.preprocessors])
+    with pytest.raises(UserError, match="one example of each record, in their order; those of fewer do not"):
+        list(itertools.islice(loader(mixture=name).batches(), 3))
+
+
 def test_long_text_is_counted_or_refused():
     made = loader(mixture="scenes_caption", lengths={"inputs": 8, "targets": 4})
     batch = next(made.batches())

@@ -45,3 +45,25 @@ def test_the_hash_never_changes():
 def test_rates_must_be_positive(rates):
     with pytest.raises(ValueError, match="rates"):
         schedule.Schedule(rates, 0)
+
+
+# Blocks
+
+
+def test_blocks_are_shuffled_and_every_record_comes_once_an_epoch(monkeypatch):
+    monkeypatch.setattr(schedule, "WINDOW", 20)
+    blocks = np.asarray([7, 1, 30, 4, 4, 10, 9])
+    total = int(blocks.sum())
+    epochs = schedule.shuffled(np.arange(2 * total), total, 5, blocks).reshape(2, total)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), [np.arange(total)] * 2)
+    assert (epochs[0] != epochs[1]).any()
+    np.testing.assert_array_equal(schedule.shuffled(np.arange(13, 31), total, 5, blocks), epochs[0, 13:31])
+
+
+def test_few_blocks_are_open_at_once(monkeypatch):
+    monkeypatch.setattr(schedule, "WINDOW", 100)
+    blocks = np.full(50, 20)
+    order = schedule.shuffled(np.arange(1000), 1000, 1, blocks)
+    for start in range(0, 1000, 100):
+        assert len(set(order[start : start + 100] // 20)) == 5
+    assert sorted(order[:100] // 20) != sorted(range(5))

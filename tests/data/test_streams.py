@@ -1,7 +1,6 @@
 """Captioned images and videos in files of many records."""
 
 import itertools
-import logging
 import tarfile
 from typing import Any
 
@@ -10,8 +9,8 @@ import pytest
 
 from tests.data import pair_files
 from tests.data.media_files import movie
-from tests.data.pair_files import add, caption, colour, example, png, write
-from vadapter.data import schedule, shard_index, shards
+from tests.data.pair_files import add, caption, colour, example, loader, png, read, register, rows, write
+from vadapter.data import shard_index, shards
 from vadapter.data.config import LoaderConfig
 from vadapter.errors import UserError
 
@@ -22,30 +21,6 @@ FORMATS = tuple(pair_files.ENDINGS)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "vadapter" / "shards"
-
-
-def register(files, **settings):
-    from vadapter.data import tasks
-
-    return tasks.pairs_task("pairs", files, **{"holdout": 0.0, **settings})
-
-
-def loader(name="pairs", index=0, count=1, **changes):
-    from vadapter.data.loader import Loader
-
-    settings = {"batch_size": 4, "num_visual_tokens": 3, "image_size": 16, "max_bad_share": 0.5}
-    return Loader(LoaderConfig(mixture=name, **(settings | changes)), process_index=index, process_count=count)
-
-
-def rows(name="pairs", **changes):
-    settings: dict[str, Any] = {"split": "train", **changes}
-    found = [row for _, part in loader(name, **settings).eval_batches() for row in part]
-    return [row for row in found if row["id"]]
-
-
-def read(files, **settings):
-    """Captions of the records that can be used, in order."""
-    return [row["references"][0] for row in rows(register(files, **settings)) if row["valid"]]
 
 
 def colours(batches):
@@ -286,151 +261,6 @@ def test_checksums_are_those_of_the_format():
     assert shard_index.masked_crc32c(b"123456789") == (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-# Damage
-
-
-def tar_with(path, *extra, good=2):
-    """A tar file of `good` samples with members (name, data, changes) in between."""
-    with tarfile.open(path, "w") as archive:
-        for i in range(good):
-            add(archive, f"{i}.png", png(i))
-            add(archive, f"{i}.txt", caption(i).encode())
-            for name, data, changes in extra if i == 0 else ():
-                add(archive, name, data, **changes)
-    return str(path)
-
-
-TRAPS = {
-    "absolute": ("/etc/evil.png", png(9), {}),
-    "parent": ("../evil.png", png(9), {}),
-    "parent inside": ("a/../../evil.png", png(9), {}),
-    "backslash": ("..\\evil.png", png(9), {}),
-    "drive": ("C:/evil.png", png(9), {}),
-    "symbolic link": ("evil.png", b"", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
-    "hard link": ("evil.png", b"", {"type": tarfile.LNKTYPE, "linkname": "../x"}),
-    "device": ("evil.png", b"", {"type": tarfile.CHRTYPE}),
-    "pipe": ("evil.png", b"", {"type": tarfile.FIFOTYPE}),
-}
-
-
-@pytest.mark.parametrize("trap", TRAPS)
-def test_tar_members_that_point_elsewhere_are_refused_by_name_and_counted(tmp_path, trap, caplog):
-    name, data, changes = TRAPS[trap]
-    text = (name.replace(".png", ".txt"), b"evil", {})
-    file = tar_with(tmp_path / "a.tar", (name, data, changes), text)
-    assert read(file, max_bad_share=0.5) == [caption(0), caption(1)]
-    assert loader().counters()["left_out"] == 1
-    assert "evil.png' points outside" in caplog.text or "evil.png' is a link or no ordinary file" in caplog.text
-    with pytest.raises(UserError, match="found 1 of 3"):
-        register(file)
-
-
-@pytest.mark.parametrize(
-    ("members", "reason"),
-    [
-        ([("x.png", png(1), {})], "x: no .json or .txt with a caption"),
-        ([("x.txt", b"words", {})], "x: no image among .txt"),
-        ([("x.cls", b"3", {}), ("x.txt", b"words", {})], "x: no image among .cls, .txt"),
-        ([("x.mp4", b"", {}), ("x.txt", b"words", {})], "x: no image among .mp4, .txt"),
-    ],
-)
-def test_incomplete_samples_are_left_out_by_name(tmp_path, members, reason, caplog):
-    assert read(tar_with(tmp_path / "a.tar", *members), max_bad_share=0.5) == [caption(0), caption(1)]
-    assert reason in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("members", "reason"),
-    [
-        ([("x.png", png(1), {}), ("x.txt", b" \n", {})], "a.tar:x: has no caption"),
-        ([("x.png", b"", {}), ("x.txt", b"words", {})], "a.tar:x: has no image or video"),
-        ([("x.png", b"<html>404", {}), ("x.txt", b"words", {})], "a.tar:x: not a readable image"),
-        ([("x.png", png(1), {}), ("x.json", b"[1]", {})], "a.tar:x: has a .json that is not a JSON object"),
-        ([("x.png", png(1), {}), ("x.json", b"{", {})], "a.tar:x: has a .json that is not a JSON object"),
-        ([("x.png", png(1), {}), ("x.json", b'{"text": 1}', {})], "a.tar:x: has no caption"),
-    ],
-)
-def test_samples_that_turn_out_bad_are_skipped_by_name_and_counted(tmp_path, members, reason, caplog):
-    register(tar_with(tmp_path / "a.tar", *members))
-    made = loader(split="train")
-    valid = [row["valid"] for _, part in made.eval_batches() for row in part]
-    assert valid == [True, False, True, False]
-    assert made.counters()["skipped"] == 1 and f"skipped {reason}" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("format_", "cut"),
-    [*(("tar", cut) for cut in (512, 700, 1100, 2000, 2048, 9000)), *(("tfrecord", cut) for cut in (1, 5, 200, 700))],
-)
-def test_of_a_truncated_file_what_is_whole_is_kept(tmp_path, format_, cut, caplog):
-    write(tmp_path, format_, 10, 1)
-    path = tmp_path / f"web-000.{format_}"
-    data = path.read_bytes()
-    end = 10 * 2048 if format_ == "tar" else len(data)  # without the padding of a tar file
-    path.write_bytes(data[: end - cut])
-    found = read(str(path), max_bad_share=0.5)
-    assert found == [caption(i) for i in range(len(found))] and len(found) < 10
-    assert "truncated" in caplog.text and loader().counters()["left_out"] >= 1
-
-
-def test_damage_in_the_middle_of_a_tar_file_is_said(tmp_path, caplog):
-    write(tmp_path, "tar", 10, 1)
-    path = tmp_path / "web-000.tar"
-    data = bytearray(path.read_bytes())
-    data[4 * 2048 : 4 * 2048 + 512] = b"\xff" * 512
-    path.write_bytes(data)
-    assert read(str(path), max_bad_share=0.5) == [caption(i) for i in range(4)]
-    assert "damaged or truncated after 8192" in caplog.text
-
-
-@pytest.mark.parametrize("format_", ["tar", "tfrecord", "parquet", "array_record", "jsonl"])
-@pytest.mark.parametrize("data", [b"", b"<html>not found</html>" * 100, b"\x1f\x8b" + bytes(600)])
-def test_files_that_are_something_else_are_user_errors(tmp_path, format_, data):
-    path = tmp_path / f"a.{format_}"
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="Expected"):
-        register(str(path))
-
-
-def test_other_files_and_folders_in_a_tar_are_passed_over(tmp_path, caplog):
-    extra = [("d", b"", {"type": tarfile.DIRTYPE}), ("d/._0.png", b"x", {})]
-    with caplog.at_level(logging.WARNING):
-        assert read(tar_with(tmp_path / "a.tar", *extra)) == [caption(0), caption(1)]
-    assert "left out" not in caplog.text
-
-
-def test_long_and_foreign_names(tmp_path):
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
-        for i, name in enumerate(("x" * 90 + "/" + "y" * 150, "größe/雪", "a.b.c")):
-            add(archive, f"{name}.png", png(i))
-            add(archive, f"{name}.txt", caption(i).encode())
-    assert read(str(path)) == [caption(i) for i in range(3)]
-    assert rows()[1]["id"] == "a.tar:größe/雪"
-
-
-# Blocks
-
-
-def test_blocks_are_shuffled_and_every_record_comes_once_an_epoch(monkeypatch):
-    monkeypatch.setattr(schedule, "WINDOW", 20)
-    blocks = np.asarray([7, 1, 30, 4, 4, 10, 9])
-    total = int(blocks.sum())
-    epochs = schedule.shuffled(np.arange(2 * total), total, 5, blocks).reshape(2, total)
-    np.testing.assert_array_equal(np.sort(epochs, axis=1), [np.arange(total)] * 2)
-    assert (epochs[0] != epochs[1]).any()
-    np.testing.assert_array_equal(schedule.shuffled(np.arange(13, 31), total, 5, blocks), epochs[0, 13:31])
-
-
-def test_few_blocks_are_open_at_once(monkeypatch):
-    monkeypatch.setattr(schedule, "WINDOW", 100)
-    blocks = np.full(50, 20)
-    order = schedule.shuffled(np.arange(1000), 1000, 1, blocks)
-    for start in range(0, 1000, 100):
-        assert len(set(order[start : start + 100] // 20)) == 5
-    assert sorted(order[:100] // 20) != sorted(range(5))
-
-
 def test_each_row_group_is_read_once_an_epoch(tmp_path, monkeypatch):
     register(write(tmp_path, "parquet"))
     opened = []
@@ -438,16 +268,6 @@ def test_each_row_group_is_read_once_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "open_file", lambda path: opened.append(path) or real(path))
     list(itertools.islice(loader().batches(), 5))
     assert len(opened) == 6  # two row groups in each of three files
-
-
-def test_a_record_that_vanishes_is_skipped(tmp_path, caplog):
-    """A file is cut after its index was made."""
-    files = write(tmp_path, "tar", 4, 2)
-    register(files)
-    path = tmp_path / "web-001.tar"
-    path.write_bytes(path.read_bytes()[:100])
-    assert [row["valid"] for row in rows()] == [True, True, False, False]
-    assert "cannot be read" in caplog.text
 
 
 def test_pairs_are_described_for_the_record_of_a_model(tmp_path):

@@ -1,6 +1,7 @@
 """Image files to RGB pixels at the encoder's resolution, with Pillow."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ RESIZE_MODES = ("stretch", "crop", "pad")
 # Other types are refused, whatever the files are called: Pillow would hand some, such as EPS, to other programs.
 TYPES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
 Image.init()
+if "PILLOW_BLOCKS_MAX" not in os.environ:
+    # Pillow keeps so many freed blocks of pixels, of 16 MB at most. Otherwise each picture is new memory from the
+    # system, which costs a seventh of the time of decoding it.
+    Image.core.set_blocks_max(8)
 _KNOWN = [t for t in TYPES if t in Image.OPEN]  # not every Pillow is built with all
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {

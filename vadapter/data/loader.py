@@ -9,40 +9,66 @@ import collections
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from vadapter import trees
 from vadapter.batch import Batch, LabelledImages
+from vadapter.data import groups
 from vadapter.data.config import LoaderConfig
-from vadapter.data.converters import VLMFeatureConverter, check_lengths
-from vadapter.data.preprocessors import MediaFeature
+from vadapter.data.converters import VLMFeatureConverter
+from vadapter.data.groups import Group
 from vadapter.data.schedule import Schedule, mix, shuffled
-from vadapter.data.sources import Chunk, RandomAccessSource
+from vadapter.data.sources import Chunk, Loaded, Shape
 from vadapter.errors import UserError
 
 Arrays = dict[str, Any]  # of a batch, on the host
 _BATCH_FIELDS = tuple(f.name for f in dataclasses.fields(Batch))
+_KEPT = ("id", "choice", "error")  # of a record, by every preprocessor
 _ROW_TEXT = ("prompt", "question", "question_type", "answer_type", "domain", "image")
 _ROW_TEXTS = ("references", "answers")
 _ABSENT = b"\0"  # pads lists of texts, which may have empty ones
 
 
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """Tasks whose examples have one shape, and their rates."""
+class _Part:
+    """Records of one task: their text goes through tf.data, their media wait here until it has come out."""
 
-    media_shape: tuple[int, ...]
-    tasks: tuple[seqio.Task, ...]
-    rates: tuple[float, ...]
+    def __init__(self, task: seqio.Task, split: str, chunks: Callable[[], Iterable[Chunk]], media_shape: Shape):
+        """`chunks`: those of one batch each."""
+        self.task, self._split, self._chunks, self._shape = task, split, chunks, media_shape
+        self._waiting: collections.deque[Loaded] = collections.deque()
 
-    @property
-    def labelled(self) -> bool:
-        return "labels" in self.tasks[0].output_features
+    def features(self) -> tf.data.Dataset:
+        def loaded() -> Iterator[Loaded]:
+            for found in self.task.source.load(self._split, self._chunks(), self._shape):
+                self._waiting.append(found)
+                yield found
+
+        return self.task.source.features(loaded)
+
+    def take(self, choices: np.ndarray) -> np.ndarray:
+        """Returns the media of the next chunk, which has the given choices."""
+        found = self._waiting.popleft()
+        if not np.array_equal(found.choices, choices):
+            raise UserError(
+                f"Expected preprocessors that make one example of each record, in their order; those of "
+                f"{self.task.name} do not. Let them set `error` instead of leaving a record out."
+            )
+        return found.media
+
+
+def _joined(parts: Sequence[_Part], which: np.ndarray, choices: np.ndarray) -> np.ndarray:
+    """Returns the media of a batch, uint8 [B, M, F, h, w, 3], whose rows are of the parts `which` [B]."""
+    if len(parts) == 1:
+        return parts[0].take(choices)
+    taken = {i: parts[i].take(choices[which == i]) for i in np.unique(which)}
+    media = np.empty((len(which), *next(iter(taken.values())).shape[1:]), np.uint8)
+    for i, some in taken.items():
+        media[which == i] = some
+    return media
 
 
 class Loader:
@@ -58,8 +84,8 @@ class Loader:
         with contextlib.suppress(RuntimeError):  # TensorFlow is running already
             tf.config.set_visible_devices([], "GPU")  # or it takes the memory of the GPU that jax needs
         self.config = config
-        self._provider = _provider(config.mixture)
-        self._tasks = _tasks(self._provider, config.split)
+        self._provider = groups.provider(config.mixture)
+        self._tasks = groups.tasks(self._provider, config.split)
         if config.batch_size < 1 or config.batch_size % process_count:
             raise UserError(
                 f"Expected a batch size that {process_count} processes can share equally; found {config.batch_size}. "
@@ -71,7 +97,7 @@ class Loader:
             )
         self._local = config.batch_size // process_count
         self._first = process_index * self._local
-        self._groups = _groups(self._provider, self._tasks, config)
+        self._groups = groups.grouped(self._provider, self._tasks, config)
         self._bad: collections.deque[str] = collections.deque(maxlen=3)
         self._counts = {"seen": 0, "skipped": 0, "truncated": 0}
         self._small = min(1000, sum(task.source.num_examples(config.split) for task in self._tasks))
@@ -115,18 +141,18 @@ class Loader:
         return BatchIterator(self, start_step)
 
     def _train_batches(self, start_step: int) -> Iterator[Batch | LabelledImages]:
-        groups = Schedule([sum(g.rates) for g in self._groups], seed=int(mix(self.config.seed, 1) >> np.uint64(1)))
+        schedule = Schedule([sum(g.rates) for g in self._groups], seed=int(mix(self.config.seed, 1) >> np.uint64(1)))
         streams: dict[int, Iterator[Arrays]] = {}
         step = start_step
         while True:
-            chosen = int(groups.at(np.asarray([step]))[0][0])
+            chosen = int(schedule.at(np.asarray([step]))[0][0])
             if chosen not in streams:
-                first = groups.before(step, chosen)
-                streams[chosen] = _arrays(self._stream(chosen, first))
+                first = schedule.before(step, chosen)
+                streams[chosen] = self._stream(chosen, first)
             yield self._finish(self._groups[chosen], next(streams[chosen]))
             step += 1
 
-    def _stream(self, group_index: int, first_batch: int) -> tf.data.Dataset:
+    def _stream(self, group_index: int, first_batch: int) -> Iterator[Arrays]:
         """Returns this host's batches `first_batch`, ... of a group."""
         group, config = self._groups[group_index], self.config
         seed = int(mix(config.seed, 2, group_index) >> np.uint64(1))
@@ -149,42 +175,42 @@ class Loader:
                     choices = (mix(task_seed, 4, mine) >> np.uint64(1)).astype(np.int64)
                     yield shuffled(mine, sizes[which], task_seed, blocks[which]), choices
 
-        streams = [
-            self._examples(task, group, lambda i=i: chunks(i), for_decoding=False, keep=("id", "error"))
-            for i, task in enumerate(group.tasks)
-        ]
+        parts = [_Part(t, config.split, lambda i=i: chunks(i), group.media_shape) for i, t in enumerate(group.tasks)]
+        streams = [self._examples(part, group, for_decoding=False, keep=_KEPT) for part in parts]
         examples = streams[0]
         if len(streams) > 1:
             spec = tf.TensorSpec([None], tf.int64)
             order: Any = tf.data.Dataset.from_generator(lambda: (task for _, task, _ in slots()), output_signature=spec)
             examples = tf.data.Dataset.choose_from_datasets(streams, order.unbatch())
-        return _tuned(examples.batch(self._local, drop_remainder=True).prefetch(config.prefetch))
+        examples = _tuned(examples.batch(self._local, drop_remainder=True).prefetch(config.prefetch))
+        for (_, tasks, _), arrays in zip(slots(), _arrays(examples), strict=False):
+            yield {**arrays, "media": _joined(parts, tasks, arrays["choice"])}
 
-    def _examples(
-        self, task: seqio.Task, group: _Group, chunks: Callable[[], Iterable[Chunk]], for_decoding: bool, keep: tuple
-    ) -> tf.data.Dataset:
-        """Returns converted examples of a task, in the order of `chunks()`."""
+    def _examples(self, part: _Part, group: Group, for_decoding: bool, keep: tuple) -> tf.data.Dataset:
+        """Returns converted examples of a task, in their order, without media."""
+        task = part.task
         lengths = {**self.config.lengths, "media": group.media_shape}
-        source = task.source
-        ds = source.dataset(self.config.split, chunks, group.media_shape)
-        ds = task.preprocess_postcache(ds, sequence_length=lengths)
+        ds = task.preprocess_postcache(part.features(), sequence_length=lengths)
         passthrough = {k: ds.element_spec[k] for k in keep if k in ds.element_spec}
         if group.labelled:
-            wanted = ("media", "labels", *passthrough)
+            wanted = ("labels", *passthrough)
             return ds.map(lambda ex: {k: ex[k] for k in wanted})
         vocabulary: Any = task.output_features["targets"].vocabulary
         converter = VLMFeatureConverter(
             self._visual_tokens(group), vocabulary.bos_id, for_decoding, passthrough, len(vocabulary.tail(""))
         )
         lengths |= dict.fromkeys(passthrough, 1)
+        lengths["media"] = (group.media_shape[0], 1, 1, 1, 3)  # a pixel, in place of what comes later
+        pixel = tf.zeros(lengths["media"], tf.uint8)
+        ds = ds.map(lambda ex: {**ex, "media": pixel})
         return converter(ds, lengths)
 
-    def _visual_tokens(self, group: _Group) -> int:
+    def _visual_tokens(self, group: Group) -> int:
         """R for the group's number of frames."""
         tokens = self.config.num_visual_tokens
         return tokens if isinstance(tokens, int) else tokens.get(group.media_shape[1], 0)
 
-    def _finish(self, group: _Group, arrays: Arrays, real: int | None = None) -> Batch | LabelledImages:
+    def _finish(self, group: Group, arrays: Arrays, real: int | None = None) -> Batch | LabelledImages:
         """Counts and checks a batch, and wraps it. Rows from `real` on are padding, without weight."""
         real = len(arrays["error"]) if real is None else real
         errors = arrays["error"]
@@ -249,7 +275,7 @@ class Loader:
             for task in group.tasks:
                 yield from self._eval_task(group, task, for_decoding)
 
-    def _eval_task(self, group: _Group, task: seqio.Task, for_decoding: bool) -> Iterator[tuple[Any, list[dict]]]:
+    def _eval_task(self, group: Group, task: seqio.Task, for_decoding: bool) -> Iterator[tuple[Any, list[dict]]]:
         total = task.source.num_examples(self.config.split)
         total = min(total, self.config.eval_limit or total)
         starts = range(
@@ -261,13 +287,15 @@ class Loader:
                 rows = np.arange(start, start + self._local) % total
                 yield rows, rows.astype(np.int64)
 
-        keep = ("id", "error") if group.labelled else ("id", "error", *_ROW_TEXT, *_ROW_TEXTS)
-        ds = self._examples(task, group, chunks, for_decoding, keep)
+        part = _Part(task, self.config.split, chunks, group.media_shape)
+        keep = _KEPT if group.labelled else (*_KEPT, *_ROW_TEXT, *_ROW_TEXTS)
+        ds = self._examples(part, group, for_decoding, keep)
         specs: Any = ds.element_spec
         fill: Any = {k: _ABSENT if spec.dtype == tf.string else None for k, spec in specs.items()}
         ds = ds.padded_batch(self._local, padding_values=fill, drop_remainder=True)
         ds = _tuned(ds.prefetch(self.config.prefetch))
         for start, arrays in zip(starts, _arrays(ds), strict=True):
+            arrays = {**arrays, "media": part.take(arrays["choice"])}
             real = min(max(total - start, 0), self._local)
             yield self._finish(group, arrays, real), _rows(arrays, task.name, real, group.media_shape[0])
 
@@ -324,50 +352,3 @@ def _tuned(ds: tf.data.Dataset) -> tf.data.Dataset:
     options.autotune.enabled = False
     options.experimental_optimization.map_fusion = True
     return ds.with_options(options)
-
-
-def _provider(name: str) -> seqio.Task | seqio.Mixture:
-    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-    if name not in known:
-        raise UserError(
-            f"Expected the name of a registered task or mixture; found {name!r}. The nearest of the {len(known)} known "
-            f"are {', '.join(trees.nearest(name, known)) or '(none)'}: correct the name, or register it "
-            "(register_scenes, jsonl_task)."
-        )
-    return seqio.get_mixture_or_task(name)
-
-
-def _tasks(provider: seqio.Task | seqio.Mixture, split: str) -> list[seqio.Task]:
-    tasks = list(seqio.get_subtasks(provider))
-    for task in tasks:
-        if not isinstance(task.source, RandomAccessSource) or not isinstance(
-            task.output_features.get("media"), MediaFeature
-        ):
-            raise UserError(
-                f"Expected tasks with a vadapter.data.sources.RandomAccessSource and the output feature `media`; task "
-                f"{task.name} has a {type(task.source).__name__} and {sorted(task.output_features)}. Register it with "
-                "vadapter.data.tasks.add_task."
-            )
-    found = [t for t in tasks if split in t.source.splits and t.source.num_examples(split)]
-    if not found:
-        splits = sorted({s for t in tasks for s in t.source.splits})
-        raise UserError(
-            f"Expected a split of {provider.name}, one of {', '.join(splits)}; found {split!r}. Choose one."
-        )
-    return found
-
-
-def _groups(provider: Any, tasks: list[seqio.Task], config: LoaderConfig) -> list[_Group]:
-    """Groups tasks by the shape of their media, in the order of the tasks' names."""
-    found: dict[tuple, list[seqio.Task]] = {}
-    for task in sorted(tasks, key=lambda t: t.name):
-        labelled = "labels" in task.output_features
-        if not labelled:
-            check_lengths(config.lengths)
-        shape = task.output_features["media"].shape(config.image_size, config.num_frames)
-        found.setdefault((labelled, shape), []).append(task)
-    mixture = provider if isinstance(provider, seqio.Mixture) else None
-    return [
-        _Group(shape, tuple(group), tuple(float(mixture.get_rate(t)) if mixture else 1.0 for t in group))
-        for (_, shape), group in found.items()
-    ]

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -83,24 +83,49 @@ def to_pair(id_: str, media: Any, captions: Any, folder: str) -> Pair:
     return Pair(id_, tuple(values), captions=texts)
 
 
+def _plain_members(raw: bytes) -> list[tuple[str, bytes]] | None:
+    """`_members` where every header is a plain one of an ordinary file, as most are: many times as fast; else None."""
+    found, at = [], 0
+    while at < len(raw):
+        header = raw[at : at + 512]
+        try:
+            size, checksum = int(header[124:136].rstrip(b" \0"), 8), int(header[148:156].strip(b" \0"), 8)
+        except ValueError:
+            return None
+        name, prefix = (header[field].partition(b"\0")[0] for field in (slice(100), slice(345, 500)))
+        name = prefix + b"/" + name if prefix else name
+        plain = header[156:157] in (b"0", b"\0") and not name.endswith(b"/") and size >= 0
+        if not plain or sum(header) - sum(header[148:156]) + 8 * ord(" ") != checksum:
+            return None
+        found.append((name.decode("utf-8", "surrogateescape"), raw[at + 512 : at + 512 + size]))
+        at += 512 + -(-size // 512) * 512
+    return found
+
+
+def _members(raw: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yields name and content of the ordinary files in a piece of a tar file."""
+    padded = raw + bytes(1024 + -len(raw) % 512)  # as at the end of a file
+    with tarfile.open(fileobj=io.BytesIO(padded), mode="r:") as archive:
+        for member in archive:
+            content = archive.extractfile(member) if member.isreg() else None
+            if content is not None:
+                yield member.name, content.read()
+
+
 def parse_tar(raw: bytes, id_: str, fields: Fields) -> Pair:
     """Reads a sample of a WebDataset; the id gets its key."""
     media, text, described = None, None, None
     key = ""
-    padded = raw + bytes(1024 + -len(raw) % 512)  # as at the end of a file
-    with tarfile.open(fileobj=io.BytesIO(padded), mode="r:") as archive:
-        for member in archive:
-            ending = os.path.splitext(member.name)[1].lower()
-            content = archive.extractfile(member) if member.isreg() else None
-            if content is None:
-                continue
-            key = shard_index.sample_key(member.name)
-            if ending in fields.endings and media is None:
-                media = content.read()
-            elif ending == ".txt":
-                text = content.read()
-            elif ending == ".json":
-                described = content.read()
+    members = _plain_members(raw)
+    for name, content in _members(raw) if members is None else members:
+        ending = os.path.splitext(name)[1].lower()
+        key = shard_index.sample_key(name)
+        if ending in fields.endings and media is None:
+            media = content
+        elif ending == ".txt":
+            text = content
+        elif ending == ".json":
+            described = content
     id_ = f"{id_.rpartition(':')[0]}:{key}"
     if text is None or fields.caption:
         try:

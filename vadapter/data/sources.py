@@ -3,7 +3,8 @@
 A source reads records by index (`read`), decodes their media in Python (`read_media`), and turns the rest (`text_of`)
 into features inside tf.data (`parse`). Beside its own features every record carries:
 
-    media   uint8 [M, F, h, w, 3], decoded at the shape that `sequence_length["media"]` asks for
+    media   uint8 [M, F, h, w, 3], decoded at the shape that `sequence_length["media"]` asks for. Of `get_dataset` only:
+            the `Loader` joins media and text at the end, because tf.data would copy the pixels at each step
     id      tf.string, names the record in logs and results
     choice  tf.int64, the random number that preprocessors use to choose, say, one reference of several, and sources to
             choose frames: a function of (seed, place in the order of data) in training, in evaluation the record's
@@ -15,9 +16,10 @@ So preprocessors keep one example per record, and an unreadable record becomes a
 
 import abc
 import collections
+import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -38,6 +40,23 @@ MEDIA_KINDS = ("none", "image", "video")
 def media_shape(kind: str, size: int, num_frames: int) -> Shape:
     """Returns (M, F, h, w, 3): what a record's media are for an encoder of `size` pixels. A still image has F = 1."""
     return int(kind != "none"), num_frames if kind == "video" else 1, size, size, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """Records as they were read, n of them.
+
+    Attributes:
+        texts: what `parse` needs of each.
+        choices: their random numbers, int64 [n].
+        errors: why each cannot be used, or empty.
+        media: uint8 [n, M, F, h, w, 3]; zeros where there is an error.
+    """
+
+    texts: Sequence[bytes]
+    choices: np.ndarray
+    errors: Sequence[str]
+    media: np.ndarray
 
 
 class RandomAccessSource(seqio.DataSource):
@@ -127,58 +146,72 @@ class RandomAccessSource(seqio.DataSource):
             f"Expected records in split {split!r} of {self}; not one can be read. Write the data set again."
         )
 
-    def _load(self, split: str, indices: np.ndarray, choices: np.ndarray, shape: Shape) -> list[tuple]:
-        """Returns (text, choice, error, media) of some records; the media are zeros where there is an error."""
-        rows = []
-        for record, error, choice in zip(*self._read_some(split, indices), choices, strict=True):
-            media = None
-            if not error:
+    def _load(
+        self, split: str, indices: np.ndarray, choices: np.ndarray, media: np.ndarray
+    ) -> tuple[list[bytes], list[str]]:
+        """Returns texts and errors of some records, and writes their media into zeros [n, M, F, h, w, 3]."""
+        records, errors = self._read_some(split, indices)
+        for i, record in enumerate(records):
+            if not errors[i]:
                 try:
-                    media = self.read_media(record, shape, int(choice))
+                    media[i] = self.read_media(record, media.shape[1:], int(choices[i]))
                 except (images.MediaError, OSError) as e:
-                    error = str(e)
-            rows.append((self.text_of(record), choice, error, np.zeros(shape, np.uint8) if media is None else media))
-        return rows
+                    errors[i] = str(e)
+        return [self.text_of(record) for record in records], errors
 
-    def _loaded(self, split: str, chunks: Iterable[Chunk], shape: Shape) -> Iterator[list[tuple]]:
-        """`_load` of each chunk in order, by threads that work ahead."""
-        if self.threads == 1:
-            yield from (self._load(split, *chunk, shape) for chunk in chunks)
-            return
-        pool = futures.ThreadPoolExecutor(self.threads)
-        ahead: collections.deque[list[futures.Future]] = collections.deque()
+    def load(self, split: str, chunks: Iterable[Chunk], shape: Shape) -> Iterator[Loaded]:
+        """Yields the records of each chunk in order, with media of the given shape; threads work ahead."""
+        pool = futures.ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        ahead: collections.deque[tuple[np.ndarray, np.ndarray, list[futures.Future]]] = collections.deque()
+
+        def finish() -> Loaded:
+            choices, media, parts = ahead.popleft()
+            texts, errors = zip(*(part.result() for part in parts), strict=True)
+            return Loaded(list(itertools.chain(*texts)), choices, list(itertools.chain(*errors)), media)
+
         try:
-            for chunk in chunks:
-                parts = [np.array_split(x, min(self.threads, len(x))) for x in chunk]
-                ahead.append([pool.submit(self._load, split, i, c, shape) for i, c in zip(*parts, strict=True)])
+            for indices, choices in chunks:
+                media = np.zeros((len(indices), *shape), np.uint8)
+                if pool is None:
+                    texts, errors = self._load(split, indices, choices, media)
+                    yield Loaded(texts, choices, errors, media)
+                    continue
+                count = min(self.threads, len(indices))
+                parts = zip(*(np.array_split(x, count) for x in (indices, choices, media)), strict=True)
+                ahead.append((choices, media, [pool.submit(self._load, split, *part) for part in parts]))
                 # A chunk is worked on while another is handed over, and every thread has something to do.
-                if len(ahead) > 1 and sum(map(len, ahead)) > 2 * self.threads:
-                    yield _joined(ahead.popleft())
+                if len(ahead) > 1 and sum(len(parts) for *_, parts in ahead) > 2 * self.threads:
+                    yield finish()
             while ahead:
-                yield _joined(ahead.popleft())
+                yield finish()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def features(self, loaded: Callable[[], Iterable[Loaded]], media_shape: Shape | None = None) -> tf.data.Dataset:
+        """Returns what `load` gave as examples, with media if their shape is given."""
+        shape = media_shape or (0,)
+        pixels = shape[0] > 0  # tf.data cannot unbatch arrays of no elements
+
+        def generate() -> Iterator[tuple]:
+            for found in loaded():
+                row = (np.asarray(found.texts, object), found.choices, np.asarray(found.errors, object))
+                yield (*row, found.media) if pixels else row
+
+        def parse(record: tf.Tensor, choice: tf.Tensor, error: tf.Tensor, *media: tf.Tensor) -> dict[str, tf.Tensor]:
+            example = {**self.parse(record), "choice": choice, "error": error}
+            if media_shape is None:
+                return example
+            return {**example, "media": media[0] if media else tf.zeros(shape, tf.uint8)}
+
+        signature = tuple(tf.TensorSpec([None], t) for t in (tf.string, tf.int64, tf.string))
+        if pixels:
+            signature = (*signature, tf.TensorSpec([None, *shape], tf.uint8))
+        return tf.data.Dataset.from_generator(generate, output_signature=signature).unbatch().map(parse)
 
     def dataset(self, split: str, chunks: Callable[[], Iterable[Chunk]], shape: Shape) -> tf.data.Dataset:
         """Returns the records of `chunks()` in their order, with media of the given shape."""
-
-        # tf.data cannot unbatch arrays of no elements: text has a dummy pixel until `parse`.
-        generated = shape if shape[0] else (1, 1, 1, 1, 3)
-
-        def generate() -> Iterator[tuple]:
-            for rows in self._loaded(split, chunks(), generated):
-                records, choices, errors, media = zip(*rows, strict=True)
-                yield np.asarray(records, object), np.asarray(choices), np.asarray(errors, object), np.stack(media)
-
-        signature = tuple(tf.TensorSpec([None], t) for t in (tf.string, tf.int64, tf.string))
-        signature = (*signature, tf.TensorSpec([None, *generated], tf.uint8))
-        ds = tf.data.Dataset.from_generator(generate, output_signature=signature).unbatch()
-
-        def parse(record: tf.Tensor, choice: tf.Tensor, error: tf.Tensor, media: tf.Tensor) -> dict[str, tf.Tensor]:
-            media = media if shape[0] else tf.zeros(shape, tf.uint8)
-            return {**self.parse(record), "choice": choice, "error": error, "media": media}
-
-        return ds.map(parse)
+        return self.features(lambda: self.load(split, chunks(), shape), shape)
 
     def get_dataset(
         self,
@@ -206,10 +239,6 @@ class RandomAccessSource(seqio.DataSource):
                 yield indices, indices.astype(np.int64)
 
         return self.dataset(split, chunks, shape)
-
-
-def _joined(pieces: list[futures.Future]) -> list[tuple]:
-    return list(itertools.chain.from_iterable(piece.result() for piece in pieces))
 
 
 class ArrayRecordSource(RandomAccessSource):

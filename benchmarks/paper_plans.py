@@ -4,7 +4,8 @@ python benchmarks/paper_plans.py
 python benchmarks/paper_plans.py --recipes 'paper_stage2_*' --topologies v5e:8x8 v5p:4x4x8 --workers 4
 
 The mesh is that of gin/meshes/<type>_<chips>.gin where there is one, else the recipe's own. A compilation takes about a
-minute of one or two cores; results are cached, so that an interrupted or repeated run goes on where it was. With
+minute or more of two cores; results are cached, so that an interrupted or repeated run goes on where it was. What is
+not asked for keeps its row of an earlier run. With
 --search_limit above 0, a recipe whose setting does not fit is searched for one that does. Needs libtpu, no TPU.
 """
 
@@ -94,18 +95,21 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DOCS / "paper_plans.md", metavar="FILE", help="and FILE.json")
     args = parser.parse_args()
     tasks = [(recipe, topology) for topology in args.topologies for recipe in recipes(args.recipes)]
-    plans = []
+    data = args.output.with_suffix(".json")
+    plans = {(p["recipe"], p["topology"]): p for p in (json.loads(data.read_text()) if data.is_file() else [])}
     context = multiprocessing.get_context("spawn")  # jax must not be forked
     with concurrent.futures.ProcessPoolExecutor(args.workers, mp_context=context) as pool:
         futures = [pool.submit(plan_one, *task, args.search_limit, args.cache_dir) for task in tasks]
-        for (recipe, topology), future in zip(tasks, futures, strict=True):
+        for number, future in enumerate(concurrent.futures.as_completed(futures), 1):
             plan = future.result()
             said = plan.get("error") or ("fits" if plan["fits"] else "does not fit")
-            print(f"{len(plans) + 1} of {len(tasks)}: {recipe} on {topology}: {said}", flush=True)
-            plans.append(plan)
-    args.output.write_text(page(plans, args.topologies))
-    args.output.with_suffix(".json").write_text(json.dumps(plans, indent=1) + "\n")
-    print(f"Wrote {args.output} and {args.output.with_suffix('.json')}.")
+            print(f"{number} of {len(tasks)}: {plan['recipe']} on {plan['topology']}: {said}", flush=True)
+            plans[plan["recipe"], plan["topology"]] = plan
+            rows = [plans[key] for key in sorted(plans)]
+            planned = {p["topology"] for p in rows}
+            args.output.write_text(page(rows, sorted(planned, key=lambda t: (t not in TOPOLOGIES, t))))
+            data.write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"Wrote {args.output} and {data}.")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import gin
 import pytest
+from etils import epath
 
 from vadapter.cli import config, main
 from vadapter.errors import UserError
+from vadapter.partitioning import hosts as processes
+from vadapter.partitioning.hosts import HostsConfig
+from vadapter.partitioning.rendezvous import NotAllThereError
 
 HEAVY = ("jax", "flax", "tensorflow", "seqio", "numpy")
 
@@ -114,6 +118,39 @@ def test_a_user_error_inside_of_gin_is_the_same_paragraph(command, capsys):
 
     assert command(run) == 2
     assert capsys.readouterr().err == "vadapter: error: The engine does not start: rust.\n"
+
+
+def test_what_may_work_next_time_has_a_status_of_its_own(command, capsys):
+    def run(args):
+        raise NotAllThereError("One did not come.")
+
+    assert command(run) == 143
+    assert capsys.readouterr().err == "vadapter: error: One did not come.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [(UserError("Too few."), 2, "vadapter: error: Too few.\n"), (ZeroDivisionError("by 0"), 1, "Traceback")],
+)
+def test_one_process_of_many_ends_at_once_after_it_has_said_why(command, capsys, monkeypatch, error, status, said):
+    def run(args):
+        raise error
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(processes, "is_connected", lambda: True)
+    monkeypatch.setattr(processes.os, "_exit", leave)
+    with pytest.raises(SystemExit, match=str(status)):
+        command(run)
+    assert said in capsys.readouterr().err
+
+
+def test_the_demo_is_a_run_of_one_process(folder, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    assert main.main(["demo"]) == 2
+    assert "one of 2 processes" in capsys.readouterr().err
+    assert not any(folder.iterdir())
 
 
 def test_debug_shows_the_traceback(command, capsys):
@@ -238,6 +275,32 @@ def test_saved_configurations_repeat_the_run(folder):
     config.parse_gin([str(folder / "run" / "config.gin")])
     assert gin.get_configurable("drive")() == first
     assert gin.query_parameter("crash.reason") == "x"
+
+
+def test_which_machines_a_run_had_is_not_saved(folder):
+    config.register(HostsConfig)
+    address = f"{'host' * 30}:8476"  # too long for one line
+    hosts = [f"HostsConfig.coordinator_address={address!r}", "other/HostsConfig.process_id = %NUMBER"]
+    config.parse_gin(bindings=["NUMBER = 1", *hosts, "crash.reason = 'x'", "Engine.power = 7"])
+    gin.get_configurable("HostsConfig")()
+    assert gin.get_configurable("Engine")().power == 7
+    config.save_config(folder)
+    for name in ("config.gin", "operative_config.gin"):
+        text = (folder / name).read_text()
+        assert "Host" not in text and "host" not in text and "Engine.power = 7" in text
+    config.parse_gin([str(folder / "config.gin")])
+    assert gin.query_parameter("crash.reason") == "x"
+
+
+def test_a_configuration_in_a_bucket_is_read(folder, monkeypatch):
+    (folder / "config.gin").write_text("Engine.power = 9\n")
+
+    def mounted(path):
+        return Path(str(path).replace("gs://bucket/run", str(folder)))
+
+    monkeypatch.setattr(epath, "Path", mounted)
+    config.parse_gin(["gs://bucket/run/config.gin"])
+    assert gin.get_configurable("Engine")().power == 9
 
 
 def test_the_folder_gin_does_not_hide_the_library():

@@ -278,8 +278,15 @@ def test_a_bundle_of_another_model_does_not_start_a_run(root, bundle):
 # Without the machine of the training
 
 
-def test_attention_runs_where_there_is_no_gpu():
+def test_attention_runs_on_another_kind_of_machine(monkeypatch):
     config = models.vlm("paper", decoder=models.decoder(attention_impl="cudnn"))
     tiny = dataclasses.replace(config.adapter.lm, attention_impl="cudnn")
-    config = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, lm=tiny))
+    front = dataclasses.replace(config.adapter.front, attention_impl="splash")
+    config = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, lm=tiny, front=front))
     assert inference.runnable(config) == models.vlm("paper")
+    perceiver = models.vlm("perceiver")
+    splash = dataclasses.replace(perceiver, adapter=dataclasses.replace(perceiver.adapter, attention_impl="splash"))
+    assert inference.runnable(splash) == perceiver
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    kept = inference.runnable(config)
+    assert (kept.decoder.attention_impl, kept.adapter.front.attention_impl) == ("cudnn", "xla")

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from tests.models import small
 from vadapter.errors import UserError
 from vadapter.models import splash
 from vadapter.models.attention import attend
 from vadapter.models.decoder import Decoder
+from vadapter.models.layers import remat
 from vadapter.models.masks import Visibility
 from vadapter.models.resampler import AttentionalPooler
 from vadapter.models.vit import ViT
@@ -141,14 +143,14 @@ def test_a_mesh_of_other_devices_is_refused_early():
         jax.eval_shape(lambda *x: attend(*x, None, scale=1.0, impl="splash"), *inputs)
 
 
-def test_a_policy_saves_the_kernels_results():
-    inputs = arrays(1, 8, 8, 2, 2, 8)
+class Attends(nn.Module):
+    def __call__(self, x):
+        return jnp.sin(attend(x, x, x, None, scale=1.0, impl="splash"))
 
-    def computed_again(policy):
-        run = jax.checkpoint(lambda *x: jnp.sin(attend(*x, None, scale=1.0, impl="splash")), policy=policy)
-        equations = jax.make_jaxpr(jax.grad(lambda *x: run(*x).sum()))(*inputs).eqns
-        [backward] = [e for e in equations if "policy" in e.params]
-        return f"name={splash.RESIDUALS}" in str(backward.params["jaxpr"])
 
-    assert computed_again(jax.checkpoint_policies.nothing_saveable)
-    assert not computed_again(jax.checkpoint_policies.save_only_these_names(splash.RESIDUALS))
+@pytest.mark.parametrize(("policy", "computed_again"), [("full", True), ("dots", False)])
+def test_a_policy_saves_the_kernels_results(policy, computed_again):
+    layer = remat(Attends, policy)()
+    equations = jax.make_jaxpr(jax.grad(lambda x: layer.apply({}, x).sum()))(jnp.ones((1, 8, 2, 8))).eqns
+    [backward] = [e for e in equations if "policy" in e.params]
+    assert (f"name={splash.RESIDUALS}" in str(backward.params["jaxpr"])) == computed_again

@@ -1,5 +1,6 @@
 """Small programs through the real TPU compiler."""
 
+import dataclasses
 import json
 
 import jax
@@ -84,6 +85,16 @@ def test_a_result_is_found_again(compiled, mesh, folder, monkeypatch):
     monkeypatch.setattr(programs, "_compile", refuse)
     again = compile_program(stack(mesh), TOPOLOGY, mesh, folder)
     assert again == compiled
+
+
+@needs_libtpu
+def test_results_are_kept_for_each_set_of_compiler_options(compiled, mesh, tmp_path, monkeypatch):
+    compilations = []
+    monkeypatch.setattr(programs, "_compile", lambda program, *_: compilations.append(program.options) or compiled)
+    larger = {"xla_tpu_scoped_vmem_limit_kib": 20480}
+    for options in ({}, larger, {}):
+        compile_program(dataclasses.replace(stack(mesh), options=options), TOPOLOGY, mesh, tmp_path)
+    assert compilations == [{}, larger]
 
 
 @needs_libtpu

@@ -1,6 +1,6 @@
 """Runs of several processes on this machine: `run_processes` starts them, and as a program this file is one of them.
 
-python -m tests.training.processes CHECKS FOLDER runs the checks of that name and writes FOLDER/CHECKS-<process>.json.
+python -m tests.training.processes FOLDER runs `checks` and writes FOLDER/found-<process>.json.
 """
 
 import json
@@ -59,6 +59,24 @@ def run_processes(count: int, arguments: list[str], devices: int = 4, status: in
     return printed
 
 
+def command(folder: Path, name: str) -> list[str]:
+    """Trains a language model on the text of the scenes, with the real loader and evaluation, into FOLDER/NAME."""
+    return [
+        "train",
+        "--gin_file=experiments/scenes_tiny.gin",
+        f"--gin.MODEL_DIR={str(folder / name)!r}",
+        f"--gin.DATA_DIR={str(folder / 'data')!r}",
+        "--gin.TRAIN_STEPS=2",
+        "--gin.BATCH_SIZE=8",
+        "--gin.TrainConfig.log_every=1",
+        "--gin.TrainConfig.tensorboard=False",
+        "--gin.OptimizerConfig.warmup_steps=1",
+        "--gin.val/LoaderConfig.eval_limit=12",
+        *(f"--gin.ScenesConfig.{split}=16" for split in ("train", "validation", "test", "video_train", "video_eval")),
+        *(f"--gin.ScenesConfig.{split}=32" for split in ("text_train", "text_eval")),
+    ]
+
+
 class Dies(Exception):
     pass
 
@@ -90,6 +108,7 @@ def train(
     terminated_at: int | None = None,
     steps: int = STEPS,
     devices: int | None = None,
+    accumulate: int = 1,
     **mesh: int,
 ) -> Any:
     """Trains the small model on so many devices (default all), or until it dies."""
@@ -103,7 +122,7 @@ def train(
     config = loop.TrainConfig(
         steps=steps,
         trainable=("adapter/.*", "head/.*"),
-        optimizer=small.optimizer(),
+        optimizer=small.optimizer(accumulate=accumulate),
         log_every=1 if steps == STEPS else steps,
         checkpoint_every=2 if steps == STEPS else 0,
         tensorboard=False,
@@ -121,46 +140,50 @@ def train(
         return None
 
 
-def two(folder: Path) -> dict[str, Any]:
-    """Checks of two processes with two devices each."""
+def records(**mesh: int) -> dict[str, Any]:
+    """What this process reads on such a mesh, and the records of all, of texts that are the rows' classes."""
     import jax
-    import numpy as np
 
-    from vadapter.evaluation import evaluators
+    from vadapter.evaluation.evaluators import GenerationEvaluator
     from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
 
-    train(folder / "cut", dies_at=5, data=2, fsdp=2)
-    train(folder / "tensor", dies_at=3, data=1, tensor=4)
-    train(folder / "slices", dies_at=3, slices=2, fsdp=2)
-    first = jax.process_index() == 0
-    taken = train(folder / "taken", terminated_at=None if first else 2, steps=1_000_000, data=2, fsdp=2)
+    class Numbers:
+        def decode(self, ids: Any) -> str:
+            return " ".join(map(str, ids))
 
-    partitioner = Partitioner(make_mesh(MeshConfig(data=2, fsdp=2)))
-    rows = next(batches_of(partitioner)(0))
-    out = jax.jit(lambda batch: batch["y"], out_shardings=partitioner.batch_sharding)(partitioner.put_batch(rows))
-    mine = evaluators.local_rows(out)
-    np.testing.assert_array_equal(mine, rows["y"])
-    records = evaluators.gather_records([{"x": row.tolist()} for row in rows["x"]])
+    partitioner = Partitioner(make_mesh(MeshConfig(**mesh)))
+    share = partitioner.host_share
+    batch = next(batches_of(partitioner)(0))
+    first = share[0] * len(batch["y"])
+    rows = [{"id": first + i, "references": ["0"]} for i in range(len(batch["y"]))]
+    generate = jax.jit(lambda params, batch: batch["y"], out_shardings=partitioner.batch_sharding)
+    evaluator = GenerationEvaluator(generate, lambda: iter([(batch, rows)]), partitioner.put_batch, Numbers())  # type: ignore[arg-type]
+    found = evaluator({}).records
+    return {"share": share, "records": [[int(r["id"]), int(r["prediction"])] for r in found]}
+
+
+def checks(folder: Path) -> dict[str, Any]:
+    """Checks of two processes with two devices each."""
+    from vadapter.cli.main import main
+
+    # The command connects the processes.
+    settings = ["--gin.HostsConfig.initialization_timeout=120", "--gin.MeshConfig.fsdp=2"]
+    assert main([*command(folder, "both"), *settings]) == 0
+    assert main(["eval", f"--model_dir={folder / 'both'}", "--num_examples=0"]) == 0
+
+    import jax
+
+    train(folder / "cut", dies_at=5, data=1, tensor=4)
+    train(folder / "slices", dies_at=3, accumulate=2, slices=2, fsdp=2)
+    terminated_at = 2 if jax.process_index() else None
+    taken = train(folder / "taken", terminated_at=terminated_at, steps=1_000_000, data=2, fsdp=2)
     return {
-        "share": partitioner.host_share,
-        "rows": rows["x"].tolist(),
-        "gathered": [record["x"] for record in records],
+        "data": records(data=2, fsdp=2),
+        "tensor": records(data=1, tensor=4),
         "taken": {"step": taken.step, "interrupted": taken.interrupted},
     }
 
 
-def four(folder: Path) -> dict[str, Any]:
-    """Goes on with a run that another number of processes began."""
-    train(folder / "cut", data=2, fsdp=2)
-    return {}
-
-
 if __name__ == "__main__":
-    from vadapter.partitioning import hosts
-
-    hosts.start(hosts.HostsConfig(initialization_timeout=60))
-    import jax
-
-    name, place = sys.argv[1], Path(sys.argv[2])
-    found = {"two": two, "four": four}[name](place)
-    (place / f"{name}-{jax.process_index()}.json").write_text(json.dumps(found))
+    place = Path(sys.argv[1])
+    (place / f"found-{os.environ['JAX_PROCESS_ID']}.json").write_text(json.dumps(checks(place)))

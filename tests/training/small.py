@@ -71,9 +71,9 @@ def batches(start: int):
         step += 1
 
 
-def partitioner(data=1, fsdp=1, tensor=1) -> Partitioner:
-    devices = jax.devices()[: data * fsdp * tensor]
-    return Partitioner(make_mesh(MeshConfig(data, fsdp, tensor), devices))
+def partitioner(data=1, fsdp=1, tensor=1, slices=1) -> Partitioner:
+    devices = jax.devices()[: data * fsdp * tensor * slices]
+    return Partitioner(make_mesh(MeshConfig(data, fsdp, tensor, slices), devices))
 
 
 def params(model=None, placed: Partitioner | None = None, seed=0, example=None):

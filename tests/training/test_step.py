@@ -109,6 +109,20 @@ def test_sharded_steps_are_those_of_one_device(optimizer):
     assert kernel.addressable_shards[0].data.shape == (4, 4)
 
 
+@pytest.mark.parametrize("sizes", [dict(fsdp=2, tensor=2), dict(data=2)])
+def test_slices_that_accumulate_make_the_steps_of_one_device(sizes):
+    alone, metrics, _, _ = run_steps(2, clip_norm=0.1)
+    placed = small.partitioner(slices=2, **sizes)
+    several, several_metrics, _, _ = run_steps(2, clip_norm=0.1, placed=placed, accumulate=2)
+    assert_close(alone, several, rtol=1e-4)
+    assert_close(metrics, several_metrics, rtol=1e-4)
+
+
+def test_slices_need_equal_parts():
+    with pytest.raises(UserError, match="8 rows cannot be computed in 4 equal parts on each of 2 slices.* of 16"):
+        run_steps(1, placed=small.partitioner(slices=2, fsdp=2), accumulate=4)
+
+
 def test_moments_lie_where_their_parameters_lie_and_are_float32():
     placed = small.partitioner(data=2, fsdp=2, tensor=2)
     state, _, _, _ = run_steps(1, placed=placed)

@@ -8,12 +8,14 @@ import argparse
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
 import gin
+from etils import epath
 from gin import config as gin_config
 
 from vadapter import resources
@@ -22,6 +24,7 @@ from vadapter.errors import UserError
 
 __all__ = [
     "add_gin_arguments",
+    "config_text",
     "friendly_gin_error",
     "is_gin_error",
     "parse_gin",
@@ -119,16 +122,16 @@ def _parse_binding(binding: str) -> None:
 
 def _find(path: str) -> str:
     """The place of a gin file: itself, or in the first of the search paths that has it."""
-    places = [Path(path), *(folder / path for folder in _search_paths)]
+    places = [epath.Path(path), *(folder / path for folder in _search_paths)]  # a run's may be in a bucket
     return next((str(place) for place in places if place.is_file()), path)
 
 
 def _open(path: str) -> IO[str]:
-    return open(_find(path))
+    return epath.Path(_find(path)).open()
 
 
 def _exists(path: str) -> bool:
-    return Path(_find(path)).is_file()
+    return epath.Path(_find(path)).is_file()
 
 
 def _use_search_paths() -> None:
@@ -205,13 +208,21 @@ def _tuples(value: Any) -> Any:
 
 
 def save_config(model_dir: str | Path) -> None:
-    """Writes `config.gin` (all that was configured) and `operative_config.gin` (what was used) into `model_dir`.
+    """Writes `config.gin` (`config_text`) and `operative_config.gin` (what was used) into `model_dir`.
 
     Call it after the objects are made, on one process only. `config.gin` alone, as `--gin_file`, repeats the run.
     """
-    from etils import epath  # The folder may be in a bucket.
-
     folder = epath.Path(model_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.gin").write_text(gin.config_str())
-    (folder / "operative_config.gin").write_text(gin.operative_config_str())
+    (folder / "config.gin").write_text(config_text())
+    (folder / "operative_config.gin").write_text(_without_hosts(gin.operative_config_str()))
+
+
+def config_text() -> str:
+    """Returns all that is configured, as gin, but for the processes: those of a run are not those of its evaluation."""
+    return _without_hosts(gin.config_str())
+
+
+def _without_hosts(text: str) -> str:
+    section = r"^# Parameters for (?:\S*[/.])?HostsConfig:\n.*?(?=^# Parameters for |\Z)"
+    return re.sub(section, "", text, flags=re.MULTILINE | re.DOTALL)

@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
     chosen = [part for part in args.parts.split(",") if part]
     if unknown := set(chosen) - set(PARTS):
         raise UserError(f"--parts names {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}.")
+    _check_alone()
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # TensorFlow reads data here and must not take a GPU's memory.
     start, output = time.perf_counter(), Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -77,6 +78,17 @@ def run(args: argparse.Namespace) -> None:
     print(f"\n[{_clock(start)}] done")
 
 
+def _check_alone() -> None:
+    from vadapter.partitioning import hosts
+
+    number = hosts.settings(hosts.HostsConfig()).get("num_processes", 1)
+    if number > 1:
+        raise UserError(
+            f"JAX_NUM_PROCESSES says that this is one of {number} processes; the demo is a run of one. Start it on one "
+            "host only, with JAX_NUM_PROCESSES=1."
+        )
+
+
 def train_part(part: str, output: Path, seed: int, fresh: bool, overrides: list[str]) -> None:
     """Trains one part, unless it is finished.
 
@@ -84,7 +96,7 @@ def train_part(part: str, output: Path, seed: int, fresh: bool, overrides: list[
         UserError: the part was begun with other settings.
     """
     from vadapter.cli import experiment
-    from vadapter.cli.config import parse_gin
+    from vadapter.cli.config import config_text, parse_gin
     from vadapter.cli.train import train
 
     folder = output / part
@@ -92,10 +104,8 @@ def train_part(part: str, output: Path, seed: int, fresh: bool, overrides: list[
         shutil.rmtree(folder)
     experiment.register()
     parse_gin([f"experiments/scenes_{part}.gin"], [*bindings(part, output, seed), *overrides])
-    import gin
-
     saved = folder / "config.gin"
-    if saved.exists() and saved.read_text() != gin.config_str():
+    if saved.exists() and saved.read_text() != config_text():
         raise UserError(
             f"{folder} was begun with other settings than those of now (its config.gin has them). Give another "
             f"--output, or do it again: vadapter demo --output={output} --fresh --parts={part}."

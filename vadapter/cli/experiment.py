@@ -24,7 +24,7 @@ from vadapter.models import adapters, classifier, resampler, variants, vlm
 from vadapter.models.decoder import DecoderConfig
 from vadapter.models.positions import RopeScaling
 from vadapter.models.vit import ViTConfig
-from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, abstract_params, make_mesh
+from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, abstract_params, hosts, make_mesh
 from vadapter.training import flops, freezing, initialize, loop, objectives, optimizers
 
 EvaluationKind = Literal["loss", "generation", "reliance"]
@@ -86,7 +86,7 @@ class Experiment:
 def register() -> None:
     """Makes everything that experiments bind known to gin."""
     gin_front.register(
-        [Experiment, Evaluation, LoaderConfig, ScenesConfig, MeshConfig, DecodingConfig],
+        [Experiment, Evaluation, LoaderConfig, ScenesConfig, MeshConfig, hosts.HostsConfig, DecodingConfig],
         [ViTConfig, DecoderConfig, RopeScaling, classifier.ClassifierConfig, vlm.VLMConfig],
         [adapters.MlpConfig, adapters.LMAdapterConfig, resampler.PerceiverConfig, resampler.PoolerConfig],
         [loop.TrainConfig, objectives.ObjectiveConfig, optimizers.OptimizerConfig, initialize.Source],
@@ -145,7 +145,7 @@ class Parts:
         """
         self.partitioner.check_rows(data.batch_size)
         model = self.experiment.model
-        loader = Loader(for_model(data, model), jax.process_index(), jax.process_count())
+        loader = Loader(for_model(data, model), *self.partitioner.host_share)
         if isinstance(model, vlm.VLMConfig) and loader.vocabulary.rows > model.decoder.vocab_size:
             raise UserError(
                 f"{loader.vocabulary} has ids up to {loader.vocabulary.rows - 1}; the decoder's table has "

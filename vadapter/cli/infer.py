@@ -57,14 +57,18 @@ def run(args: argparse.Namespace) -> None:
     """Prints what the model says of each file."""
     import dataclasses
 
+    import jax
+
     from vadapter.cli import bundled, inference
     from vadapter.data import video
     from vadapter.data.requests import request
     from vadapter.evaluation.decoding import DecodingConfig, make_generate
-    from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
+    from vadapter.evaluation.evaluators import local_rows
+    from vadapter.partitioning import MeshConfig, Partitioner, hosts, make_mesh
 
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(DecodingConfig) if hasattr(args, f.name)}
     decoding = DecodingConfig(**given)
+    hosts.start()
     partitioner = Partitioner(make_mesh(MeshConfig(*args.mesh)))
     if opened := bundled.of_arguments(args):
         trained = inference.of_bundle(opened, partitioner)
@@ -74,8 +78,9 @@ def run(args: argparse.Namespace) -> None:
     generate = make_generate(trained.model, partitioner, decoding, eos_id=inference.eos_id(vocabulary))
     for path in args.media:
         prompt = args.prompt or trained.prompt(bool(args.question), video.is_video(path))
-        rows = partitioner.batch_ways
+        rows = partitioner.batch_ways // partitioner.host_share[1]  # copies, one for each part of the batch here
         batch = request(path, trained.data, vocabulary, prompt, args.question, rows, trained.resize)
         ids = generate(trained.params, partitioner.put_batch(batch))
-        text = vocabulary.decode(ids[0].tolist()).strip()
-        print(f"{path}: {text}" if len(args.media) > 1 else text)
+        text = vocabulary.decode(local_rows(ids)[0].tolist()).strip()
+        if jax.process_index() == 0:
+            print(f"{path}: {text}" if len(args.media) > 1 else text)

@@ -12,6 +12,7 @@ from vadapter.cli.shapes import example, for_model
 from vadapter.data import vocabulary as vocabularies
 from vadapter.data.config import LoaderConfig
 from vadapter.errors import UserError
+from vadapter.models.attention import PLATFORMS
 from vadapter.models.vlm import VLM, VLMConfig
 from vadapter.partitioning import Partitioner, abstract_params
 from vadapter.training import checkpoints, initialize
@@ -92,17 +93,13 @@ def _trained(
 
 
 def runnable(config: Any) -> Any:
-    """Returns a model's configuration with an implementation of attention that this machine has."""
-    if jax.default_backend() == "gpu":
+    """Returns a model's configuration, all parts with an implementation of attention that this machine has."""
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
         return config
-
-    def plain(part: Any) -> Any:
-        if hasattr(part, "lm"):
-            return dataclasses.replace(part, lm=plain(part.lm))
-        return dataclasses.replace(part, attention_impl="xla") if hasattr(part, "attention_impl") else part
-
-    parts = {name: plain(getattr(config, name)) for name in ("encoder", "adapter", "decoder") if hasattr(config, name)}
-    return dataclasses.replace(config, **parts)
+    fields: dict[str, Any] = {field.name: runnable(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if "attention_impl" in fields and PLATFORMS.get(fields["attention_impl"]) != jax.default_backend():
+        fields["attention_impl"] = "xla"
+    return dataclasses.replace(config, **fields)
 
 
 def find_vocabulary(text: Text, folder: str, others: Iterable[str] = ()) -> vocabularies.TextVocabulary:

@@ -86,7 +86,14 @@ def _message(error: BaseException) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit status: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Runs a command line and returns its exit status.
+
+    0: done. 1: a bug, after its traceback; or what a command says by it (`check`, `plan`). 2: a user's mistake, the
+    same again next time. 130: interrupted. 143: stopped, and it goes on when started again: `train` that was told to
+    stop (SIGTERM) and has saved, or processes of a run that did not all come.
+
+    One process of many ends at once after an error, without returning (`hosts.stop_after_error`).
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads data here; its start-up log is noise.
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
@@ -99,15 +106,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except KeyboardInterrupt:
         print("vadapter: interrupted", file=sys.stderr)
+        _stop_after_error(130)
         return 130
     except Exception as error:
         message = _message(error)
         if message is None:
+            _stop_after_error(1, error)
             raise
         if debug:
             traceback.print_exc()
         print(f"vadapter: error: {message}", file=sys.stderr)
-        return 2
+        status = getattr(error, "exit_status", UserError.exit_status)
+        _stop_after_error(status)
+        return status
+
+
+def _stop_after_error(status: int, bug: BaseException | None = None) -> None:
+    """Ends this process if it is one of many in a run, after the traceback of a bug; otherwise it returns."""
+    hosts = sys.modules.get("vadapter.partitioning.hosts")  # not loaded: not one of many
+    if hosts is None or not hosts.is_connected():
+        return
+    if bug is not None:
+        traceback.print_exception(bug)
+    hosts.stop_after_error(status)
 
 
 if __name__ == "__main__":

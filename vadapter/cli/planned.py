@@ -95,7 +95,7 @@ class PlannedParts(Parts):
         return jax.tree.map(put, self.example)
 
     def lower_train_step(self) -> jax.stages.Lowered:
-        """Lowers the training step for the devices.
+        """Lowers the training step for the devices; the options of the TPU compiler are left to who compiles it.
 
         Raises:
             UserError: batch, parameters or mesh do not fit one another.
@@ -110,7 +110,6 @@ class PlannedParts(Parts):
             batch_sharding=self.partitioner.batch_sharding,
             replicated=self.partitioner.replicated,
             accumulate=self.experiment.train.optimizer.accumulate,
-            tpu_options=self.experiment.train.tpu_options,
         )
         with self.partitioner.activate():
             return train_step.lower(self.train_state, self.params[1], self.placed_batch)

@@ -100,10 +100,9 @@ class Planner:
         """
         parts = self.parts(setting)
         mesh = parts.partitioner.mesh
-        compiled = compile_program(
-            Program("train step", parts.lower_train_step), self.topology, mesh, cache_dir=self.cache_dir
-        )
         data, train = self.experiment.data, self.experiment.train
+        program = Program("train step", parts.lower_train_step, train.tpu_options)
+        compiled = compile_program(program, self.topology, mesh, cache_dir=self.cache_dir)
         work = Work(data.batch_size, parts.tokens(), parts.useful_flops(), train.steps)
         return Plan(
             recipe=self.recipe,

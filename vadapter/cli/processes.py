@@ -5,19 +5,18 @@ from typing import TypeVar
 
 import gin
 
-from vadapter.cli import config as gin_front
 from vadapter.partitioning import hosts
 
 T = TypeVar("T")
 
 
 def join() -> None:
-    """Connects this process with the others of its run: after gin's files are read, before jax does anything.
+    """Connects this process with the others of its run: after gin's files are read (and `experiment.register`, which
+    makes `HostsConfig` known), before jax does anything.
 
     Raises:
         UserError: as `hosts.start`.
     """
-    gin_front.register(hosts.HostsConfig)
     hosts.start(gin.get_configurable("HostsConfig")())
 
 

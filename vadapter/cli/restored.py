@@ -2,10 +2,11 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any
 
-from vadapter.cli import bundled, experiment, inference
+from etils import epath
+
+from vadapter.cli import bundled, experiment, inference, processes
 from vadapter.cli import config as gin_front
 from vadapter.data import description as data
 from vadapter.errors import UserError
@@ -30,17 +31,20 @@ class Run:
 def load(args: argparse.Namespace) -> Run:
     """Reads a run: its `config.gin`, then the files and bindings of the command line, then its parameters.
 
+    In a run of many processes it connects them.
+
     Raises:
-        UserError: the folder is not a run's, or as `initialize.restore`.
+        UserError: the folder is not a run's, or as `initialize.restore` and `processes.join`.
     """
     model_dir, step = checkpoints.locate(args.model_dir, args.step)
-    saved = Path(model_dir) / "config.gin"
+    saved = epath.Path(model_dir) / "config.gin"
     if not saved.is_file():
         raise UserError(f"{model_dir} has a checkpoint but no config.gin, which vadapter train writes. Put it back.")
     paths = [path for path in args.gin_search_paths.split(",") if path]
     experiment.register()
     gin_front.parse_gin([str(saved), *args.gin_file], [f"MODEL_DIR={model_dir!r}", *args.gin_bindings], paths)
-    parts = experiment.Parts(experiment.configured())
+    processes.join()
+    parts = experiment.Parts(processes.first_process_first(experiment.configured))
     restored = initialize.restore(model_dir, parts.abstract, parts.partitioner, step)
     return Run(parts, restored.params, step)
 
@@ -48,12 +52,16 @@ def load(args: argparse.Namespace) -> Run:
 def load_bundle(opened: bundled.Opened, args: argparse.Namespace) -> Run:
     """Reads a bundle as the model of the experiment that the command line gives.
 
+    In a run of many processes it connects them.
+
     Raises:
-        UserError: the experiment's data have another vocabulary than the bundle, or as `bundled.Opened.params`.
+        UserError: the experiment's data have another vocabulary than the bundle, or as `bundled.Opened.params` and
+            `processes.join`.
     """
     experiment.register()
     gin_front.parse_gin_arguments(args)
-    configured = experiment.configured()
+    processes.join()
+    configured = processes.first_process_first(experiment.configured)
     bundle = opened.bundle
     text, found = bundle.description.text, data.describe(configured.data.mixture)
     if text and found.get("sha256") != text.sha256:

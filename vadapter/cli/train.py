@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vadapter.cli.experiment import Experiment
     from vadapter.training.loop import TrainResult
 
+_TOLD_TO_STOP = 143  # a shell's status of what SIGTERM ended: whoever watches starts it again
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
@@ -23,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_gin_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Trains, evaluates and writes MODEL_DIR."""
+def run(args: argparse.Namespace) -> int:
+    """Trains, evaluates and writes MODEL_DIR. Returns the exit status: 0, or 143 when told to stop before the end."""
     from vadapter.cli import experiment, processes
 
     experiment.register()
@@ -32,7 +34,8 @@ def run(args: argparse.Namespace) -> None:
         args.gin_bindings.append(f"Experiment.bundle={args.bundle!r}")
     parse_gin_arguments(args)
     processes.join()
-    train(processes.first_process_first(experiment.configured))
+    result = train(processes.first_process_first(experiment.configured))
+    return _TOLD_TO_STOP if result.interrupted else 0
 
 
 def train(experiment: "Experiment") -> "TrainResult":

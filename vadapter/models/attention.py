@@ -64,15 +64,15 @@ def attend(
 
         return splash.attention(query, key, value, mask, scale=scale, softcap=softcap)
     assert not isinstance(mask, Visibility)
-    if softcap is None:
-        implementation = "cudnn" if impl == "cudnn" else "xla"
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale, implementation=implementation)
+    if impl == "cudnn" and softcap is None:
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale, implementation="cudnn")
     batch, length, heads, dim = query.shape
     groups = key.shape[2]
     query = query.reshape(batch, length, groups, heads // groups, dim)
-    logits = jnp.einsum("BTKGH,BSKH->BKGTS", query, key, preferred_element_type=jnp.float32) * scale
+    # The heads of a group stand beside the queries, as they lie in memory: with one group nothing is transposed.
+    logits = jnp.einsum("BTKGH,BSKH->BKTGS", query, key, preferred_element_type=jnp.float32) * scale
     logits = soft_cap(logits, softcap)
     if mask is not None:
-        logits = jnp.where(mask[:, :, None], logits, jnp.finfo(jnp.float32).min)
+        logits = jnp.where(mask[:, :, :, None], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, value).reshape(batch, length, heads, dim)
+    return jnp.einsum("BKTGS,BSKH->BTKGH", weights, value).reshape(batch, length, heads, dim)

@@ -17,6 +17,8 @@ NormKind = Literal["rms", "rms_plus_one", "layer", "layer_no_bias"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 Remat = Literal["none", "full", "dots"]
 
+_ATTENTION = "attention"  # vadapter.models.splash.RESIDUALS; not imported, as that module needs jax's experimental ones
+
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
@@ -40,12 +42,20 @@ def activation(name: Activation) -> Callable[[Array], Array]:
 
 
 def remat(module: type[nn.Module], policy: Remat) -> type[nn.Module]:
-    """Wraps a layer so that its backward pass recomputes: nothing, everything, or all but matrix products' results."""
+    """Wraps a layer so that its backward pass recomputes what it needs.
+
+    Args:
+        module: the layer.
+        policy: `none` recomputes nothing, `full` everything, `dots` all but the results of matrix products with
+            parameters and of splash attention, whose kernel is not run again (`xla`'s and `cudnn`'s attention is).
+    """
     policies = jax.checkpoint_policies
     if known("Remat policy", policy, get_args(Remat)) == "none":
         return module
-    saveable = policies.nothing_saveable if policy == "full" else policies.dots_with_no_batch_dims_saveable
-    return nn.remat(module, policy=saveable, prevent_cse=False)
+    dots = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(_ATTENTION)
+    )
+    return nn.remat(module, policy=policies.nothing_saveable if policy == "full" else dots, prevent_cse=False)
 
 
 def named(init: Callable, *names: str | None) -> Callable:
@@ -62,7 +72,13 @@ def _promote(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
 
 def _dot_general(x: Array, kernel: Any, dims: Any, precision: Any = None) -> Array:
     if not quantization.is_quantized(kernel):
-        return jax.lax.dot_general(x, kernel, dims, precision=precision)
+        # As a matrix: of [embed, heads, kv] the TPU compiler gathers what fsdp splits while nothing else runs.
+        (over, inputs), _ = dims
+        outputs = kernel.shape[len(inputs) :]
+        x = x.reshape(*x.shape[: x.ndim - len(over)], -1)
+        kernel = kernel.reshape(x.shape[-1], -1)
+        y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=precision)
+        return y.reshape(*y.shape[:-1], *outputs)
 
     def product(x: Array, kernel: Any) -> Array:
         return jax.lax.dot_general(x, quantization.dequantize(kernel, x.dtype), dims, precision=precision)
@@ -106,7 +122,8 @@ def dense(
         use_bias=bias,
         dtype=jnp.dtype(dtype),
         kernel_init=named(init, *names),
-        bias_init=named(nn.initializers.zeros, *tuple(names)[-outputs:]),
+        # As norms: a vector is too small to be split over fsdp, and every use would gather it.
+        bias_init=named(nn.initializers.zeros, *(None if n == "embed" else n for n in tuple(names)[-outputs:])),
         promote_dtype=_promote,
         dot_general_cls=_dot_general_cls,
         name=name,
@@ -119,12 +136,13 @@ class Norm(nn.Module):
     Attributes:
         kind: `rms` (x * scale), `rms_plus_one` (x * (1 + scale), Gemma's, scale starts at 0), `layer`, `layer_no_bias`.
         eps: added to the variance or mean square.
-        axis_name: logical name of the normalised axis.
+        axis_name: logical name of the normalised axis. Default whole: gathering so small a vector in each layer takes
+            longer than keeping it.
     """
 
     kind: NormKind = "rms"
     eps: float = 1e-6
-    axis_name: str | None = "embed"
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:

@@ -112,7 +112,7 @@ class LayerScale(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
-        return x * self.param("scale", named(nn.initializers.ones, "embed"), (x.shape[-1],)).astype(x.dtype)
+        return x * self.param("scale", named(nn.initializers.ones, None), (x.shape[-1],)).astype(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -203,7 +203,7 @@ class ViT(nn.Module):
             padding="VALID",
             use_bias=c.patch_bias,
             kernel_init=named(nn.initializers.lecun_normal(), None, None, None, "embed"),
-            bias_init=named(nn.initializers.zeros, "embed"),
+            bias_init=named(nn.initializers.zeros, None),
             name="embedding",
         )(pixels)
         x = x.reshape(x.shape[0], c.num_patches, c.width)

@@ -48,7 +48,7 @@ def start(config: HostsConfig | None = None) -> None:
 
     Raises:
         UserError: settings contradict each other or are incomplete, the cluster does not tell, or a process does not
-            come in time.
+            come in time (`rendezvous.NotAllThereError`).
     """
     import jax
 
@@ -112,14 +112,19 @@ def settings(config: HostsConfig) -> dict[str, Any]:
     return found
 
 
+def is_connected() -> bool:
+    """Whether this process is one of many in a run."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
 def stop_after_error(status: int) -> None:
     """Ends a process of many at once, with an exit status. In a run of one process it does nothing and returns.
 
     An orderly end waits for the other processes, and they, in the midst of a computation, wait for this one: minutes
     of machines that cost money. When this one is gone at once, jax ends the others.
     """
-    jax = sys.modules.get("jax")
-    if jax is None or not jax.distributed.is_initialized():
+    if not is_connected():
         return
     with contextlib.suppress(Exception):
         sys.stdout.flush()

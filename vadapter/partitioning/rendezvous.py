@@ -19,6 +19,12 @@ _LINE_SECONDS = 5.0  # for a line from a socket that is open already
 _LINE_BYTES = 1 << 16
 
 
+class NotAllThereError(UserError):
+    """Not all processes came in time. They may next time: a machine of theirs may just have been taken away."""
+
+    exit_status = 143
+
+
 @dataclasses.dataclass(frozen=True)
 class Member:
     """One process of a run.
@@ -66,7 +72,8 @@ def meet(member: Member, timeout: float) -> None:
         timeout: seconds to wait.
 
     Raises:
-        UserError: a process did not come in time, two have the same number, or they disagree on how many there are.
+        NotAllThereError: a process did not come in time.
+        UserError: two have the same number, or they disagree on how many there are.
     """
     host, port = split_address(member.coordinator_address)
     deadline = time.monotonic() + timeout
@@ -98,9 +105,9 @@ def _wait_for_all(member: Member, port: int, deadline: float, timeout: float) ->
                 if len(joined) == member.num_processes - 1:
                     break
             else:
-                raise UserError(_missing(member, joined, timeout))
+                raise NotAllThereError(_missing(member, joined, timeout))
         except UserError as error:
-            _tell(joined.values(), {"error": str(error)})
+            _tell(joined.values(), {"error": str(error), "late": isinstance(error, NotAllThereError)})
             raise
         _tell(joined.values(), {})
         # The others hang up first, so that the port is free for jax at once.
@@ -189,16 +196,16 @@ def _report(member: Member, host: str, port: int, deadline: float, timeout: floa
             time.sleep(min(_RETRY_SECONDS, max(left, 0)))
             continue
         if error := answer.get("error"):
-            raise UserError(str(error))
+            raise (NotAllThereError if answer.get("late") else UserError)(str(error))
         return
-    raise UserError(
+    raise NotAllThereError(
         f"Process 0 did not answer at {member.coordinator_address} within {timeout:g} s ({problem}); this is {member}, "
         f"on {socket.gethostname()}. Start the same command on that host, and see that its address and port can be "
         "reached from here; JAX_NUM_PROCESSES=1 runs on this host alone."
     )
 
 
-def _tell(others: Iterable[_Joined], answer: dict[str, str]) -> None:
+def _tell(others: Iterable[_Joined], answer: dict[str, Any]) -> None:
     for other in others:
         with contextlib.suppress(OSError):
             other.connection.sendall(json.dumps(answer).encode() + b"\n")

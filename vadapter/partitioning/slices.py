@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vadapter.array_types import Array, PyTree
+from vadapter.errors import UserError
 from vadapter.partitioning.rules import active, active_rules
 
 _AXIS = "dcn"
@@ -28,6 +29,9 @@ def split_rows(batch: PyTree, parts: int) -> PyTree:
 
     Returns:
         Leaves `[parts, slices, B / parts / slices, ...]`.
+
+    Raises:
+        UserError: the rows do not divide like this.
     """
     state = active_rules()
     assert state is not None
@@ -35,6 +39,12 @@ def split_rows(batch: PyTree, parts: int) -> PyTree:
     axes = _axes(dict(reversed(list(rules))).get("batch"))
     before = math.prod(mesh.shape[axis] for axis in axes[: axes.index(_AXIS)]) if _AXIS in axes else 1
     slices = mesh.shape[_AXIS]
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    if rows % (before * slices * parts):
+        raise UserError(
+            f"A batch of {rows} rows cannot be computed in {parts} equal parts on each of {slices} slices. Make it a "
+            f"multiple of {before * slices * parts}, or change OptimizerConfig.accumulate."
+        )
 
     def split(x: Array) -> Array:
         x = x.reshape(before, slices, -1, parts, *x.shape[1:])

@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ class Program:
     Attributes:
         name: for people (`train step`).
         lower: returns the program lowered for devices of the topology.
+        options: of the TPU compiler.
     """
 
     name: str
     lower: Callable[[], jax.stages.Lowered]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,15 +202,15 @@ def compile_program(program: Program, topology: Topology, mesh: Mesh, cache_dir:
     found = versions()
     order = ",".join(str(getattr(d, "id", d)) for d in mesh.devices.flat)
     environment = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    name = cache.key(
-        [lowered.as_text(), topology.name, str(topology.slices), str(dict(mesh.shape)), order, str(found), *environment]
-    )
+    options = str(sorted(program.options.items()))
+    slices = f"{topology.slices} x {dict(mesh.shape)}"
+    name = cache.key([lowered.as_text(), topology.name, slices, order, options, str(found), *environment])
     if kept := cache.load(folder, name):
         try:
             return dataclasses.replace(Compiled.from_json(kept), name=program.name)
         except (KeyError, TypeError):
             pass  # damaged, or of another version: made again
-    result = _compile(program.name, lowered, topology, Network.of(topology, mesh))
+    result = _compile(program, lowered, topology, Network.of(topology, mesh))
     cache.save(folder, name, result.to_json())
     return result
 
@@ -222,10 +224,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def _compile(name: str, lowered: jax.stages.Lowered, topology: Topology, network: Network) -> Compiled:
+def _compile(program: Program, lowered: jax.stages.Lowered, topology: Topology, network: Network) -> Compiled:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="vadapter-plan-") as folder:
-        options: dict[str, Any] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        options = {**program.options, "xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
             compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
@@ -247,7 +249,7 @@ def _compile(name: str, lowered: jax.stages.Lowered, topology: Topology, network
         )
     spent = schedule.cost(module, network) if module and memory.fits else schedule.Cost()
     return Compiled(
-        name=name,
+        name=program.name,
         topology=topology.name,
         slices=topology.slices,
         memory=memory,

@@ -42,7 +42,7 @@ class TrainConfig:
         keep_checkpoints: newest to keep; None keeps all.
         profile_steps: (first, last) updates to profile into MODEL_DIR/profile, for TensorBoard or xprof.
         tensorboard: whether to write TensorBoard files.
-        tpu_options: options of the TPU compiler for the step, such as `{"xla_tpu_scoped_vmem_limit_kib": 32768}`; they
+        tpu_options: options of the TPU compiler for the step, such as `{"xla_tpu_scoped_vmem_limit_kib": 24576}`; they
             change its speed and memory, not what it computes. Other platforms do not see them.
     """
 
@@ -249,7 +249,8 @@ class _Run:
         self.started = time.perf_counter()
         interrupted = False
         if self.step < config.steps:
-            iterator, window = batches(self.step), Window()
+            shares = self.partitioner.host_share[1]
+            iterator, window = batches(self.step), Window(shares)
             first_step = self.step + 1
             while self.step < config.steps and not interrupted:
                 self._update(iterator, window, flops)
@@ -263,7 +264,7 @@ class _Run:
                         self._save()
                     if not last:
                         self._evaluate(evaluate)
-                    window = Window()
+                    window = Window(shares)
             self.checkpointer.wait()
             getattr(iterator, "close", lambda: None)()
         if not interrupted:

@@ -11,6 +11,7 @@ from jax.sharding import Sharding
 from vadapter import trees
 from vadapter.array_types import Array, PyTree
 from vadapter.errors import UserError
+from vadapter.partitioning import slices
 from vadapter.training.losses import LossSums
 from vadapter.training.objectives import Objective
 from vadapter.training.optimizers import Optimizer, norm_by_part, total_norm
@@ -31,7 +32,8 @@ def loss_and_gradients(
         frozen: the frozen tree.
         batch: leaves have the batch as their first axis.
         accumulate: parts computed one after the other. Each is weighted by its targets, so that the result is that of
-            the whole batch.
+            the whole batch. On a mesh of several slices each adds up its own parts, and gradients cross between slices
+            once, at the end.
 
     Raises:
         UserError: the batch does not divide into `accumulate` parts.
@@ -52,14 +54,23 @@ def loss_and_gradients(
                 f"A batch of {rows} rows cannot be computed in {accumulate} equal parts. Change the batch size or "
                 "OptimizerConfig.accumulate."
             )
-        parts = jax.tree.map(lambda x: x.reshape(rows // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+        by_slice = slices.num_slices() > 1
+        if by_slice:
+            parts, compute = slices.split_rows(batch, accumulate), slices.per_slice(gradients_of)
+        else:
+            compute = gradients_of
+            parts = jax.tree.map(
+                lambda x: x.reshape(rows // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+            )
 
         def add(carry: PyTree, part: Any) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, carry, gradients_of(params, part)), None
+            return jax.tree.map(jnp.add, carry, compute(params, part)), None
 
-        first = jax.eval_shape(gradients_of, params, jax.tree.map(lambda x: x[0], parts))
+        first = jax.eval_shape(compute, params, jax.tree.map(lambda x: x[0], parts))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
         (gradients, sums), _ = jax.lax.scan(add, zeros, parts)
+        if by_slice:
+            gradients, sums = jax.tree.map(lambda x: x.sum(axis=0), (gradients, sums))
     # A batch of skipped rows has weight 0, loss 0 and gradient 0.
     weight = jnp.maximum(sums.weight_sum, 1e-6)
     return sums, jax.tree.map(lambda g: g / weight, gradients)

@@ -14,9 +14,14 @@ _IN_FLIGHT = 2  # steps that may wait for the device; more would only hold batch
 
 
 class Window:
-    """Metrics of the steps since the last log: on the device until `close`."""
+    """Metrics of the steps since the last log: on the device until `close`.
 
-    def __init__(self) -> None:
+    Args:
+        shares: parts of the global batch, of which `add` counts this process's (`Partitioner.host_share`).
+    """
+
+    def __init__(self, shares: int = 1) -> None:
+        self.shares = shares
         self.metrics: list[dict[str, jax.Array]] = []
         self.examples = self.tokens = 0
         self.flops = 0.0
@@ -24,9 +29,9 @@ class Window:
 
     def add(self, metrics: dict[str, jax.Array], counts: flops_lib.Counts, flops: float) -> None:
         self.metrics.append(metrics)
-        self.examples += counts.examples * jax.process_count()
-        self.tokens += counts.tokens * jax.process_count()
-        self.flops += flops * jax.process_count()
+        self.examples += counts.examples * self.shares
+        self.tokens += counts.tokens * self.shares
+        self.flops += flops * self.shares
         if len(self.metrics) > _IN_FLIGHT:
             self.metrics[-1 - _IN_FLIGHT]["loss"].block_until_ready()
 

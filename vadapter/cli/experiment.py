@@ -16,6 +16,7 @@ from vadapter.data.benchmarks.table import benchmark_split
 from vadapter.data.benchmarks.tasks import benchmark_task
 from vadapter.data.config import LoaderConfig, ScenesConfig
 from vadapter.data.loader import Loader
+from vadapter.data.tfds import tfds_task
 from vadapter.errors import UserError
 from vadapter.evaluation import evaluators, protocols
 from vadapter.evaluation.decoding import DecodingConfig, make_generate
@@ -91,7 +92,7 @@ def register() -> None:
         [adapters.MlpConfig, adapters.LMAdapterConfig, resampler.PerceiverConfig, resampler.PoolerConfig],
         [loop.TrainConfig, objectives.ObjectiveConfig, optimizers.OptimizerConfig, initialize.Source],
         [variants.encoder, variants.decoder, data_tasks.scenes_task, data_tasks.jsonl_task, data_tasks.pairs_task],
-        [benchmark_task, benchmark_split, data_tasks.add_mixture],
+        [benchmark_task, benchmark_split, data_tasks.add_mixture, tfds_task],
     )
 
 

@@ -202,8 +202,8 @@ def _mesh_group(sizes: str, order: str, chosen: str) -> list[int]:
     """The group of the first device: the chosen axes, or parts of them (`'a':(1)2`), of a mesh."""
     axes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", sizes)}
     numbers = np.arange(math.prod(axes.values()))
-    if found := re.search(r"device_ids=\(?(\[[\d,]+\])<=(\[[\d,]+\](?:T\([\d,]+\))?)", order):
-        numbers = _iota(found.group(2))
+    if found := re.search(r"device_ids=\((?:\[[\d,]+\]<=)?(\[[\d,]+\](?:T\([\d,]+\))?)\)", order):
+        numbers = _iota(found.group(1))
     grid = numbers.reshape(list(axes.values()))
     index: list[Any] = [0] * len(axes)
     for name, before, part in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", chosen):

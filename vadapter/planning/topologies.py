@@ -218,7 +218,7 @@ def _devices(topology: Topology) -> tuple[Any, ...]:
     if libtpu_version() is None:
         raise UserError(
             "Planning needs the TPU compiler, and the package libtpu is not installed. It needs no TPU: install it "
-            "with `pip install 'vadapter[plan]'`."
+            "with `pip install 'vadapter[tpu]'`."
         )
     prepare()
     import jax

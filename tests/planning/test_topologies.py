@@ -71,7 +71,7 @@ def test_specifications_agree_with_one_another(tpu):
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(topologies, "libtpu_version", lambda: None)
-    with pytest.raises(UserError, match=r"vadapter\[plan\]"):
+    with pytest.raises(UserError, match=r"vadapter\[tpu\]"):
         Topology.parse("v5e:32x32").devices()
 
 

@@ -138,8 +138,10 @@ class Attention(nn.Module):
         c = self.config
         common: dict[str, Any] = {"bias": c.qkv_bias, "dtype": c.dtype}
         query = dense((c.num_heads, c.head_dim), ("embed", "heads", "kv"), name="query", **common)(x)
-        key = dense((c.num_kv_heads, c.head_dim), ("embed", "kv_heads", "kv"), name="key", **common)(x)
-        value = dense((c.num_kv_heads, c.head_dim), ("embed", "kv_heads", "kv"), name="value", **common)(x)
+        # The kernels of one head are small: to gather them in each layer takes longer than to keep them whole.
+        names = (None if c.num_kv_heads == 1 else "embed", "kv_heads", "kv")
+        key = dense((c.num_kv_heads, c.head_dim), names, name="key", **common)(x)
+        value = dense((c.num_kv_heads, c.head_dim), names, name="value", **common)(x)
         query = constrain(query, "batch", "length", "activation_heads", None)
         if c.qk_norm:
             query = Norm(c.norm, c.norm_eps, "kv", name="query_norm")(query)

@@ -161,11 +161,6 @@ class Topology:
         closed = [n % self.type.ring == 0 for n in self.shape]
         return tuple(closed) if self.type.dimensions == 2 else (all(closed),) * 3
 
-    @property
-    def num_hosts(self) -> int:
-        """Hosts of all slices."""
-        return max(1, math.prod(self.shape) // self.type.chips_per_host) * self.slices
-
     def devices(self) -> list[Any]:
         """Returns devices to make a mesh of and to compile for; nothing can run on them.
 

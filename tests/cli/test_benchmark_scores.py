@@ -27,10 +27,11 @@ from tests.training import small
 from vadapter import trees
 from vadapter.cli import experiment
 from vadapter.cli.main import main
+from vadapter.data import vocabulary as vocabularies
 from vadapter.evaluation import captions
 from vadapter.models.vlm import VLM
 from vadapter.weights import bundle
-from vadapter.weights.description import Description
+from vadapter.weights.description import Description, Text
 
 ITEMS = 8
 EXAMPLE = "Given Question: Is it red ? Answer: yes"
@@ -251,7 +252,8 @@ def write_bundle(folder):
     config = models.vlm("perceiver", **parts, num_frames=2)
     params = small.params(VLM(config), example=models.batch(config, rows=1))
     arrays = {path: np.asarray(x) for path, x in trees.flatten(params).items()}
-    bundle.write(str(folder / "bundle"), Description(config, frozen_dtype="float32"), arrays, step=1)
+    text = Text("", vocabularies.sha256(""), {"inputs": 16, "targets": 16})  # the vocabulary that ships with vadapter
+    bundle.write(str(folder / "bundle"), Description(config, text, frozen_dtype="float32"), arrays, step=1)
     return folder / "bundle"
 
 

@@ -1,6 +1,7 @@
 """Runs of several processes on this machine: `run_processes` starts them, and as a program this file is one of them.
 
-python -m tests.training.processes FOLDER runs `checks` and writes FOLDER/found-<process>.json.
+python -m tests.training.processes FOLDER runs the checks of two or of four processes, as many as there are, and writes
+FOLDER/found-<process>.json.
 """
 
 import json
@@ -162,7 +163,7 @@ def records(**mesh: int) -> dict[str, Any]:
     return {"share": share, "records": [[int(r["id"]), int(r["prediction"])] for r in found]}
 
 
-def checks(folder: Path) -> dict[str, Any]:
+def of_two(folder: Path) -> dict[str, Any]:
     """Checks of two processes with two devices each."""
     from vadapter.cli.main import main
 
@@ -170,6 +171,7 @@ def checks(folder: Path) -> dict[str, Any]:
     settings = ["--gin.HostsConfig.initialization_timeout=120", "--gin.MeshConfig.fsdp=2"]
     assert main([*command(folder, "both"), *settings]) == 0
     assert main(["eval", f"--model_dir={folder / 'both'}", "--num_examples=0"]) == 0
+    assert main([*saying(folder), "--mesh=2,2,1"]) == 0
 
     import jax
 
@@ -184,6 +186,22 @@ def checks(folder: Path) -> dict[str, Any]:
     }
 
 
+def of_four(folder: Path) -> dict[str, Any]:
+    """Checks of four processes with a device each: the run that two processes left is ended."""
+    from vadapter.partitioning import hosts
+
+    hosts.start()
+    train(folder / "slices", accumulate=2, data=2, fsdp=2)
+    return {"data": records(data=4), "tensor": records(data=2, tensor=2)}
+
+
+def saying(folder: Path) -> list[str]:
+    """Says what the bundle in the folder makes of the picture there."""
+    files = [f"--bundle={folder / 'bundle'}", f"--media={folder / 'picture.png'}"]
+    return ["infer", *files, "--prompt=<media> a", "--max_new_tokens=4"]
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
+    checks = {"2": of_two, "4": of_four}[os.environ["JAX_NUM_PROCESSES"]]
     (place / f"found-{os.environ['JAX_PROCESS_ID']}.json").write_text(json.dumps(checks(place)))

@@ -1,11 +1,14 @@
 """Training in several processes, each with some of the devices, on this machine."""
 
 import json
+import shutil
 import types
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from tests.cli.test_benchmark_scores import write_bundle
 from tests.training import processes, small
 from vadapter.cli import train
 from vadapter.cli.main import main
@@ -37,8 +40,20 @@ def two(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("two")
     assert processes.train(folder / "cut", dies_at=3, devices=8, data=2, fsdp=2, tensor=2) is None
+    write_bundle(folder)
+    colours = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(colours).save(folder / "picture.png")
     printed = processes.run_processes(2, ["tests.training.processes", str(folder)])
     return folder, [json.loads((folder / f"found-{i}.json").read_text()) for i in range(2)], printed
+
+
+@pytest.fixture(scope="module")
+def four(two, tmp_path_factory):
+    """Folder of the run of four processes that goes on with `slices` of two, and what each of them found."""
+    folder = tmp_path_factory.mktemp("four")
+    shutil.copytree(two[0] / "slices", folder / "slices")
+    processes.run_processes(4, ["tests.training.processes", str(folder)])
+    return folder, [json.loads((folder / f"found-{i}.json").read_text()) for i in range(4)]
 
 
 def same(found, expected):
@@ -84,6 +99,21 @@ def test_a_checkpoint_is_written_once_and_goes_on_with_any_number_of_processes(t
     assert json.loads((folder / "cut/done.json").read_text())["step"] == processes.STEPS
 
 
+def test_four_processes_go_on_where_two_were(four, alone):
+    found, lines = losses(four[0] / "slices")
+    assert lines == len(found) == processes.STEPS
+    same(found, alone)
+    assert [p.name for p in (four[0] / "slices").glob("checkpoint*")] == [f"checkpoint_{processes.STEPS}"]
+
+
+def test_four_processes_read_what_their_part_of_the_mesh_holds(four):
+    found = four[1]
+    assert [x["data"]["share"] for x in found] == [[i, 4] for i in range(4)]
+    assert [x["tensor"]["share"] for x in found] == [[0, 2], [0, 2], [1, 2], [1, 2]]
+    wanted = [[i, y] for i, (y,) in enumerate(small.batch(0)["y"].tolist())]
+    assert all(x[layout]["records"] == wanted for x in found for layout in ("data", "tensor"))
+
+
 def test_the_command_line_in_two_processes(two):
     folder, _, printed = two
     assert "step 2/2" in printed[0]
@@ -103,6 +133,14 @@ def test_a_run_of_two_processes_is_evaluated_in_any_number_of_them(two, tmp_path
     for folder in (run, tmp_path):
         found = json.loads((folder / "metrics.json").read_text())["scores"]
         assert [found[f"val/{name}"] for name in in_training] == pytest.approx([*in_training.values()], rel=1e-4)
+
+
+def test_a_bundle_says_the_same_in_two_processes(two, capsys):
+    folder, _, printed = two
+    assert main(processes.saying(folder)) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1]
+    assert [said[-1] in text.splitlines() for text in printed] == [True, False]
 
 
 def test_a_command_that_is_told_to_stop_says_so_by_its_status(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from vadapter.planning.estimate import Work, estimate
 from vadapter.planning.plans import Decode, Part, Plan, gib
 from vadapter.planning.programs import Program, compile_program
 from vadapter.planning.topologies import Topology
+from vadapter.training.compiler_options import compiler_options
 
 # What a plan needs no value of: folders and files of data and weights, which it never opens.
 _UNOPENED = ("_DIR", "_RUN", "_JSONL", "_FILES", "MIXTURE_OR_TASK_NAME")
@@ -101,7 +102,8 @@ class Planner:
         parts = self.parts(setting)
         mesh = parts.partitioner.mesh
         data, train = self.experiment.data, self.experiment.train
-        program = Program("train step", parts.lower_train_step, train.tpu_options)
+        options = compiler_options(self.devices[0], train.tpu_options)
+        program = Program("train step", parts.lower_train_step, options or {})
         compiled = compile_program(program, self.topology, mesh, cache_dir=self.cache_dir)
         work = Work(data.batch_size, parts.tokens(), parts.useful_flops(), train.steps)
         return Plan(

@@ -18,6 +18,7 @@ from vadapter.partitioning import Partitioner
 from vadapter.training import flops as flops_lib
 from vadapter.training import freezing, initialize, writing
 from vadapter.training.checkpoints import Checkpointer
+from vadapter.training.compiler_options import compiler_options
 from vadapter.training.objectives import Objective
 from vadapter.training.optimizers import Optimizer, OptimizerConfig, make_optimizer
 from vadapter.training.preemption import Preemption
@@ -42,8 +43,9 @@ class TrainConfig:
         keep_checkpoints: newest to keep; None keeps all.
         profile_steps: (first, last) updates to profile into MODEL_DIR/profile, for TensorBoard or xprof.
         tensorboard: whether to write TensorBoard files.
-        tpu_options: options of the TPU compiler for the step, such as `{"xla_tpu_scoped_vmem_limit_kib": 24576}`; they
-            change its speed and memory, not what it computes. Other platforms do not see them.
+        tpu_options: options of the TPU compiler for the step, such as `{"xla_tpu_scoped_vmem_limit_kib": 32768}`, over
+            those that `vadapter.training.compiler_options` has for the type of TPU; they change its speed and memory, not
+            what it computes. Other platforms do not see them.
     """
 
     steps: int = 250_000
@@ -166,7 +168,7 @@ class _Run:
             batch_sharding=partitioner.batch_sharding,
             replicated=partitioner.replicated,
             accumulate=config.optimizer.accumulate,
-            tpu_options=config.tpu_options,
+            compiler_options=compiler_options(partitioner.mesh.devices.flat[0], config.tpu_options),
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpointer = stack.enter_context(Checkpointer(model_dir, config.keep_checkpoints))

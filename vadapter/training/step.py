@@ -85,7 +85,7 @@ def make_train_step(
     batch_sharding: Sharding,
     replicated: Sharding,
     accumulate: int = 1,
-    tpu_options: Mapping[str, Any] | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> TrainStep:
     """Compiles the update `(state, frozen, batch) -> (state, metrics)`. The given state's memory is reused.
 
@@ -101,7 +101,7 @@ def make_train_step(
         batch_sharding: of every leaf of the batch.
         replicated: of the metrics.
         accumulate: see `loss_and_gradients`.
-        tpu_options: options of the TPU compiler; other platforms do not see them.
+        compiler_options: of XLA, for the devices' platform; see `vadapter.training.compiler_options`.
     """
 
     def train_step(state: TrainState, frozen: PyTree, batch: Any) -> tuple[TrainState, Metrics]:
@@ -122,11 +122,10 @@ def make_train_step(
         metrics |= {f"grad_norm/{part}": norm for part, norm in norms.items()}
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    on_tpu = next(iter(replicated.device_set)).platform == "tpu"
     return jax.jit(
         train_step,
         in_shardings=(state_shardings, frozen_shardings, batch_sharding),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
-        compiler_options=dict(tpu_options or {}) if on_tpu else None,
+        compiler_options=dict(compiler_options) if compiler_options else None,
     )

@@ -108,6 +108,35 @@ def test_on_chip_memory_is_not_hbm():
     assert found.hbm_bytes == 3 * 5 * 2 * (16 * 32 + 8 * 32)  # not the 8 x 16 in S(1)
 
 
+def test_line_breaks_in_a_kernels_metadata_end_nothing():
+    attributes = 'frontend_attributes={kernel_metadata={\n"sizes":"{\\"block_q\\": 384}"\n}}, metadata={op_name="f/k"}'
+    module = program(f"  %k = f32[8]{{0}} custom-call(), {attributes}", "  ROOT %n = f32[8]{0} negate(%k)")
+    assert [i.name for i in module.entry.instructions] == ["k", "n"]
+    assert module.op_name(module.entry.instructions[0]) == "f/k"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "made", "products"),
+    [
+        ("mha_fwd_residuals", "bf16[8,24,384,88]", 2),
+        ("mha_dkv_no_residuals", "bf16[8,1,384,88], bf16[8,1,384,88]", 4),
+        ("mha_dkv_segmented_no_residuals", "bf16[8,1,24,384,88], bf16[8,1,384,88]", 5),
+        ("mha_dq_no_residuals", "bf16[8,24,384,88]", 3),
+    ],
+)
+def test_splash_attention_counts_its_matrix_products(kernel, made, products):
+    """As the compiler names the kernels and shapes of 24 heads and 1 key/value head, of size 88 padded to 128."""
+    module = program(
+        "  %m = s8[1,1,1] parameter(0)",
+        "  %q = bf16[8,24,384,88] parameter(1)",
+        "  %k = bf16[8,1,512,88] parameter(2)",
+        f"  ROOT %splash_{kernel}.1 = ({made}) custom-call(%m, %q, %k, %k)",
+    )
+    found = schedule.cost(module, network(1, 1))
+    assert found.flops == products * 2 * 8 * 24 * 384 * 512 * 128
+    assert found.kernels >= found.flops / (V5E.peak_bf16_flops / V5E.clock_hz)
+
+
 @pytest.mark.parametrize("shift", [0, 1])
 def test_source_is_the_innermost_line_of_no_package(shift):
     text = NESTED
@@ -258,7 +287,7 @@ def test_a_kernel_counts_what_it_declares():
     config = 'backend_config={"custom_call_config":{"cost_estimate":{"flops":"197000000","bytes_accessed":"8"}}}'
     found = schedule.cost(program(line + config), network(1, 1))
     assert found.flops == 197e6
-    assert found.kernels == pytest.approx(1e-6 * 1.5e9)
+    assert found.kernels == pytest.approx(1e-6 * 1.5e9 / schedule.KERNEL_SHARE)
 
 
 def test_slices_of_a_stack_do_not_read_the_stack():

@@ -30,11 +30,11 @@ class Costs:
         """Returns the FLOPs of an instruction and of what it calls: matrix products, convolutions and kernels.
 
         Elementwise operations count nothing: they do not use the matrix units that the peak is of. A kernel counts what
-        its author declared (`cost_estimate`).
+        its author declared (`cost_estimate`); of splash attention, which declares nothing, see `splash_flops`.
         """
         if instruction.opcode == "custom-call":
             found = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
-            return float(found.group(1)) if found else 0.0
+            return float(found.group(1)) if found else splash_flops(around, instruction)
         return matmul_flops(around, instruction) + sum(self._called(name) for name in instruction.calls)
 
     def _called(self, name: str) -> float:
@@ -161,6 +161,23 @@ def matmul_flops(around: hlo.Computation, instruction: hlo.Instruction) -> float
         pairs *= _pairs(*sizes, {key: value.split("x")[int(axis)] for key, value in settings.items()})
     rows = result.dims[of_result.index("b")]
     return 2.0 * rows * result.dims[of_result.index("f")] * right[of_right.index("i")] * pairs
+
+
+def splash_flops(around: hlo.Computation, instruction: hlo.Instruction) -> float:
+    """Returns the FLOPs of a kernel of jax's splash attention, 0 for other kernels.
+
+    All blocks count: those that a mask hides are skipped when it runs. Heads are padded to the 128 lanes.
+    """
+    found = re.match(r"splash_m[hq]a_(fwd|dkv|dq)", instruction.name)
+    if found is None:
+        return 0.0
+    operands = [a for name in instruction.operands for a in operand_arrays(around, name)]
+    query, key = [a.dims for a in operands if a.dtype in ("bf16", "f32") and len(a.dims) > 3][:2]
+    product = 2.0 * np.prod(query[:-1]) * key[-2] * (-(-query[-1] // 128) * 128)  # of one matrix product
+    # Forward: logits, values. Keys and values: logits, dV, dP, dK, and dQ where the kernel makes it too, in a result
+    # with an axis of blocks of keys. Queries: logits, dP, dQ.
+    fused = any(len(a.dims) > len(query) for a in instruction.arrays)
+    return product * {"fwd": 2, "dkv": 5 if fused else 4, "dq": 3}[found.group(1)]
 
 
 def _pairs(inputs: int, kernel: int, outputs: int, settings: dict[str, str]) -> int:

@@ -14,6 +14,7 @@ _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAMES = re.compile(r"%([\w.\-]+)")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_CLOSING = re.compile(r"^\}(, execution_thread=.*)?$")
 _TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 
 
@@ -173,9 +174,9 @@ class Module:
         entry = ""
         current: Computation | None = None
         table: dict[int, str] | None = None
-        for line in text.splitlines():
+        for line in _statements(text):
             if current is not None:
-                if line.startswith("}"):
+                if _CLOSING.match(line):
                     current = None
                 elif instruction := parse_instruction(line):
                     current.add(instruction)
@@ -265,6 +266,19 @@ class Module:
                 step = _step(body, index)
                 return max(0, math.ceil((last - first) / step))
         return None
+
+
+def _statements(text: str) -> Iterator[str]:
+    """Lines of a program, each instruction as one: the metadata of kernels have line breaks in them."""
+    inside, statement = False, ""
+    for line in text.splitlines():
+        if inside and not _CLOSING.match(line) and not _INSTRUCTION.match(line):
+            statement += line
+            continue
+        yield statement
+        statement = line
+        inside = bool(_HEADER.match(line)) or inside and not _CLOSING.match(line)
+    yield statement
 
 
 def parse_instruction(line: str) -> Instruction | None:

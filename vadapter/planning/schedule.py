@@ -3,7 +3,8 @@
 The compiler estimates the cycles of most instructions, their memory traffic included (`estimated_cycles`). Where it
 writes none:
 
-- kernels and other instructions take the longer of their FLOPs at the peak and their bytes at the bandwidth of HBM;
+- instructions take the longer of their FLOPs at the peak and their bytes at the bandwidth of HBM; kernels, which
+  wait for vector units too, reach `KERNEL_SHARE` of the peak;
 - collectives take what the model of `collectives` says;
 - transfers that run beside computation (`-start` ... `-done`) begin when they are started and the link, or HBM, has
   finished those before. What is left of one at its `-done` is waited for, and only this waiting counts as time.
@@ -17,6 +18,9 @@ import re
 from vadapter.planning import collectives, hlo
 from vadapter.planning.collectives import Exchange, Network
 from vadapter.planning.costs import FREE, NAMING, Costs, hbm_bytes, target
+
+KERNEL_SHARE = 0.35
+"""Of the peak, that a hand-written kernel is taken to reach: an assumption, as nothing is published for short rows."""
 
 SUMS = ("flops", "hbm_bytes", "matmul", "other", "kernels", "copies", "exposed")
 
@@ -120,7 +124,8 @@ class _Play:
         traffic = self.costs.traffic(self.computation, instruction)
         cycles = instruction.estimated_cycles
         if cycles is None:
-            cycles = max(flops / self.flops_per_cycle, traffic / self.bytes_per_cycle)
+            share = KERNEL_SHARE if instruction.opcode == "custom-call" else 1.0
+            cycles = max(flops / self.flops_per_cycle / share, traffic / self.bytes_per_cycle)
         kinds = {"custom-call": "kernels", "copy": "copies"}
         kind = kinds.get(instruction.opcode, "matmul" if flops else "other")
         for name, value in (("flops", flops), ("hbm_bytes", traffic), (kind, cycles)):

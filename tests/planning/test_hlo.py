@@ -360,3 +360,20 @@ def test_work_of_the_sparse_cores_begins_at_its_update():
     assert [(e.kind, e.bytes, n) for e, n, _, _ in found.exchanges] == [("all-gather", 1048576 * 4, 1)]
     whole = found.exchanges[0][0].seconds * V5E.clock_hz
     assert found.exposed == pytest.approx(whole - 50000)  # only the second computation is beside it
+
+
+def test_waiting_counts_for_whoever_has_the_link():
+    """Two gathers, one after the other; a program that waits for the second first waits for both."""
+    group = "replica_groups={{0,1}}, dimensions={0}"
+    module = program(
+        "  %x = f32[1048576] parameter(0)",
+        f"  %a = (f32[1048576], f32[2097152]) all-gather-start(%x), channel_id=1, {group}",
+        f"  %b = (f32[1048576], f32[2097152]) all-gather-start(%x), channel_id=2, {group}",
+        '  %f = f32[8]{0:S(1)} fusion(%y), kind=kLoop, calls=%none, backend_config={"estimated_cycles":"50000"}',
+        "  %d = f32[2097152] all-gather-done(%b)",
+        "  ROOT %e = f32[2097152] all-gather-done(%a)",
+    )
+    found = schedule.cost(module, network(1, 2))
+    whole = found.exchanges[0][0].seconds * V5E.clock_hz
+    assert [waited for _, _, waited, _ in found.exchanges] == pytest.approx([whole - 50000, whole])
+    assert found.exposed == pytest.approx(2 * whole - 50000)

@@ -69,6 +69,16 @@ def cost(module: hlo.Module, network: Network) -> Cost:
     return _Play(Costs(module), network, module.entry).all()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Transfer:
+    """What a link, or HBM (`over`), does from one cycle to another; for a collective its number in the exchanges."""
+
+    begin: float
+    end: float
+    over: str
+    exchange: int | None
+
+
 class _Play:
     """Plays the schedule of one computation through."""
 
@@ -84,7 +94,8 @@ class _Play:
         self.cost = Cost()
         self.now = 0.0
         self.free = {"hbm": 0.0, "links": 0.0, "slices": 0.0}  # when each has finished what it was given
-        self.under_way: dict[str, tuple[float, int | None]] = {}  # when it ends, its number in cost.exchanges
+        self.under_way: dict[str, _Transfer] = {}
+        self.queues: dict[str, list[_Transfer]] = {over: [] for over in self.free}  # not ended when last looked at
 
     def all(self) -> Cost:
         """Returns the cost of the computation."""
@@ -144,7 +155,7 @@ class _Play:
         targets = {target(i) for _, i in self.module.inside(instruction)}
         channel = f"channel {inner.attribute('channel_id')}"
         if "AsyncCollectiveDone" in targets:
-            self._wait(channel, "exposed")
+            self._wait(channel)
             return True
         started = "AsyncCollectiveStart" in targets
         if not started and "async_collective_fusion_config" in inner.attributes:
@@ -153,7 +164,7 @@ class _Play:
         key = channel if started else instruction.name
         self._exchange(key, collectives.exchange(self.module, start, inner, self.network), "links")
         if not started and not instruction.opcode.endswith(("-start", "-update")):
-            self._wait(key, "exposed")
+            self._wait(key)
         return True
 
     def _start(self, instruction: hlo.Instruction) -> hlo.Instruction | None:
@@ -176,7 +187,7 @@ class _Play:
         elif instruction.opcode == "recv-done":
             received = self.computation.by_name.get(instruction.operands[0])
             name = re.search(r'rendezvous="([^"]*)"', received.attributes if received else "")
-            self._wait(name.group(1) if name else "", "exposed")
+            self._wait(name.group(1) if name else "")
 
     def _copies(self, instruction: hlo.Instruction) -> bool:
         """Transfers between memories, and the dones of whatever was started in one instruction."""
@@ -186,7 +197,7 @@ class _Play:
             while before and key not in self.under_way and before.opcode == "async-update":
                 key = before.operands[0]
                 before = self.computation.by_name.get(key)
-            self._wait(key, "copies" if self.under_way.get(key, (0, None))[1] is None else "exposed")
+            self._wait(key)
             return True
         if not instruction.opcode.endswith(("-start", "-update")):
             return False
@@ -203,14 +214,22 @@ class _Play:
         self._begin(key, found.seconds * self.clock, over, len(self.cost.exchanges) - 1)
 
     def _begin(self, key: str, cycles: float, over: str, exchange: int | None) -> None:
-        self.free[over] = max(self.now, self.free[over]) + cycles
-        self.under_way[key] = (self.free[over], exchange)
+        begin = max(self.now, self.free[over])
+        self.free[over] = begin + cycles
+        self.under_way[key] = _Transfer(begin, begin + cycles, over, exchange)
+        self.queues[over].append(self.under_way[key])
 
-    def _wait(self, key: str, kind: str) -> None:
-        end, exchange = self.under_way.pop(key, (0.0, None))
-        waiting = max(0.0, end - self.now)
-        setattr(self.cost, kind, getattr(self.cost, kind) + waiting)
-        if exchange is not None:
-            found, times, waited, in_loop = self.cost.exchanges[exchange]
-            self.cost.exchanges[exchange] = (found, times, waited + waiting, in_loop)
-        self.now += waiting
+    def _wait(self, key: str) -> None:
+        """Waits for a transfer, and so for those before it: the waiting counts for each while it has the link."""
+        transfer = self.under_way.pop(key, None)
+        if transfer is None or transfer.end <= self.now:
+            return
+        kind = "copies" if transfer.over == "hbm" else "exposed"
+        setattr(self.cost, kind, getattr(self.cost, kind) + transfer.end - self.now)
+        self.queues[transfer.over] = [t for t in self.queues[transfer.over] if t.end > self.now]
+        for other in self.queues[transfer.over]:
+            waited = min(other.end, transfer.end) - max(other.begin, self.now)
+            if other.exchange is not None and waited > 0:
+                found, times, before, in_loop = self.cost.exchanges[other.exchange]
+                self.cost.exchanges[other.exchange] = (found, times, before + waited, in_loop)
+        self.now = transfer.end

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
-TOPOLOGIES = ("v4:8x8x8", "v5e:8x8", "v5e:16x16", "v5p:4x4x8", "v6e:8x8", "v6e:16x16")
+TOPOLOGIES = ("v4:8x8x8", "v5e:8x8", "v5e:16x16", "v5p:4x4x8", "v6e:8x8")
 
 _HEAD = """# Paper-scale recipes on TPU slices
 
-Recipes of the paper's scale, their real training steps compiled ahead of time for the slice (what is not listed has
-not been compiled yet): {about}.
+Recipes of the paper's scale, their real training steps compiled ahead of time for the slice: {about}.
 `python benchmarks/paper_plans.py` makes this page; docs/planning.md explains the figures.
 
 Batches are of still images. The step time is the compiler's estimate. {calibration}

@@ -13,7 +13,6 @@ from vadapter.planning.programs import Program, compile_program
 from vadapter.training.compiler_options import compiler_options
 
 VMEM = "xla_tpu_scoped_vmem_limit_kib"
-GATHERS = "xla_enable_async_all_gather"
 
 
 def tpu(kind):
@@ -25,9 +24,12 @@ def test_a_users_options_win_over_those_of_the_type():
     assert own
     found = compiler_options(tpu("TPU v6 lite"), {VMEM: 1024, "more": True})
     assert found == {**own, VMEM: 1024, "more": True}
+    assert VMEM not in (compiler_options(tpu("TPU v6 lite"), {VMEM: None}) or {})
 
 
-@pytest.mark.parametrize(("kind", "other"), [("TPU v5 lite", "TPU v5e"), ("TPU v5", "TPU v5p"), ("TPU v6 lite", "TPU v6e")])
+@pytest.mark.parametrize(
+    ("kind", "other"), [("TPU v5 lite", "TPU v5e"), ("TPU v5", "TPU v5p"), ("TPU v6 lite", "TPU v6e")]
+)
 def test_both_names_of_a_type_mean_the_same(kind, other):
     assert compiler_options(tpu(kind), {}) == compiler_options(tpu(other), {})
 

@@ -43,12 +43,13 @@ class Calibration:
 
 
 # 5,189 tokens/s/chip on 256 chips (arXiv 2407.07726, section on training speed), all parts trained. The compiled step
-# has the same sizes, 32 examples a chip, data 2 x fsdp 128 and full remat:
+# has the same sizes, 32 examples a chip, data 2 x fsdp 128, full remat and the compiler's own limit of VMEM:
 #
 # vadapter plan --gin_file=experiments/open_stage1.gin --topology=v5e:16x16 --gin.ADAPTER=@MlpConfig() \
 #   --gin.encoder.variant='"so400m_14_224"' --gin.tiny/decoder.variant='"gemma_2b"' --gin.TRAINABLE='[".*"]' \
 #   --gin.BATCH_SIZE=8192 --gin.TASK_FEATURE_LENGTHS='{"inputs": 64, "targets": 64}' --gin.MeshConfig.data=2 \
-#   --gin.MeshConfig.fsdp=128 --gin.NUM_FRAMES=1 --gin.decoder.remat='"full"' --gin.encoder.remat='"full"'
+#   --gin.MeshConfig.fsdp=128 --gin.NUM_FRAMES=1 --gin.decoder.remat='"full"' --gin.encoder.remat='"full"' \
+#   --gin.TrainConfig.tpu_options='{"xla_tpu_scoped_vmem_limit_kib": 16384}'
 PALIGEMMA = Calibration(
     name="PaliGemma 3B",
     topology="v5e:16x16",

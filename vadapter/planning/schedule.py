@@ -93,9 +93,8 @@ class _Play:
         self.flops_per_cycle = kind.peak_bf16_flops / kind.clock_hz
         self.cost = Cost()
         self.now = 0.0
-        self.free = {"hbm": 0.0, "links": 0.0, "slices": 0.0}  # when each has finished what it was given
         self.under_way: dict[str, _Transfer] = {}
-        self.queues: dict[str, list[_Transfer]] = {over: [] for over in self.free}  # not ended when last looked at
+        self.queues: dict[str, list[_Transfer]] = {"hbm": [], "links": [], "slices": []}  # in the order of their turns
 
     def all(self) -> Cost:
         """Returns the cost of the computation."""
@@ -214,10 +213,10 @@ class _Play:
         self._begin(key, found.seconds * self.clock, over, len(self.cost.exchanges) - 1)
 
     def _begin(self, key: str, cycles: float, over: str, exchange: int | None) -> None:
-        begin = max(self.now, self.free[over])
-        self.free[over] = begin + cycles
+        queue = self.queues[over]
+        begin = max(self.now, queue[-1].end) if queue else self.now
         self.under_way[key] = _Transfer(begin, begin + cycles, over, exchange)
-        self.queues[over].append(self.under_way[key])
+        queue.append(self.under_way[key])
 
     def _wait(self, key: str) -> None:
         """Waits for a transfer, and so for those before it: the waiting counts for each while it has the link."""

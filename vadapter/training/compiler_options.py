@@ -30,8 +30,9 @@ def compiler_options(device: Any, tpu_options: Mapping[str, Any]) -> dict[str, A
 
     Args:
         device: of the mesh; types of TPU that are not known here have no options of their own.
-        tpu_options: the user's, which win.
+        tpu_options: the user's, which win; a value of None takes an option out.
     """
     if device.platform != "tpu":
         return None
-    return _KINDS.get(device.device_kind, {}) | dict(tpu_options)
+    options = _KINDS.get(device.device_kind, {}) | dict(tpu_options)
+    return {name: value for name, value in options.items() if value is not None}

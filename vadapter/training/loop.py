@@ -44,8 +44,8 @@ class TrainConfig:
         profile_steps: (first, last) updates to profile into MODEL_DIR/profile, for TensorBoard or xprof.
         tensorboard: whether to write TensorBoard files.
         tpu_options: options of the TPU compiler for the step, such as `{"xla_tpu_scoped_vmem_limit_kib": 32768}`, over
-            those that `vadapter.training.compiler_options` has for the type of TPU; they change its speed and memory, not
-            what it computes. Other platforms do not see them.
+            those of the type of TPU (`vadapter.training.compiler_options`); None takes one out. They change its speed
+            and memory, not what it computes. Other platforms do not see them.
     """
 
     steps: int = 250_000

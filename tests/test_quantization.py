@@ -23,7 +23,7 @@ MLP = "encoder/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"
         ("decoder/head/embedding", False),
         ("encoder/embedding/kernel", False),
         ("adapter/projection/kernel", False),
-        ("adapter/front/resampler/layers_0/attention/query/kernel", False),
+        ("adapter/front/resampler/layers/attention/query/kernel", False),
     ],
 )
 def test_only_kernels_of_stacked_layers_are_quantised(path, expected):

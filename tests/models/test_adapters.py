@@ -31,9 +31,9 @@ def test_soft_tokens_are_as_many_as_announced(name):
 
 PLACEMENTS = {
     "final": {"resampler/final_norm"},
-    "shared": {"resampler/layer_0/norm"},
-    "separate": {"resampler/layer_0/norm_query", "resampler/layer_0/norm_key"},
-    "separate_final": {"resampler/layer_0/norm_query", "resampler/layer_0/norm_key", "resampler/final_norm"},
+    "shared": {"resampler/layers/norm"},
+    "separate": {"resampler/layers/norm_query", "resampler/layers/norm_key"},
+    "separate_final": {"resampler/layers/norm_query", "resampler/layers/norm_key", "resampler/final_norm"},
 }
 
 
@@ -46,7 +46,7 @@ def test_table_1_layer_norms(placement):
 
 def test_table_1_ffn_time_and_dimensions():
     with_all = trees.flatten(run(small.perceiver(query_dim=8, hidden_dim=32))[0])
-    assert with_all["resampler/layer_1/attention/query/kernel"].shape == (8, 4, 8)
+    assert with_all["resampler/layers/attention/query/kernel"].shape == (2, 8, 4, 8)
     assert with_all["resampler/time_embedding"].shape == (2, 32)
     without = trees.flatten(run(small.perceiver(ffn=False, time_embedding=False))[0])
     assert not [p for p in without if "ffn" in p or "time" in p]

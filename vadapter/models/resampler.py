@@ -164,12 +164,12 @@ def flatten_frames(visual: Float[Array, "B F P E"]) -> Float[Array, "B S E"]:
 
 
 class ResamplerLayer(nn.Module):
-    """`x += attn(q=x, kv=[visual; x]); x += ffn(x)`."""
+    """`x += attn(q=x, kv=[visual; x]); x += ffn(x)`, a scan body."""
 
     config: PerceiverConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B R D"], visual: Float[Array, "B S E"]) -> Float[Array, "B R D"]:
+    def __call__(self, x: Float[Array, "B R D"], visual: Float[Array, "B S E"]) -> tuple[Array, None]:
         c = self.config
         queries, keys = x, visual
         if c.layer_norm == "shared":
@@ -183,11 +183,11 @@ class ResamplerLayer(nn.Module):
         x = x + attention(queries, keys)
         if c.ffn:
             x = x + FeedForward(c.ffn_ratio, c.dtype, c.zero_init, name="ffn")(x)
-        return constrain(x, "batch", "length", "activation_embed")
+        return constrain(x, "batch", "length", "activation_embed"), None
 
 
 class Perceiver(nn.Module):
-    """Perceiver resampler: `[B, F, P, E]` to `[B, R, query_dim]`.
+    """Perceiver resampler: `[B, F, P, E]` to `[B, R, query_dim]`. Its layers are stacked on a leading layer axis.
 
     Where the queries join the keys, or one norm serves both, visual tokens are first mapped to query_dim.
     """
@@ -205,8 +205,15 @@ class Perceiver(nn.Module):
             visual = dense(c.query_dim, ("embed", "mlp"), name="input_projection", dtype=c.dtype)(visual)
             visual = constrain(visual, "batch", "length", "activation_embed")
         x = learned_queries(self, c.num_queries, c.query_dim, visual.shape[0], c.dtype)
-        for i in range(c.num_layers):
-            x = ResamplerLayer(c, name=f"layer_{i}")(x, visual)
+        stack = nn.scan(
+            ResamplerLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x, _ = stack(c, name="layers")(x, visual)
         return Norm("layer", name="final_norm")(x) if c.layer_norm.endswith("final") else x
 
 

@@ -25,7 +25,7 @@ _HEAD = """# Paper-scale recipes on TPU slices
 Recipes of the paper's scale, their real training steps compiled ahead of time for the slice: {about}.
 `python benchmarks/paper_plans.py` makes this page; docs/planning.md explains the figures.
 
-Batches are of still images. The step time is the compiler's estimate. {calibration}
+Batches are of still images. The step time is the compiler's estimate; empty cells have not been compiled. {calibration}
 """
 
 
@@ -69,20 +69,44 @@ def plan_one(recipe: str, topology: str, search_limit: int, cache_dir: str | Non
         return {"recipe": recipe, "topology": topology, "error": str(error)}
 
 
+def summary(plans: list[dict[str, Any]], topologies: list[str]) -> str:
+    """Returns the table of step time and MFU, a row a recipe, a column a slice."""
+    from vadapter.planning.page import Table, markdown
+
+    def cell(recipe: str, topology: str) -> str:
+        plan = next((p for p in plans if (p["recipe"], p["topology"]) == (recipe, topology)), None)
+        if plan is None:
+            return ""
+        if "error" in plan or not plan["fits"]:
+            return "does not fit"
+        return f"{plan['estimate']['step_seconds']:.2f} s, {100 * plan['estimate']['mfu']:.1f}%"
+
+    names = sorted({p["recipe"] for p in plans})
+    rows = tuple((name, *(cell(name, topology) for topology in topologies)) for name in names)
+    return markdown(Table("", ("step, MFU", *topologies), rows))
+
+
 def page(plans: list[dict[str, Any]], topologies: list[str]) -> str:
-    """Returns the page of all plans, a table a slice."""
+    """Returns the page of all plans: the summary, then a table a slice."""
     from vadapter.planning import calibration
     from vadapter.planning.page import markdown, overview
     from vadapter.planning.topologies import Topology
 
     versions = next((p["compiled"]["versions"] for p in plans if "error" not in p), {})
     about = ", ".join(f"{name} {version}" for name, version in versions.items())
-    parts = [_HEAD.format(about=about, calibration=calibration.PALIGEMMA.text())]
+    parts = [_HEAD.format(about=about, calibration=calibration.PALIGEMMA.text()), summary(plans, topologies), ""]
     for topology in topologies:
         rows = [p for p in plans if p["topology"] == topology]
         chips = Topology.parse(topology).num_chips
         parts.append(f"## {topology}, {chips} chips\n\n{markdown(overview(rows))}\n")
     return "\n".join(parts)
+
+
+def _write(plans: list[dict[str, Any]], output: Path) -> None:
+    rows = sorted(plans, key=lambda p: (p["recipe"], p["topology"]))
+    topologies = sorted({p["topology"] for p in rows}, key=lambda t: (t not in TOPOLOGIES, t))
+    output.write_text(page(rows, topologies))
+    output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def main() -> None:
@@ -105,10 +129,7 @@ def main() -> None:
             said = plan.get("error") or ("fits" if plan["fits"] else "does not fit")
             print(f"{number} of {len(tasks)}: {plan['recipe']} on {plan['topology']}: {said}", flush=True)
             plans[plan["recipe"], plan["topology"]] = plan
-            rows = [plans[key] for key in sorted(plans)]
-            planned = {p["topology"] for p in rows}
-            args.output.write_text(page(rows, sorted(planned, key=lambda t: (t not in TOPOLOGIES, t))))
-            data.write_text(json.dumps(rows, indent=1) + "\n")
+            _write(list(plans.values()), args.output)
     print(f"Wrote {args.output} and {data}.")
 
 

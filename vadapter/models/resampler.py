@@ -209,7 +209,7 @@ class Perceiver(nn.Module):
             ResamplerLayer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )

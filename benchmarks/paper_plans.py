@@ -77,7 +77,9 @@ def summary(plans: list[dict[str, Any]], topologies: list[str]) -> str:
         plan = next((p for p in plans if (p["recipe"], p["topology"]) == (recipe, topology)), None)
         if plan is None:
             return ""
-        if "error" in plan or not plan["fits"]:
+        if "error" in plan:
+            return "an error, below"
+        if not plan["fits"]:
             return "does not fit"
         return f"{plan['estimate']['step_seconds']:.2f} s, {100 * plan['estimate']['mfu']:.1f}%"
 

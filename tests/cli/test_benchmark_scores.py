@@ -22,16 +22,10 @@ import numpy as np
 import pytest
 
 from tests.data import official_files
-from tests.models import small as models
-from tests.training import small
-from vadapter import trees
+from tests.tiny_bundle import write_bundle
 from vadapter.cli import experiment
 from vadapter.cli.main import main
-from vadapter.data import vocabulary as vocabularies
 from vadapter.evaluation import captions
-from vadapter.models.vlm import VLM
-from vadapter.weights import bundle
-from vadapter.weights.description import Description, Text
 
 ITEMS = 8
 EXAMPLE = "Given Question: Is it red ? Answer: yes"
@@ -243,18 +237,6 @@ def saying(texts):
 
 
 # From files to scores
-
-
-def write_bundle(folder):
-    """A model with random weights, all of them in one bundle. Returns its path."""
-    sizes = {"depth": 1, "num_heads": 2}
-    parts = {"decoder": models.decoder(**sizes, vocab_size=512), "encoder": models.vit(**sizes)}
-    config = models.vlm("perceiver", **parts, num_frames=2)
-    params = small.params(VLM(config), example=models.batch(config, rows=1))
-    arrays = {path: np.asarray(x) for path, x in trees.flatten(params).items()}
-    text = Text("", vocabularies.sha256(""), {"inputs": 16, "targets": 16})  # the vocabulary that ships with vadapter
-    bundle.write(str(folder / "bundle"), Description(config, text, frozen_dtype="float32"), arrays, step=1)
-    return folder / "bundle"
 
 
 def scores(name, folder, model, meteor=True):

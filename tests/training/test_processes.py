@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.test_benchmark_scores import write_bundle
+from tests.tiny_bundle import write_bundle
 from tests.training import processes, small
 from vadapter.cli import train
 from vadapter.cli.main import main

@@ -103,7 +103,7 @@ class Planner:
         mesh = parts.partitioner.mesh
         data, train = self.experiment.data, self.experiment.train
         options = compiler_options(self.devices[0], train.tpu_options)
-        program = Program("train step", parts.lower_train_step, options or {})
+        program = Program("train step", parts.lower_train_step, options)
         compiled = compile_program(program, self.topology, mesh, cache_dir=self.cache_dir)
         work = Work(data.batch_size, parts.tokens(), parts.useful_flops(), train.steps)
         return Plan(

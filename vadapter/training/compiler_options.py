@@ -25,14 +25,14 @@ _KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def compiler_options(device: Any, tpu_options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the options for a jax device, None if it is no TPU.
+def compiler_options(device: Any, tpu_options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options for a jax device, none if it is no TPU.
 
     Args:
         device: of the mesh; types of TPU that are not known here have no options of their own.
         tpu_options: the user's, which win; a value of None takes an option out.
     """
     if device.platform != "tpu":
-        return None
+        return {}
     options = _KINDS.get(device.device_kind, {}) | dict(tpu_options)
     return {name: value for name, value in options.items() if value is not None}

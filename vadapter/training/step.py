@@ -127,5 +127,5 @@ def make_train_step(
         in_shardings=(state_shardings, frozen_shardings, batch_sharding),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
-        compiler_options=dict(compiler_options) if compiler_options else None,
+        compiler_options=dict(compiler_options or {}) or None,
     )

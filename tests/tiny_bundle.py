@@ -1,0 +1,23 @@
+"""A bundle of a model that knows nothing, for whatever needs one quickly."""
+
+import numpy as np
+
+from tests.models import small as models
+from tests.training import small
+from vadapter import trees
+from vadapter.data import vocabulary as vocabularies
+from vadapter.models.vlm import VLM
+from vadapter.weights import bundle
+from vadapter.weights.description import Description, Text
+
+
+def write_bundle(folder):
+    """A model with random weights, all of them in one bundle. Returns its path."""
+    sizes = {"depth": 1, "num_heads": 2}
+    parts = {"decoder": models.decoder(**sizes, vocab_size=512), "encoder": models.vit(**sizes)}
+    config = models.vlm("perceiver", **parts, num_frames=2)
+    params = small.params(VLM(config), example=models.batch(config, rows=1))
+    arrays = {path: np.asarray(x) for path, x in trees.flatten(params).items()}
+    text = Text("", vocabularies.sha256(""), {"inputs": 16, "targets": 16})  # the vocabulary that ships with vadapter
+    bundle.write(str(folder / "bundle"), Description(config, text, frozen_dtype="float32"), arrays, step=1)
+    return folder / "bundle"

@@ -130,11 +130,26 @@ def test_splash_attention_counts_its_matrix_products(kernel, made, products):
         "  %m = s8[1,1,1] parameter(0)",
         "  %q = bf16[8,24,384,88] parameter(1)",
         "  %k = bf16[8,1,512,88] parameter(2)",
-        f"  ROOT %splash_{kernel}.1 = ({made}) custom-call(%m, %q, %k, %k)",
+        f'  ROOT %splash_{kernel}.1 = ({made}) custom-call(%m, %q, %k, %k), custom_call_target="tpu_custom_call"',
     )
     found = schedule.cost(module, network(1, 1))
     assert found.flops == products * 2 * 8 * 24 * 384 * 512 * 128
     assert found.kernels >= found.flops / (V5E.peak_bf16_flops / V5E.clock_hz)
+    assert found.unknown_kernels == 0
+
+
+@pytest.mark.parametrize(
+    ("attributes", "flops", "unknown"),
+    [
+        ('custom_call_target="tpu_custom_call"', 0, 1),
+        ('custom_call_target="tpu_custom_call", backend_config={"cost_estimate":{"flops":"4096"}}', 4096, 0),
+        ('custom_call_target="TopK"', 0, 0),
+    ],
+)
+def test_a_kernel_that_declares_no_flops_is_told_of(attributes, flops, unknown):
+    module = program("  %x = bf16[512,512]{1,0} parameter(0)", f"  ROOT %k = bf16[512] custom-call(%x), {attributes}")
+    found = schedule.cost(module, network(1, 1))
+    assert (found.flops, found.unknown_kernels) == (flops, unknown)
 
 
 @pytest.mark.parametrize("shift", [0, 1])

@@ -59,6 +59,13 @@ def test_the_calibration_and_measured_runs_stand_beside_the_estimate():
     assert "TPU v5e" in text and "55%" in text
 
 
+def test_kernels_of_unknown_cost_are_told_of():
+    found = plan()
+    unknown = dataclasses.replace(found, compiled=dataclasses.replace(found.compiled, unknown_kernels=3))
+    assert not any("cost_estimate" in note for note in page.notes(found))
+    assert any("3 hand-written kernels" in note and "cost_estimate" in note for note in page.notes(unknown))
+
+
 def test_the_page_is_self_contained_and_escapes_what_it_shows():
     large = plan(20 * GIB)
     text = page.html("a < b", page.summary(large), page.tables(large), page.notes(large), large)

@@ -29,12 +29,11 @@ class Costs:
     def flops(self, around: hlo.Computation, instruction: hlo.Instruction) -> float:
         """Returns the FLOPs of an instruction and of what it calls: matrix products, convolutions and kernels.
 
-        Elementwise operations count nothing: they do not use the matrix units that the peak is of. A kernel counts what
-        its author declared (`cost_estimate`); of splash attention, which declares nothing, see `splash_flops`.
+        Elementwise operations count nothing: they do not use the matrix units that the peak is of. Of kernels, see
+        `kernel_flops`.
         """
         if instruction.opcode == "custom-call":
-            found = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
-            return float(found.group(1)) if found else splash_flops(around, instruction)
+            return kernel_flops(around, instruction) or 0.0
         return matmul_flops(around, instruction) + sum(self._called(name) for name in instruction.calls)
 
     def _called(self, name: str) -> float:
@@ -163,14 +162,19 @@ def matmul_flops(around: hlo.Computation, instruction: hlo.Instruction) -> float
     return 2.0 * rows * result.dims[of_result.index("f")] * right[of_right.index("i")] * pairs
 
 
-def splash_flops(around: hlo.Computation, instruction: hlo.Instruction) -> float:
-    """Returns the FLOPs of a kernel of jax's splash attention, 0 for other kernels.
+def kernel_flops(around: hlo.Computation, instruction: hlo.Instruction) -> float | None:
+    """Returns the FLOPs of a custom call; None where they are unknown.
 
-    All blocks count: those that a mask hides are skipped when it runs. Heads are padded to the 128 lanes.
+    They are what the kernel's author declared (`cost_estimate`). The kernels of jax's splash attention declare nothing
+    and are known by their names. All of their blocks count, though those that a mask hides are skipped when it runs;
+    heads are padded to the 128 lanes.
     """
+    declared = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
+    if declared:
+        return float(declared.group(1))
     found = re.match(r"splash_m[hq]a_(fwd|dkv|dq)", instruction.name)
     if found is None:
-        return 0.0
+        return None
     operands = [a for name in instruction.operands for a in operand_arrays(around, name)]
     query, key = [a.dims for a in operands if a.dtype in ("bf16", "f32") and len(a.dims) > 3][:2]
     product = 2.0 * np.prod(query[:-1]) * key[-2] * (-(-query[-1] // 128) * 128)  # of one matrix product

@@ -76,6 +76,11 @@ def notes(plan: Plan) -> list[str]:
         found.append(
             f"{plan.compiled.unknown_loops} loops run as often as the data say; one pass of each is in the step's time."
         )
+    if plan.compiled.unknown_kernels:
+        found.append(
+            f"Of {plan.compiled.unknown_kernels} hand-written kernels nobody says how much they compute: only their "
+            "reading and writing is in the step's time, so the step takes longer. Give pl.pallas_call a cost_estimate."
+        )
     found += [METHOD, calibration.PALIGEMMA.text()]
     if published := calibration.published_for(tpu.name):
         rows = (f"{p.name} on {p.chips} chips {100 * p.mfu:.0f}% ({p.source})" for p in published)

@@ -142,6 +142,7 @@ class Compiled:
         compile_seconds: of the compilation, also where the result came from the cache.
         versions: of jax, jaxlib and libtpu.
         unknown_loops: loops whose length is not known before they run; they are counted once.
+        unknown_kernels: kernels whose FLOPs are not known; the time of their bytes is counted.
     """
 
     name: str
@@ -156,6 +157,7 @@ class Compiled:
     compile_seconds: float
     versions: dict[str, str]
     unknown_loops: int = 0
+    unknown_kernels: int = 0
 
     @property
     def fits(self) -> bool:
@@ -261,6 +263,7 @@ def _compile(program: Program, lowered: jax.stages.Lowered, topology: Topology, 
         compile_seconds=seconds,
         versions=versions(),
         unknown_loops=spent.unknown_loops,
+        unknown_kernels=spent.unknown_kernels,
     )
 
 

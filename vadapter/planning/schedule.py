@@ -17,7 +17,7 @@ import re
 
 from vadapter.planning import collectives, hlo
 from vadapter.planning.collectives import Exchange, Network
-from vadapter.planning.costs import FREE, NAMING, Costs, hbm_bytes, target
+from vadapter.planning.costs import FREE, NAMING, Costs, hbm_bytes, kernel_flops, target
 
 KERNEL_SHARE = 0.35
 """Of the peak, that a hand-written kernel is taken to reach: an assumption, as nothing is published for short rows."""
@@ -39,6 +39,7 @@ class Cost:
         exposed: waiting for collectives.
         exchanges: (collective, executions, cycles of waiting, whether it is in a loop).
         unknown_loops: whose length is not known; they count once.
+        unknown_kernels: whose FLOPs are not known; their bytes alone count.
     """
 
     flops: float = 0.0
@@ -50,6 +51,7 @@ class Cost:
     exposed: float = 0.0
     exchanges: list[tuple[Exchange, int, float, bool]] = dataclasses.field(default_factory=list)
     unknown_loops: int = 0
+    unknown_kernels: int = 0
 
     @property
     def cycles(self) -> float:
@@ -61,6 +63,7 @@ class Cost:
         for name in SUMS:
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         self.unknown_loops += other.unknown_loops
+        self.unknown_kernels += other.unknown_kernels
         self.exchanges += [(e, n * times, w * times, loop or in_loop) for e, n, w, loop in other.exchanges]
 
 
@@ -134,6 +137,8 @@ class _Play:
         traffic = self.costs.traffic(self.computation, instruction)
         cycles = instruction.estimated_cycles
         if cycles is None:
+            is_kernel = target(instruction) == "tpu_custom_call"
+            self.cost.unknown_kernels += is_kernel and kernel_flops(self.computation, instruction) is None
             share = KERNEL_SHARE if instruction.opcode == "custom-call" else 1.0
             cycles = max(flops / self.flops_per_cycle / share, traffic / self.bytes_per_cycle)
         kinds = {"custom-call": "kernels", "copy": "copies"}

@@ -339,7 +339,7 @@ def test_shards_for_a_bucket_are_written_here_and_copied(tmp_path, monkeypatch):
     from vadapter.data.benchmarks import builder
 
     official_files.write("coco_caption", tmp_path / "official")
-    monkeypatch.setattr(builder, "_is_remote", lambda path: str(path).startswith(str(tmp_path)))
+    monkeypatch.setattr(builder, "is_remote", lambda path: str(path).startswith(str(tmp_path)))
     copied = []
     copy = builder.epath.Path(tmp_path).__class__.copy
     monkeypatch.setattr(

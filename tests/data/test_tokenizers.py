@@ -176,6 +176,49 @@ def test_a_format_that_the_tokenizer_does_not_have(paths, family, name, message)
         vocabulary.load(paths[family], name)
 
 
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A folder that TensorFlow's file systems find at gs://bucket."""
+
+    def here(path):
+        return str(path).replace("gs://bucket", str(tmp_path))
+
+    def taking(function):
+        return lambda path, *args: function(here(path), *args)
+
+    def giving(function):
+        return lambda path: [found.replace(str(tmp_path), "gs://bucket") for found in function(here(path))]
+
+    for files in (tf.io.gfile, tf.compat.v2.io.gfile):  # seqio uses the second
+        for name, wrapped in (("exists", taking), ("isdir", taking), ("GFile", taking), ("glob", giving)):
+            monkeypatch.setattr(files, name, wrapped(getattr(files, name)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("family", ["qwen", "gemma.model"])
+def test_a_tokenizer_in_a_bucket(paths, bucket, family):
+    (bucket / "lm").mkdir()
+    if family == "qwen":
+        write_tokenizer(bucket / "lm" / "tokenizer", family)
+    else:
+        write_sentencepiece(bucket / "lm" / "spm.model", "gemma")
+    words = vocabulary.load("gs://bucket/lm")
+    local = vocabulary.load(paths[family])
+    assert words.more(" red") == local.more(" red") and (words.bos_id, words.eos_id) == (local.bos_id, local.eos_id)
+    assert words.path == "gs://bucket/lm" and vocabulary.sha256(words.path) == vocabulary.sha256(local.path)
+    with pytest.raises(UserError, match="at gs://bucket/other; found no such file"):
+        vocabulary.load("gs://bucket/other")
+
+
+def test_a_bucket_that_is_not_ours(monkeypatch):
+    def refuse(path):
+        raise tf.errors.PermissionDeniedError(None, None, "Error executing an HTTP request: 403")
+
+    monkeypatch.setattr(tf.io.gfile, "exists", refuse)
+    with pytest.raises(UserError, match="gs://bucket/lm cannot be read .*403"):
+        vocabulary.load("gs://bucket/lm")
+
+
 def test_bad_files_are_named(paths, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="tokenizer.json.*cannot be read"):

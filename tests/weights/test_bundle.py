@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.models import small
+from vadapter import paths
 from vadapter.errors import UserError
 from vadapter.models.classifier import ClassifierConfig
 from vadapter.weights import bundle, description
@@ -151,4 +152,4 @@ def test_paths_are_kept_when_a_description_moves():
     assert moved.moved("out/bundle", "runs/stage2") == DESCRIPTION
     shipped = dataclasses.replace(DESCRIPTION, text=dataclasses.replace(TEXT, vocabulary=""))
     assert shipped.moved("a", "b/c") == shipped
-    assert description.resolve(description.relative("gs://bucket/run", "out"), "out") == "gs://bucket/run"
+    assert paths.resolve(paths.relative("gs://bucket/run", "out"), "out") == "gs://bucket/run"

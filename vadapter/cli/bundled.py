@@ -16,12 +16,13 @@ from vadapter.cli.shapes import example
 from vadapter.errors import UserError
 from vadapter.models.vlm import VLM, VLMConfig
 from vadapter.partitioning import Partitioner, abstract_params
+from vadapter.paths import relative, resolve
 from vadapter.training import checkpoints, freezing, initialize
 from vadapter.training.sources import Offer, Reference, Source, check_same, look
 from vadapter.weights import bundle as bundles
 from vadapter.weights import description as descriptions
 from vadapter.weights.bundle import Backbone, Bundle
-from vadapter.weights.description import Description, relative, resolve
+from vadapter.weights.description import Description
 
 
 def export(checkpoint: str, out: str, step: int | None = None) -> Bundle:

@@ -1,11 +1,11 @@
 """The record of what a run trains: `model.json` of its folder."""
 
 import dataclasses
-import os
 from typing import TYPE_CHECKING, Any
 
 from vadapter.cli.experiment import Experiment
-from vadapter.weights.description import Description, Text, relative
+from vadapter.paths import absolute, relative
+from vadapter.weights.description import Description, Text
 
 if TYPE_CHECKING:
     from vadapter.training.optimizers import OptimizerConfig
@@ -20,7 +20,7 @@ def describe(experiment: Experiment) -> Description:
     text = None
     if found:
         path = found.pop("vocabulary")
-        path = relative(os.path.abspath(os.path.expanduser(path)), experiment.model_dir) if path else ""
+        path = relative(absolute(path), experiment.model_dir) if path else ""
         text = Text(vocabulary=path, lengths=dict(experiment.data.lengths), **found)
     return Description(
         model=experiment.model,

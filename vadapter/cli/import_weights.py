@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vadapter.errors import UserError
+from vadapter.paths import absolute, is_remote
 
 if TYPE_CHECKING:
     from vadapter.weights.architecture import Architecture, Opened
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Imports the weights."""
     start = time.perf_counter()
-    out = args.out if _is_remote(args.out) else os.path.abspath(os.path.expanduser(args.out))
+    out = absolute(args.out)
     _check_free(out)
 
     from vadapter.weights import architecture, mapping
@@ -139,7 +140,7 @@ def _staged(out: str) -> Iterator[str]:
 
     In a bucket, where folders cannot be renamed, it is `out` itself: there the checkpoint alone is atomic.
     """
-    if _is_remote(out):
+    if is_remote(out):
         yield out
         return
     parent, name = os.path.split(out)
@@ -179,7 +180,3 @@ def _file_names(source: str) -> list[str]:
 def _command(args: argparse.Namespace) -> str:
     given = {name: getattr(args, name) for name in ("source", "out", "part", "dtype", "variant", "tokenizer")}
     return shlex.join(["vadapter", "import", *(f"--{name}={value}" for name, value in given.items() if value)])
-
-
-def _is_remote(path: str) -> bool:
-    return "://" in path

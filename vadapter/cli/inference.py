@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from vadapter.cli import bundled
 from vadapter.cli.shapes import example, for_model
@@ -15,9 +15,10 @@ from vadapter.errors import UserError
 from vadapter.models.attention import PLATFORMS
 from vadapter.models.vlm import VLM, VLMConfig
 from vadapter.partitioning import Partitioner, abstract_params
+from vadapter.paths import resolve
 from vadapter.training import checkpoints, initialize
 from vadapter.weights import description as descriptions
-from vadapter.weights.description import Description, Text, resolve
+from vadapter.weights.description import Description, Text
 
 _DEFAULTS = {False: ("caption",), True: ("image_question", "video_question")}
 
@@ -114,8 +115,8 @@ def find_vocabulary(text: Text, folder: str, others: Iterable[str] = ()) -> voca
         UserError: there is none, or only others.
     """
     recorded = resolve(text.vocabulary, folder) if text.vocabulary else ""
-    places = [recorded, *(place for place in others if text.vocabulary and (Path(place) / "tokenizer").is_dir())]
-    found = {place: vocabularies.sha256(place) for place in places if not place or Path(place).exists()}
+    places = [recorded, *(place for place in others if text.vocabulary and (epath.Path(place) / "tokenizer").is_dir())]
+    found = {place: vocabularies.sha256(place) for place in places if not place or epath.Path(place).exists()}
     same = [place for place, sha256 in found.items() if sha256 == text.sha256]
     if not same:
         there = ", ".join(f"{place or 'the shipped one'} with {sha256}" for place, sha256 in found.items())

@@ -10,11 +10,11 @@ import numpy as np
 from vadapter import trees
 from vadapter.errors import UserError
 from vadapter.models.serialization import to_json
+from vadapter.paths import relative
 from vadapter.training import freezing
 from vadapter.training.sources import Reference, check_fits
 from vadapter.weights import bundle as bundles
 from vadapter.weights.bundle import Bundle
-from vadapter.weights.description import relative
 
 if TYPE_CHECKING:
     from vadapter.cli.experiment import Experiment

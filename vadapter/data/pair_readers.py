@@ -21,6 +21,7 @@ from vadapter.data.pair_formats import (
     to_pair,
 )
 from vadapter.errors import UserError
+from vadapter.paths import is_remote
 
 FORMATS = ("tar", "tfrecord", "array_record", "parquet", "jsonl")
 
@@ -97,7 +98,7 @@ class ArrayRecordReader:
     def __init__(self, files: Sequence[str], fields: Fields):
         from array_record.python import array_record_data_source
 
-        if remote := [f for f in files if shards.is_remote(f)]:
+        if remote := [f for f in files if is_remote(f)]:
             raise UserError(f"Expected local ArrayRecord files; found {remote[0]}. Mount the folder, or use tar files.")
         if missing := [f for f in files if not os.path.exists(f)]:
             raise UserError(f"Expected {len(files)} files; {missing[0]} is missing. Correct the names.")

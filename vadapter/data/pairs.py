@@ -18,6 +18,7 @@ from vadapter.data.pair_formats import Fields, Pair
 from vadapter.data.pair_readers import Reader, open_files
 from vadapter.data.sources import RandomAccessSource, Shape
 from vadapter.errors import UserError
+from vadapter.paths import is_remote
 
 _REMOTE_THREADS = 32  # requests that wait
 
@@ -44,7 +45,7 @@ class PairsSource(RandomAccessSource):
         reader = open_files(train, format, fields, cache_dir)
         first = train if isinstance(train, str) else train[0]
         self._name = first
-        self.threads = threads or (_REMOTE_THREADS if shards.is_remote(first) else min(8, os.cpu_count() or 1))
+        self.threads = threads or (_REMOTE_THREADS if is_remote(first) else min(8, os.cpu_count() or 1))
         held = 0 if validation or holdout <= 0 else min(max(round(holdout * len(reader)), 1), len(reader) - 1)
         self._parts: dict[str, tuple[Reader, int, int]] = {"train": (reader, 0, len(reader) - held)}
         if held:
@@ -100,7 +101,7 @@ class PairsSource(RandomAccessSource):
         if record.error:
             raise MediaError(record.error)
         media = record.media
-        if record.path and (self.media == "image" or shards.is_remote(record.path)):
+        if record.path and (self.media == "image" or is_remote(record.path)):
             with shards.open_file(record.path) as file:
                 media = (file.read(),)
         if self.media == "image":

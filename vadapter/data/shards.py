@@ -24,13 +24,9 @@ import tensorflow as tf
 
 from vadapter.data.shard_index import Index
 from vadapter.errors import UserError
+from vadapter.paths import absolute, is_remote
 
 _VERSION = 1  # of the index; another one is scanned again
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path is not of the local file system, such as gs://."""
-    return "://" in path
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:
@@ -42,7 +38,7 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     found: list[str] = []
     for pattern in (p for text in patterns if text for p in _braces(text)):
-        pattern = pattern if is_remote(pattern) else os.path.abspath(os.path.expanduser(pattern))
+        pattern = absolute(pattern)
         if not re.search(r"[*?\[]", pattern):
             found.append(pattern)
             continue

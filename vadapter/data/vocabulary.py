@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import sentencepiece
 import seqio
 import tensorflow as tf
 import tokenizers
+from etils import epath
 
 from vadapter import resources
 from vadapter.data import formats
@@ -264,7 +264,7 @@ class TokenizerVocabulary(TextVocabulary):
     def __init__(self, path: str, prompt_format: str = formats.PLAIN):
         file = locate(path)
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(file.read_bytes())
         except Exception as e:  # the library raises `Exception` itself
             raise UserError(
                 f"Expected a tokenizer.json of Hugging Face in {file}; it cannot be read as one ({e})."
@@ -317,14 +317,14 @@ def _none_if_negative(i: int) -> int | None:
     return None if i < 0 else i
 
 
-def _named_tokens(folder: Path) -> dict[str, str]:
+def _named_tokens(folder: epath.Path) -> dict[str, str]:
     """Start and end token as the files beside a tokenizer.json name them."""
     named: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             continue
         try:
-            settings = json.loads((folder / name).read_text(encoding="utf-8"))
+            settings = json.loads((folder / name).read_bytes())
         except ValueError as e:
             raise UserError(f"{folder / name} is not valid JSON: {e}. Use the file as it was published.") from e
         for key in ("bos_token", "eos_token"):
@@ -335,23 +335,30 @@ def _named_tokens(folder: Path) -> dict[str, str]:
     return named
 
 
-def locate(path: str) -> Path:
+def locate(path: str) -> epath.Path:
     """Finds the file that defines a vocabulary.
 
     Args:
-        path: the file; a folder with one; a folder that `vadapter import` wrote; or "" for the scenes vocabulary.
+        path: the file; a folder with one; a folder that `vadapter import` wrote; or "" for the scenes vocabulary. May
+            be an address such as gs://bucket/folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it cannot be reached.
     """
     if not path:
-        return resources.folder("data") / "scenes" / "vocabulary.model"
-    place = Path(path).expanduser()
+        return epath.Path(resources.folder("data")) / "scenes" / "vocabulary.model"
+    try:
+        return _find(epath.Path(path).expanduser())
+    except tf.errors.OpError as e:
+        raise UserError(f"{path} cannot be read ({e.message}). Correct the address, or ask for access.") from e
+
+
+def _find(place: epath.Path) -> epath.Path:
     if place.is_file():
         return place
     if not place.is_dir():
         raise UserError(
-            f"Expected a SentencePiece model, a {_JSON}, or a folder with one of them at {path}; found no such file. "
+            f"Expected a SentencePiece model, a {_JSON}, or a folder with one of them at {place}; found no such file. "
             "Correct the path."
         )
     folder = place / _FOLDER if (place / _FOLDER).is_dir() else place

@@ -78,8 +78,8 @@ def notes(plan: Plan) -> list[str]:
         )
     if plan.compiled.unknown_kernels:
         found.append(
-            f"Of {plan.compiled.unknown_kernels} hand-written kernels nobody says how much they compute: only their "
-            "reading and writing is in the step's time, so the step takes longer. Give pl.pallas_call a cost_estimate."
+            f"How much {plan.compiled.unknown_kernels} hand-written kernels compute is not known: only what they read "
+            "and write is in the step's time, which is too short so. Give their pl.pallas_call a cost_estimate."
         )
     found += [METHOD, calibration.PALIGEMMA.text()]
     if published := calibration.published_for(tpu.name):
@@ -332,7 +332,8 @@ def bars(plan: Plan) -> list[tuple[str, list[tuple[str, str, float]]]]:
     m = plan.compiled.memory
     pieces = {
         "arguments": m.arguments,
-        "temporaries": max(0, m.peak - m.arguments),
+        "temporaries": max(0, m.peak - m.arguments - m.code),
+        "program": m.code,
         "left": max(0, m.limit - m.peak),
     }
     found = [_bar(f"Memory of a device: {gib(m.peak)} of {gib(m.limit)}", pieces, gib)]

@@ -15,6 +15,7 @@ from etils import epath
 from vadapter import trees
 from vadapter.array_types import PyTree
 from vadapter.errors import UserError
+from vadapter.paths import is_remote
 from vadapter.training.freezing import named_leaves
 from vadapter.training.state import TrainState
 
@@ -74,7 +75,7 @@ class Checkpointer:
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
-        self._model_dir = str(epath.Path(model_dir)) if "://" in model_dir else str(epath.Path(model_dir).resolve())
+        self._model_dir = str(epath.Path(model_dir)) if is_remote(model_dir) else str(epath.Path(model_dir).resolve())
         options = ocp.CheckpointManagerOptions(
             step_prefix="checkpoint",
             max_to_keep=None if read_only else keep,

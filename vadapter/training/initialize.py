@@ -5,7 +5,6 @@ A run's checkpoint holds what the run trained. Everything else it took from `Sou
 """
 
 import dataclasses
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from vadapter import quantization, trees
 from vadapter.array_types import Array, PyTree
 from vadapter.errors import UserError
 from vadapter.partitioning import Partitioner, init_params
+from vadapter.paths import relative, resolve
 from vadapter.training import checkpoints, freezing
 from vadapter.training.sources import Offer, Reference, Source, check_fits, check_same, look, rename
 
@@ -72,7 +72,7 @@ def initial_params(
     taken = {path for offer in offers for path in offer.taken}
     _check_covered(frozen, taken, [s.path for s in sources])
     storage = _Storage(partitioner, boxed, trees.flatten(trained_tree), frozen_dtype)
-    references = [offer.reference(_relative(offer.folder, model_dir), frozen) for offer in offers]
+    references = [offer.reference(relative(offer.folder, model_dir), frozen) for offer in offers]
     params = _read(offers, taken, storage)
     for offer in offers:
         say(offer.summary())
@@ -142,7 +142,7 @@ def restore(
         [Reference.from_json(r) for r in run["sources"]],
         boxed,
         partitioner,
-        resolve=lambda reference: _resolve(reference.path, model_dir),
+        resolve=lambda reference: resolve(reference.path, model_dir),
         frozen_dtype=dtype,
         what=f"The run {model_dir}",
     )
@@ -270,11 +270,3 @@ def _check_covered(frozen: Collection[str], taken: Collection[str], sources: Seq
             f"not saved, so random ones would be lost. The sources {', '.join(sources) or '(none)'} give, nearest to "
             f"it: {nearest}. Add a source or a rule for it, or make it trainable."
         )
-
-
-def _relative(path: str, model_dir: str) -> str:
-    return path if "://" in path or "://" in model_dir else os.path.relpath(path, model_dir)
-
-
-def _resolve(path: str, model_dir: str) -> str:
-    return path if "://" in path else os.path.normpath(os.path.join(model_dir, path))

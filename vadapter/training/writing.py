@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from vadapter.evaluators_api import EvalResult
+from vadapter.paths import is_remote
 
 _CAPTION_WIDTH = 224
 
@@ -30,7 +31,7 @@ class CurveFile:
     def add(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Appends a line; it is in the file when this returns."""
         self._lines.append(json.dumps({"step": step, "split": split, **values}))
-        if "://" in str(self._path):
+        if is_remote(self._path):
             self._write_all()  # object stores cannot append
         else:
             with open(self._path, "a") as f:

@@ -5,7 +5,6 @@ Whoever has it needs neither the gin files nor the data that the model was train
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from vadapter.errors import UserError
 from vadapter.models.classifier import ClassifierConfig
 from vadapter.models.serialization import from_json, to_json
 from vadapter.models.vlm import VLMConfig
+from vadapter.paths import relative, resolve
 
 FORMAT = 1
 FILE = "model.json"
@@ -141,16 +141,6 @@ def read_json(file: str) -> Any:
         return json.loads(epath.Path(file).read_text())
     except ValueError as e:
         raise UserError(f"{file} is not valid JSON: {e}. Use the file as it was written.") from e
-
-
-def relative(path: str, folder: str) -> str:
-    """Returns a path as files in `folder` name it: relative, but for addresses such as gs://bucket/run."""
-    return path if "://" in path or "://" in folder else os.path.relpath(path, folder)
-
-
-def resolve(path: str, folder: str) -> str:
-    """Returns what `relative` was given."""
-    return path if "://" in path else os.path.normpath(os.path.join(folder, path))
 
 
 def _version(record: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vadapter.errors import UserError
+from vadapter.paths import is_remote
 from vadapter.weights import files_orbax, files_t5x
 from vadapter.weights.architecture import Opened
 from vadapter.weights.files_npz import NpzFile
@@ -42,7 +43,7 @@ def open_source(path: str) -> Opened:
             has pickles only.
     """
     path = os.path.expanduser(path)
-    if "://" in path:
+    if is_remote(path):
         raise UserError(f"{path} is not on this machine. Copy it to a local folder first, and give that as --source.")
     if not os.path.exists(path):
         raise UserError(f"{path} does not exist. Expected {_KNOWN}.")

@@ -22,6 +22,7 @@ from etils import epath
 from vadapter import fingerprints, trees
 from vadapter.errors import UserError
 from vadapter.fingerprints import ArrayHash
+from vadapter.paths import is_remote
 from vadapter.weights.mapping import Parameter
 
 STEP = 0
@@ -63,7 +64,7 @@ def write(
         UserError: a parameter is not floating-point, the disk is too small, or the source cannot be read.
     """
     # TensorStore wants an absolute path.
-    folder = epath.Path(out) if _is_remote(out) else epath.Path(out).resolve()
+    folder = epath.Path(out) if is_remote(out) else epath.Path(out).resolve()
     final, unfinished = folder / f"checkpoint_{STEP}", folder / _UNFINISHED
     if final.exists():
         raise UserError(f"{final} is there already. Give a new folder, or remove this one first.")
@@ -112,7 +113,7 @@ class _Stream:
         array = ts.open(
             {
                 "driver": "zarr",
-                "kvstore": path + "/" if _is_remote(path) else {"driver": "file", "path": path + "/"},
+                "kvstore": path + "/" if is_remote(path) else {"driver": "file", "path": path + "/"},
                 # Orbax takes a chunk that is not there for lost.
                 "store_data_equal_to_fill_value": True,
                 # Weights hardly compress.
@@ -218,7 +219,7 @@ def _check_floats(parameters: Sequence[Parameter]) -> None:
 
 
 def _check_space(out: str, parameters: Sequence[Parameter], dtype: str) -> None:
-    if _is_remote(out):
+    if is_remote(out):
         return
     folder = epath.Path(out).resolve()
     while not folder.exists():
@@ -229,7 +230,3 @@ def _check_space(out: str, parameters: Sequence[Parameter], dtype: str) -> None:
             f"{out} needs {need / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free. Make room, or give --out on "
             "another disk."
         )
-
-
-def _is_remote(path: str) -> bool:
-    return "://" in path

@@ -8,7 +8,6 @@ With Apache Beam (`pip install vadapter[beam]`) files are read and records writt
 """
 
 import logging
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -22,6 +21,7 @@ from vadapter.data.benchmarks import media, table
 from vadapter.data.benchmarks.files import Item
 from vadapter.data.benchmarks.media import Entry
 from vadapter.errors import UserError
+from vadapter.paths import is_remote
 
 
 class BenchmarkConfig(tfds.core.BuilderConfig):
@@ -53,17 +53,13 @@ class _Writer(tfds.core.ExampleWriter):
     """Writes shards. ArrayRecord is written to local files only, so one for a bucket is written here and copied."""
 
     def write(self, path: epath.PathLike, examples: Iterable[Any]) -> Any:
-        if not _is_remote(path):
+        if not is_remote(path):
             return super().write(path, examples)
         with tempfile.TemporaryDirectory() as folder:
             local = epath.Path(folder) / epath.Path(path).name
             found = super().write(local, examples)
             local.copy(path, overwrite=True)
         return found
-
-
-def _is_remote(path: epath.PathLike) -> bool:
-    return "://" in os.fspath(path)
 
 
 class Benchmarks(tfds.core.GeneratorBasedBuilder):

@@ -19,5 +19,6 @@ def relative(path: str, folder: str) -> str:
 
 
 def resolve(path: str, folder: str) -> str:
-    """Returns what `relative` was given."""
-    return path if is_remote(path) else os.path.normpath(os.path.join(folder, path))
+    """Returns what `relative` was given: the whole of a path as files in `folder` name it."""
+    whole = path if is_remote(path) else os.path.join(folder, path)
+    return whole if is_remote(whole) else os.path.normpath(whole)

@@ -24,3 +24,13 @@ def clip(path, shades, size=(64, 48), rotation=None):
         for packet in stream.encode():
             file.mux(packet)
     return path
+
+
+def copy_to_ram(folder, to):
+    """Copies the files of a folder to `ram://...`, which TensorFlow reads as it does gs://."""
+    import tensorflow as tf
+
+    tf.io.gfile.makedirs(to)
+    for path in folder.iterdir():
+        if path.is_file():
+            tf.io.gfile.copy(str(path), f"{to}/{path.name}", overwrite=True)

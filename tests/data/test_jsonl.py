@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from tests.data.files import clip, picture
+from tests.data.files import clip, copy_to_ram, picture
 from vadapter import resources
 from vadapter.data.config import LoaderConfig
 from vadapter.errors import UserError
@@ -112,6 +112,23 @@ def test_missing_and_damaged_files_are_skipped_and_named(folder, caplog):
     assert "skipped all.jsonl:2" in caplog.text and "c.webp" in caplog.text
     with pytest.raises(UserError, match=r"at most 1.0%.*found \d of"):
         rows("own_image_caption", max_bad_share=0.01)
+
+
+def test_a_folder_in_a_bucket(folder, caplog):
+    """`ram://` is read as `gs://` is, through TensorFlow's file systems."""
+    (folder / "b.png").unlink()
+    remote = f"ram://{folder.name}"
+    copy_to_ram(folder, remote)
+    from vadapter.data import tasks
+
+    tasks.jsonl_task("own", f"{remote}/all.jsonl", validation=f"{remote}/all.jsonl")
+    found = {(row["task"], row["id"]): (batch, i) for batch, i, row in rows("own") if row["valid"]}
+    assert len(found) == 5
+    batch, i = found["own_image_caption", "sea"]
+    np.testing.assert_allclose(batch.media[i, 0, 0, 8, 8], (0, 0, 250), atol=12)
+    assert "skipped all.jsonl:2" in caplog.text and f"{remote}/b.png" in caplog.text
+    with pytest.raises(UserError, match=f"at {remote}/none.jsonl"):
+        tasks.jsonl_task("own", f"{remote}/none.jsonl")
 
 
 @pytest.mark.parametrize(

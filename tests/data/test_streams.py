@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data import pair_files
+from tests.data.files import copy_to_ram
 from tests.data.media_files import movie
 from tests.data.pair_files import add, caption, colour, example, loader, png, read, register, rows, write
 from vadapter.data import shard_index, shards
@@ -161,15 +162,6 @@ def test_a_mixture_of_three_sources_in_gin(tmp_path):
 
 
 # Remote files
-
-
-def copy_to_ram(folder, to):
-    import tensorflow as tf
-
-    tf.io.gfile.makedirs(to)
-    for path in folder.iterdir():
-        if path.is_file():
-            tf.io.gfile.copy(str(path), f"{to}/{path.name}", overwrite=True)
 
 
 @pytest.mark.parametrize("format_", ["tar", "tfrecord", "parquet", "jsonl"])

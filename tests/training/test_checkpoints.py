@@ -68,3 +68,31 @@ def test_another_format_is_refused(tmp_path):
         pytest.raises(UserError, match="has format 99; this version of vadapter reads format 1"),
     ):
         checkpointer.run(0)
+
+
+def test_a_checkpoint_that_is_being_written_into_a_bucket_is_none(tmp_path):
+    """It has its name from the beginning there, and Orbax adds the time when all is written."""
+    with checkpoints.Checkpointer(str(tmp_path), keep=2) as checkpointer:
+        for step in (5, 10):
+            checkpointer.save(state(step), {})
+    file = tmp_path / "checkpoint_10" / "_CHECKPOINT_METADATA"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "commit_timestamp_nsecs": None}))
+    assert checkpoints.steps(str(tmp_path)) == [5]
+    file.write_text(file.read_text()[:10])
+    assert checkpoints.steps(str(tmp_path)) == [5]
+
+
+def test_what_was_copied_into_a_bucket_is_read_but_not_gone_on_with_unmarked(tmp_path, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    checkpoints.save_params(str(tmp_path), {"a": np.ones(2)}, step=7)
+    mark = tmp_path / "checkpoint_7" / "commit_success.txt"
+    mark.unlink(missing_ok=True)  # older versions of Orbax do not leave it on a disk
+    in_a_bucket = ocp.path.atomicity.CommitFileTemporaryPath
+    monkeypatch.setattr(ocp.path.atomicity_defaults, "get_default_temporary_path_class", lambda *_, **__: in_a_bucket)
+    assert checkpoints.load_params(str(tmp_path))["a"].tolist() == [1, 1]
+    with pytest.raises(UserError, match="checkpoint_7 has no commit_success.txt.*copied"):
+        checkpoints.Checkpointer(str(tmp_path))
+    mark.touch()
+    with checkpoints.Checkpointer(str(tmp_path)) as checkpointer:
+        assert checkpointer.latest() == 7

@@ -166,3 +166,19 @@ def test_an_interrupted_import_leaves_nothing_and_the_next_one_works(tmp_path, e
     store.write(str(tmp_path), PARAMETERS, "bfloat16", {})
     assert left(tmp_path) == ["checkpoint_0", "mine.txt", "sha256.json"]
     assert json.loads((tmp_path / "sha256.json").read_text())["step"] == 0
+
+
+def test_in_a_bucket_a_checkpoint_is_finished_with_its_last_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "is_remote", lambda path: str(path).endswith("checkpoint_0"))
+    copy, seen = type(store.epath.Path(tmp_path)).copy, []
+
+    def watched(path, to, **options):
+        seen.append(str(path.relative_to(tmp_path / "importing")))
+        assert checkpoints.steps(str(tmp_path)) == []
+        return copy(path, to, **options)
+
+    monkeypatch.setattr(type(store.epath.Path(tmp_path)), "copy", watched)
+    store.write(str(tmp_path), PARAMETERS, "float32", {})
+    assert seen[-1] == "_CHECKPOINT_METADATA" and len(seen) == len(set(seen)) > len(WEIGHTS)
+    assert left(tmp_path) == ["checkpoint_0", "sha256.json"]
+    assert_equal(checkpoints.load_params(str(tmp_path)), WEIGHTS)

@@ -46,6 +46,7 @@ def train(experiment: "Experiment") -> "TrainResult":
     """
     import jax
 
+    from vadapter import buckets
     from vadapter.cli import described
     from vadapter.cli.experiment import Parts, data_info
     from vadapter.cli.host_memory import keep_freed_memory
@@ -53,6 +54,7 @@ def train(experiment: "Experiment") -> "TrainResult":
     from vadapter.training import initialize, loop
     from vadapter.weights import description
 
+    buckets.check(experiment.model_dir)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     parts = Parts(experiment)

@@ -4,6 +4,7 @@
 is, and which frozen weights it used, by reference. Frozen weights themselves are never in it.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from vadapter import trees
+from vadapter import buckets, trees
 from vadapter.array_types import PyTree
 from vadapter.errors import UserError
 from vadapter.paths import is_remote
@@ -24,14 +25,32 @@ FORMAT = 1
 _CHUNK_BYTES = 1 << 26
 # What a process holds on the host while it reads: no more than this, however large its devices' parts are.
 _READ_AHEAD_GB = 16
+_MARK = "commit_success.txt"
 _DIRECTORY = re.compile(r"checkpoint_(\d+)")
 
 
 def steps(model_dir: str) -> list[int]:
-    """Returns the steps of the finished checkpoints in a folder, ascending; empty if there is no such folder."""
+    """Returns the steps of the finished checkpoints in a folder, ascending; empty if there is no such folder.
+
+    Raises:
+        UserError: the folder is in a bucket that cannot be reached.
+    """
+    buckets.check(model_dir)
     folder = epath.Path(model_dir)
     found = [_DIRECTORY.fullmatch(p.name) for p in folder.iterdir()] if folder.exists() else []
-    return sorted(int(m.group(1)) for m in found if m and (folder / m.group(0) / "_CHECKPOINT_METADATA").exists())
+    return sorted(int(m.group(1)) for m in found if m and _is_finished(folder / m.group(0)))
+
+
+def _is_finished(checkpoint: epath.Path) -> bool:
+    """Whether Orbax has noted when everything was written.
+
+    On a disk an unfinished checkpoint has another name. In a bucket, where folders cannot be renamed, it has not.
+    """
+    try:
+        record = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text())
+    except (FileNotFoundError, ValueError):  # absent, or just being written
+        return False
+    return record.get("commit_timestamp_nsecs") is not None
 
 
 def locate(path: str, step: int | None = None) -> tuple[str, int]:
@@ -45,7 +64,7 @@ def locate(path: str, step: int | None = None) -> tuple[str, int]:
         (MODEL_DIR, step).
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or as `steps`.
     """
     path = path.rstrip("/")
     if match := _DIRECTORY.fullmatch(path.rsplit("/", 1)[-1]):
@@ -69,12 +88,17 @@ class Checkpointer:
         model_dir: folder of the run; made if needed.
         keep: newest checkpoints to keep; None keeps all.
         read_only: refuses to save, makes and deletes nothing.
+
+    Raises:
+        UserError: the bucket of the folder cannot be reached, or a checkpoint was copied there and Orbax, which would
+            write more of them, does not take it for a finished one.
     """
 
     def __init__(self, model_dir: str, keep: int | None = 1, read_only: bool = False):
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
+        finished = steps(model_dir)
         self._model_dir = str(epath.Path(model_dir)) if is_remote(model_dir) else str(epath.Path(model_dir).resolve())
         options = ocp.CheckpointManagerOptions(
             step_prefix="checkpoint",
@@ -82,12 +106,21 @@ class Checkpointer:
             save_interval_steps=0 if read_only else 1,
             read_only=read_only,
             create=not read_only,
+            # Of a bucket Orbax takes only what it marked. What was copied there from a disk may have no such mark.
+            temporary_path_class=ocp.path.atomicity.AtomicRenameTemporaryPath if read_only else None,
         )
         handlers: dict[str, Any] = {
             name: ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_READ_AHEAD_GB) for name in ("params", "optimizer")
         }
         handlers["run"] = ocp.JsonCheckpointHandler()
         self._manager = ocp.CheckpointManager(self._model_dir, options=options, item_handlers=handlers)
+        unseen = set() if read_only else set(finished).difference(self._manager.all_steps())
+        if unseen:
+            raise UserError(
+                f"{self._model_dir}/checkpoint_{max(unseen)} has no {_MARK}, the mark of a finished checkpoint in a "
+                f"bucket: it was copied there from a disk. If it was copied whole, put an empty file {_MARK} into it; "
+                "else give another MODEL_DIR."
+            )
 
     def latest(self) -> int | None:
         """Returns the step of the newest checkpoint, or None."""

@@ -11,6 +11,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ STEP = 0
 _ITEM = "params"
 # Name of the checkpoint until it is complete.
 _UNFINISHED = "importing"
+_FINISHED = "_CHECKPOINT_METADATA"
+_COPIES = 32  # at the same time, within a bucket
 # The version of `training.checkpoints` that this is read by.
 _FORMAT = 1
 # A device that needs a part of a chunk reads all of it.
@@ -78,7 +81,7 @@ def write(
             _write_all_but_arrays(unfinished, streams, {"format": _FORMAT, "step": STEP, "sources": [], **run})
         for stream in streams.values():
             stream.write(str(unfinished / _ITEM / stream.name))
-        unfinished.rename(final)
+        _publish(unfinished, final)
         hashes = {path: stream.hash for path, stream in sorted(streams.items())}
         fingerprints.save(str(folder), STEP, hashes)
     except BaseException:
@@ -200,6 +203,34 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _publish(unfinished: epath.Path, final: epath.Path) -> None:
+    """Gives a checkpoint its name.
+
+    Folders of a bucket cannot be renamed: the files are copied there, last the one that tells of a finished checkpoint.
+    """
+    if not is_remote(final):
+        unfinished.rename(final)
+        return
+
+    def copy(path: epath.Path) -> None:
+        target = final / path.relative_to(unfinished)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.copy(target)
+
+    with futures.ThreadPoolExecutor(_COPIES) as pool:
+        list(pool.map(copy, (path for path in _files(unfinished) if path.name != _FINISHED)))
+    copy(unfinished / _FINISHED)
+    unfinished.rmtree()
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
 
 
 def _remove(folder: epath.Path, *names: str) -> None:

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
     and a side file."""
     import jax
 
+    from vadapter import buckets
     from vadapter.cli import bundled, restored
     from vadapter.errors import UserError
     from vadapter.evaluation import report_evaluation, report_files, thumbnails
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("A bundle is left as it is. Say with --output where to write the results of its evaluation.")
     if args.num_examples < 0:
         raise UserError(f"--num_examples is {args.num_examples}; expected 0, for none, or more.")
+    buckets.check(args.output or "")
     opened = bundled.of_arguments(args)
     trained = restored.load_bundle(opened, args) if opened else restored.load(args)
     output = args.output or trained.parts.experiment.model_dir

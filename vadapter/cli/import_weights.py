@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from vadapter import buckets
 from vadapter.errors import UserError
 from vadapter.paths import absolute, is_remote
 
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
     """Imports the weights."""
     start = time.perf_counter()
     out = absolute(args.out)
+    buckets.check(out)
     _check_free(out)
 
     from vadapter.weights import architecture, mapping

@@ -19,16 +19,17 @@ def prepare(name: str, data_dir: str):
     """Returns a function that makes one update and waits for it."""
     import jax
 
-    from vadapter.cli import experiment
+    from vadapter.cli import experiments
     from vadapter.cli.config import parse_gin
     from vadapter.partitioning import init_params
+    from vadapter.runs import experiment
     from vadapter.training import freezing, optimizers, state, step
 
-    experiment.register()
+    experiments.register()
     runs = [f"{run}='unused'" for run in ("MODEL_DIR", "ENCODER_RUN", "LARGE_RUN", "STAGE1_RUN")]
     text = [b for b in runs if not (b.startswith("STAGE1") and name == "perceiver")]
     parse_gin([f"experiments/scenes_{name}.gin"], [*text, f"DATA_DIR={data_dir!r}", "SCENES_TASK='scenes_images'"])
-    config = experiment.configured()
+    config = experiments.made()
     parts = experiment.Parts(config)
     params = init_params(parts.model, parts.example, jax.random.key(0), parts.partitioner)
     trainable, frozen = freezing.partition(params, config.train.trainable)

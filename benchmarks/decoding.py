@@ -18,7 +18,7 @@ def model_and_batch(args: argparse.Namespace):
     """Makes a VLM of the given sizes and rows of one picture and a prompt."""
     import numpy as np
 
-    from vadapter.batch import Batch
+    from vadapter.base.batch import Batch
     from vadapter.models.adapters import MlpConfig
     from vadapter.models.decoder import DecoderConfig
     from vadapter.models.vit import ViTConfig
@@ -61,7 +61,7 @@ def main() -> None:
     args = parser.parse_args()
     import jax
 
-    from vadapter.evaluation.decoding import DecodingConfig, make_generate
+    from vadapter.generation.decoding import DecodingConfig, make_generate
     from vadapter.partitioning import Partitioner, init_params
 
     methods = {

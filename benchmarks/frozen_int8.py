@@ -20,7 +20,7 @@ def measure(variant: str, depth: int, rows: int, length: int) -> dict:
     import numpy as np
     from flax import linen as nn
 
-    from vadapter import quantization, trees
+    from vadapter.base import quantization, trees
     from vadapter.models import variants
     from vadapter.models.decoder import Decoder
     from vadapter.training import freezing

@@ -89,8 +89,8 @@ def write_clip(path: Path, rng: np.random.Generator, seconds: int = 5, rate: int
 def ours(kind: str, files: str, args: argparse.Namespace) -> Callable[[], Iterator]:
     """Returns a function that starts endless batches of the loader."""
     from vadapter.data import tasks
-    from vadapter.data.config import LoaderConfig
-    from vadapter.data.loader import Loader
+    from vadapter.data.order.config import LoaderConfig
+    from vadapter.data.order.loader import Loader
 
     name = f"bench_{kind}"
     media = "video" if kind == "clips" else "image"

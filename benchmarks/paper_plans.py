@@ -31,7 +31,7 @@ Batches are of still images. The step time is the compiler's estimate; empty cel
 
 def recipes(pattern: str) -> list[str]:
     """Returns the names of the shipped recipes that match."""
-    from vadapter import resources
+    from vadapter.base import resources
 
     names = (path.stem for path in (resources.folder("gin") / "experiments").glob("*.gin"))
     return sorted(name for name in names if fnmatch.fnmatch(name, pattern))
@@ -39,7 +39,7 @@ def recipes(pattern: str) -> list[str]:
 
 def mesh_file(topology: str) -> str | None:
     """Returns the shipped mesh of a slice, or None."""
-    from vadapter import resources
+    from vadapter.base import resources
     from vadapter.planning.topologies import Topology
 
     parsed = Topology.parse(topology)
@@ -52,13 +52,14 @@ def plan_one(recipe: str, topology: str, search_limit: int, cache_dir: str | Non
     from vadapter.planning.topologies import Topology, prepare
 
     prepare()  # before anything uses a device
-    from vadapter.cli import planner
-    from vadapter.errors import UserError
+    from vadapter.base.errors import UserError
+    from vadapter.cli import experiments
     from vadapter.planning.search import Search
+    from vadapter.runs import planner
 
     try:
         files = [f"experiments/{recipe}.gin", *filter(None, [mesh_file(topology)])]
-        experiment = planner.configured(files)
+        experiment = experiments.unopened(files)
         planned = planner.Planner(recipe, experiment, Topology.parse(topology), cache_dir=cache_dir)
         made = planned.plan()
         if not made.fits and search_limit:

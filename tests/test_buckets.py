@@ -4,8 +4,8 @@ import builtins
 
 import pytest
 
-from vadapter import buckets
-from vadapter.errors import UserError
+from vadapter.base import buckets
+from vadapter.base.errors import UserError
 from vadapter.training import checkpoints
 
 

@@ -11,8 +11,8 @@ import gin
 import pytest
 from etils import epath
 
+from vadapter.base.errors import UserError
 from vadapter.cli import config, main
-from vadapter.errors import UserError
 from vadapter.partitioning import hosts as processes
 from vadapter.partitioning.hosts import HostsConfig
 from vadapter.partitioning.rendezvous import NotAllThereError

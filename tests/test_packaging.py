@@ -57,7 +57,10 @@ def test_the_wheel_works_outside_the_checkout(wheel, tmp_path):
     site, empty = tmp_path / "site", tmp_path / "empty"
     zipfile.ZipFile(wheel).extractall(site)
     empty.mkdir()
-    code = "import gin, vadapter.resources as r; gin.clear_config(); print(r.folder('gin')); print(r.folder('data'))"
+    code = (
+        "import gin; from vadapter.base import resources as r; gin.clear_config(); "
+        "print(r.folder('gin')); print(r.folder('data'))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run([sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True)
     assert done.stdout.split() == [str(site / "vadapter" / "_shipped" / name) for name in ("gin", "data")], done.stderr

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vadapter import quantization
+from vadapter.base import quantization
 from vadapter.partitioning import MeshConfig, make_mesh
 
 QUERY, OUT, UP = (f"decoder/layers/{name}/kernel" for name in ("attention/query", "attention/out", "mlp/up"))

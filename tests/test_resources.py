@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from vadapter import resources
-from vadapter.errors import UserError
+from vadapter.base import resources
+from vadapter.base.errors import UserError
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 
-from vadapter import trees
-from vadapter.errors import UserError
+from vadapter.base import trees
+from vadapter.base.errors import UserError
 
 TREE = {"encoder": {"kernel": 1, "bias": 2}, "adapter": {"lm": {"kernel": 3}, "queries": 4}}
 

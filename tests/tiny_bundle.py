@@ -4,11 +4,11 @@ import numpy as np
 
 from tests.models import small as models
 from tests.training import small
-from vadapter import trees
-from vadapter.data import vocabulary as vocabularies
+from vadapter.base import trees
+from vadapter.data.rows import vocabulary as vocabularies
 from vadapter.models.vlm import VLM
-from vadapter.weights import bundle
-from vadapter.weights.description import Description, Text
+from vadapter.runs import bundle
+from vadapter.runs.description import Description, Text
 
 
 def write_bundle(folder):

@@ -21,11 +21,11 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tests.data import official_files
+from tests.benchmarks import official_files
 from tests.tiny_bundle import write_bundle
-from vadapter.cli import experiment
 from vadapter.cli.main import main
 from vadapter.evaluation import captions
+from vadapter.runs import experiment
 
 ITEMS = 8
 EXAMPLE = "Given Question: Is it red ? Answer: yes"

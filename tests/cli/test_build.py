@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.data import official_files
-from vadapter.cli import experiment
+from tests.benchmarks import official_files
+from vadapter.cli import experiments
 from vadapter.cli.config import parse_gin, register
 from vadapter.cli.main import main
 
@@ -38,14 +38,14 @@ def test_mistakes_are_messages(tmp_path, official, capsys):
 
 
 def test_the_gin_file_of_benchmarks_follows_a_run(tmp_path, official):
-    from vadapter.data.benchmarks import table, tasks
-    from vadapter.data.loader import Loader
+    from vadapter.benchmarks import table, tasks
+    from vadapter.data.order.loader import Loader
 
-    experiment.register()
+    experiments.register()
     register([tasks.benchmark_task, table.benchmark_split])
     bindings = ["MODEL_DIR='run'", "BENCHMARK='vqav2'", f"DATA_DIR='{tmp_path / 'built'}'", f"MANUAL_DIR='{official}'"]
     parse_gin(["experiments/scenes_tiny.gin", "data/benchmarks.gin"], [*bindings, "SHOTS=2", "EVAL_LIMIT=2"])
-    (evaluation,) = experiment.configured().evaluations
+    (evaluation,) = experiments.made().evaluations
     assert (evaluation.name, evaluation.kind, evaluation.data.split) == ("vqav2", "generation", "validation")
     _, rows = next(Loader(evaluation.data).eval_batches(for_decoding=True))
     assert [row["id"] for row in rows if row["valid"]] == ["262148000", "262148001"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data import official_files
+from tests.benchmarks import official_files
 from vadapter.cli.main import main
 
 SMALL = [
@@ -72,7 +72,7 @@ def test_infer_reads_an_image(demo, tmp_path, capsys, suffix):
 
 
 def test_infer_answers_about_a_video(demo, capsys):
-    from vadapter import resources
+    from vadapter.base import resources
 
     clip = resources.folder("data") / "samples" / "moves.mp4"
     command = ["infer", f"--model_dir={demo / 'queries'}", f"--media={clip}", "--max_new_tokens=3"]

@@ -9,13 +9,14 @@ import pytest
 from flax import linen as nn
 
 from tests.data.tokenizer_files import write_tokenizer
-from vadapter import resources, trees
-from vadapter.cli import experiment
+from vadapter.base import resources, trees
+from vadapter.base.errors import UserError
+from vadapter.cli import experiments
 from vadapter.cli.config import parse_gin
-from vadapter.errors import UserError
 from vadapter.models import variants
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import Partitioner
+from vadapter.runs import experiment
 from vadapter.training import freezing, initialize
 from vadapter.weights import gin_text
 
@@ -46,11 +47,11 @@ def resolve(name: str, data_dir: Path, more: Sequence[str] = (), batch_size: int
     values |= {f"{kind}_FILES": str(SAMPLE) for kind in ("IMAGE", "VIDEO", "CLIP")}
     bindings = [f"{macro}={value!r}" for macro, value in values.items() if f"--gin.{macro}=" in text]
     imported = [data_dir / part / f"{part}.gin" for part in ("encoder", "tiny", "large") if f"/{part}.gin" in text]
-    experiment.register()
+    experiments.register()
     world = [f"ScenesConfig.{field}" for field in SMALL_WORLD] if "DATA_DIR" in text else ["jsonl_task.holdout=0.5"]
     world += ["pairs_task.max_bad_share=1.0"] if "IMAGE_FILES" in text else []
     parse_gin([f"experiments/{name}", *map(str, imported), *more], [*bindings, *world, f"BATCH_SIZE={batch_size}"])
-    return experiment.configured()
+    return experiments.made()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.weights import families
-from vadapter import fingerprints, trees
+from vadapter.base import fingerprints, trees
 from vadapter.cli import config as gin_front
 from vadapter.cli.main import main
 from vadapter.models import variants

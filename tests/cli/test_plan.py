@@ -8,16 +8,17 @@ import jax
 import pytest
 
 from tests.planning import plans_made
-from vadapter import trees
+from vadapter.base import trees
+from vadapter.base.errors import UserError
+from vadapter.cli import experiments
 from vadapter.cli import plan as command
-from vadapter.cli import planned, planner
 from vadapter.cli.main import main
-from vadapter.errors import UserError
-from vadapter.evaluation.decoding import DecodingConfig
+from vadapter.generation.decoding import DecodingConfig
 from vadapter.models.adapters import LMAdapterConfig
 from vadapter.models.vlm import VLMConfig
 from vadapter.planning import search
 from vadapter.planning.topologies import Topology
+from vadapter.runs import planned, planner
 
 GIB = plans_made.GIB
 RECIPE = "experiments/scenes_paper.gin"
@@ -118,7 +119,7 @@ def test_mistakes_are_explained(compiler, capsys, arguments, message):
 
 @pytest.fixture(scope="module")
 def experiment():
-    return planner.configured([RECIPE])
+    return experiments.unopened([RECIPE])
 
 
 def test_the_step_is_the_one_that_training_compiles(experiment):
@@ -181,7 +182,7 @@ def test_videos_cost_the_encoder_more(experiment):
 
 
 def test_a_classifier_has_no_videos_and_no_texts():
-    experiment = planner.configured(["experiments/scenes_vit.gin"])
+    experiment = experiments.unopened(["experiments/scenes_vit.gin"])
     with pytest.raises(UserError, match="--video"):
         _ = planned.PlannedParts(experiment, jax.devices(), video=True).example
     with pytest.raises(UserError, match="--decode"):

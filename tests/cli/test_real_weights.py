@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from tests.data.tokenizer_files import write_tokenizer
 from tests.weights import families
-from vadapter import resources
+from vadapter.base import resources
 from vadapter.cli.main import main
 
 SAMPLES = resources.folder("data") / "samples"

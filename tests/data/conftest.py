@@ -2,7 +2,7 @@
 
 import pytest
 
-from vadapter.data.config import ScenesConfig
+from vadapter.data.scenes.config import ScenesConfig
 
 SMALL = ScenesConfig(
     train=150,

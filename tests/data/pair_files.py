@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vadapter.data.config import LoaderConfig
+from vadapter.data.order.config import LoaderConfig
 
 ENDINGS = {"tar": "tar", "tfrecord": "tfrecord", "array_record": "array_record", "parquet": "parquet", "jsonl": "jsonl"}
 
@@ -113,7 +113,7 @@ def register(files, **settings):
 
 
 def loader(name="pairs", index=0, count=1, **changes):
-    from vadapter.data.loader import Loader
+    from vadapter.data.order.loader import Loader
 
     settings = {"batch_size": 4, "num_visual_tokens": 3, "image_size": 16, "max_bad_share": 0.5}
     return Loader(LoaderConfig(mixture=name, **(settings | changes)), process_index=index, process_count=count)

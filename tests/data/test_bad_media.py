@@ -8,8 +8,8 @@ from tests.data.test_odd_videos import BAD_VIDEOS
 
 def test_a_run_skips_every_bad_file_by_name_and_counts_it(tmp_path, caplog):
     from vadapter.data import tasks
-    from vadapter.data.config import LoaderConfig
-    from vadapter.data.loader import Loader
+    from vadapter.data.order.config import LoaderConfig
+    from vadapter.data.order.loader import Loader
 
     lines = []
     for i, (name, make) in enumerate(BAD.items()):

@@ -7,10 +7,10 @@ import tokenizers
 
 from tests.data.files import picture
 from tests.data.tokenizer_files import write_tokenizer
-from vadapter.data import vocabulary
-from vadapter.data.config import LoaderConfig
-from vadapter.data.loader import Loader
-from vadapter.data.requests import request
+from vadapter.data.order.config import LoaderConfig
+from vadapter.data.order.loader import Loader
+from vadapter.data.rows import vocabulary
+from vadapter.data.rows.requests import request
 from vadapter.data.tasks import jsonl_task
 
 PROMPT = "See <media> . Question : <question> ? Answer:"

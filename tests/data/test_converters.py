@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vadapter.data.converters import VLMFeatureConverter
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
+from vadapter.data.rows.converters import VLMFeatureConverter
 
 LENGTHS = {"inputs": 5, "targets": 3, "media": (1, 1, 2, 2, 3)}
 

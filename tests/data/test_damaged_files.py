@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from tests.data.pair_files import add, caption, loader, png, read, register, rows, write
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
-from vadapter import resources
-from vadapter.data import description, tasks, vocabulary
+from vadapter.base import resources
+from vadapter.data import tasks
+from vadapter.data.rows import description, vocabulary
 
 SAMPLE = resources.folder("data") / "samples" / "captions.jsonl"
 

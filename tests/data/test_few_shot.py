@@ -2,15 +2,15 @@
 
 import pytest
 
-from tests.data import official_files
-from vadapter.data import prompts
-from vadapter.errors import UserError
+from tests.benchmarks import official_files
+from vadapter.base.errors import UserError
+from vadapter.data.rows import prompts
 
 PAIRS = [(f"{i}", f"image{i // 2}", f"What is {i}?", f"answer {i}") for i in range(6)]
 
 
 def examples(pairs=PAIRS, **settings):
-    from vadapter.data.few_shot import Examples
+    from vadapter.data.rows.few_shot import Examples
 
     return Examples(pairs, **settings)
 
@@ -89,9 +89,9 @@ def test_prompts_of_the_paper():
 
 
 def registered(tmp_path, name="vqav2", **settings):
-    from vadapter.data.benchmarks.tasks import benchmark_task
-    from vadapter.data.config import LoaderConfig
-    from vadapter.data.loader import Loader
+    from vadapter.benchmarks.tasks import benchmark_task
+    from vadapter.data.order.config import LoaderConfig
+    from vadapter.data.order.loader import Loader
 
     official_files.write(name, tmp_path / "official")
     benchmark_task(name, str(tmp_path / "built"), str(tmp_path / "official"), **settings)
@@ -140,7 +140,7 @@ def test_without_examples_and_with_own_templates(tmp_path):
 
 
 def test_examples_need_the_training_annotations(tmp_path):
-    from vadapter.data.benchmarks.tasks import benchmark_task
+    from vadapter.benchmarks.tasks import benchmark_task
 
     official_files.write("vqav2", tmp_path)
     (tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json").unlink()

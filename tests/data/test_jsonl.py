@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.data.files import clip, copy_to_ram, picture
-from vadapter import resources
-from vadapter.data.config import LoaderConfig
-from vadapter.errors import UserError
+from vadapter.base import resources
+from vadapter.base.errors import UserError
+from vadapter.data.order.config import LoaderConfig
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def register(folder, **settings):
 
 
 def rows(mixture, **changes):
-    from vadapter.data.loader import Loader
+    from vadapter.data.order.loader import Loader
 
     settings = {"split": "validation", "batch_size": 2, "num_visual_tokens": 3, "image_size": 16, "max_bad_share": 1.0}
     made = Loader(LoaderConfig(mixture=mixture, **(settings | changes)))
@@ -68,7 +68,7 @@ def test_each_kind_of_record_becomes_a_task(folder):
 
 
 def test_training_batches_of_the_mixture(folder):
-    from vadapter.data.loader import Loader
+    from vadapter.data.order.loader import Loader
 
     made = Loader(LoaderConfig(mixture=register(folder), batch_size=4, num_visual_tokens=3, image_size=16))
     batches = made.batches()
@@ -77,7 +77,7 @@ def test_training_batches_of_the_mixture(folder):
 
 
 def test_no_image_is_in_both_splits_of_a_hold_out(folder):
-    from vadapter.data.jsonl import JsonlSource
+    from vadapter.data.reading.jsonl import JsonlSource
 
     lines = [{"image": f"{i // 2}.png", "caption": f"take {i}"} for i in range(40)]
     path = write(folder, *lines)
@@ -175,7 +175,7 @@ def test_bad_arguments(folder, tmp_path):
 
 
 def test_one_file_and_a_prompt_without_a_data_set(folder):
-    from vadapter.data import requests, vocabulary
+    from vadapter.data.rows import requests, vocabulary
 
     words = vocabulary.load()
     config = LoaderConfig(lengths={"inputs": 12, "targets": 8}, num_visual_tokens={1: 3, 4: 5}, image_size=16)

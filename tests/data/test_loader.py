@@ -6,15 +6,15 @@ import itertools
 import numpy as np
 import pytest
 
-from vadapter.data.config import LoaderConfig
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
+from vadapter.data.order.config import LoaderConfig
 
 pytestmark = pytest.mark.usefixtures("scenes_dir")
 BASE = LoaderConfig(mixture="scenes_images", batch_size=8, num_visual_tokens=3, image_size=32)
 
 
 def loader(index=0, count=1, **changes):
-    from vadapter.data.loader import Loader
+    from vadapter.data.order.loader import Loader
 
     return Loader(dataclasses.replace(BASE, **changes), index, count)
 
@@ -42,7 +42,7 @@ def test_shapes_and_types():
 
 
 def test_a_row_is_bos_prompt_image_and_target():
-    from vadapter.data.loader import Loader
+    from vadapter.data.order.loader import Loader
 
     made = Loader(dataclasses.replace(BASE, mixture="scenes_caption"))
     batch = next(made.batches())
@@ -195,7 +195,7 @@ def test_a_batch_must_divide_over_the_hosts():
 
 
 def test_a_corrupt_record_is_a_row_without_weight(monkeypatch, caplog):
-    from vadapter.data import images
+    from vadapter.data.reading import images
 
     good, bad = images.decode, iter([False] * 3 + [True] + [False] * 1000)
 
@@ -213,7 +213,7 @@ def test_a_corrupt_record_is_a_row_without_weight(monkeypatch, caplog):
 
 
 def test_too_many_corrupt_records_stop_the_run(monkeypatch):
-    from vadapter.data import images
+    from vadapter.data.reading import images
 
     def decode(*args):
         raise images.MediaError("not a readable image")

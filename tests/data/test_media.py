@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from tests.data.files import clip, picture
-from vadapter.data import images, video
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
+from vadapter.data.reading import images, video
 
 
 def encode(image, format_, **options):

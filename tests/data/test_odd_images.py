@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
-from vadapter.data import images
-from vadapter.data.images import MediaError
+from vadapter.data.reading import images
+from vadapter.data.reading.images import MediaError
 
 RED = (200, 30, 40)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.data.media_files import movie, patched, rotated, sound
-from vadapter.data import video
-from vadapter.data.images import MediaError
+from vadapter.data.reading import video
+from vadapter.data.reading.images import MediaError
 
 LIGHTER = list(range(10, 250, 30))  # eight frames
 

@@ -9,13 +9,15 @@ import pytest
 import tensorflow as tf
 
 from tests.data.files import clip, picture
-from vadapter.data import preflight, preflight_page, tasks
-from vadapter.data import preprocessors as pre
-from vadapter.data.config import LoaderConfig
-from vadapter.data.preflight import Part
-from vadapter.data.preflight_report import Lengths
-from vadapter.data.sources import RandomAccessSource
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
+from vadapter.data import tasks
+from vadapter.data.check import page as preflight_page
+from vadapter.data.check import scan as preflight
+from vadapter.data.check.report import Lengths
+from vadapter.data.check.scan import Part
+from vadapter.data.order.config import LoaderConfig
+from vadapter.data.reading.sources import RandomAccessSource
+from vadapter.data.rows import preprocessors as pre
 
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250), "grey": (90, 90, 90)}
 
@@ -281,8 +283,8 @@ def test_media_inside_of_archives_are_hashed(tmp_path):
 
 
 def test_a_benchmark_built_of_official_files(tmp_path):
-    from tests.data import official_files
-    from vadapter.data.benchmarks.tasks import benchmark_task
+    from tests.benchmarks import official_files
+    from vadapter.benchmarks.tasks import benchmark_task
 
     (tmp_path / "official").mkdir()
     rows = official_files.vqav2(tmp_path / "official")

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.data.conftest import SMALL
-from vadapter.data.config import SPLITS, ScenesConfig
+from vadapter.base.errors import UserError
 from vadapter.data.scenes import drawing, questions, text, world
-from vadapter.errors import UserError
+from vadapter.data.scenes.config import SPLITS, ScenesConfig
 
 SQUARE = world.Object("square", "red", "big", 0)
 SEVEN = world.Object("7", "blue", "small", 4)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vadapter.data import schedule
+from vadapter.data.order import schedule
 
 
 def test_every_epoch_has_every_record_once_in_another_order():

@@ -11,9 +11,9 @@ from tests.data import pair_files
 from tests.data.files import copy_to_ram
 from tests.data.media_files import movie
 from tests.data.pair_files import add, caption, colour, example, loader, png, read, register, rows, write
-from vadapter.data import shard_index, shards
-from vadapter.data.config import LoaderConfig
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
+from vadapter.data.order.config import LoaderConfig
+from vadapter.data.reading import shard_index, shards
 
 FORMATS = tuple(pair_files.ENDINGS)
 
@@ -263,7 +263,7 @@ def test_each_row_group_is_read_once_an_epoch(tmp_path, monkeypatch):
 
 
 def test_pairs_are_described_for_the_record_of_a_model(tmp_path):
-    from vadapter.data import description
+    from vadapter.data.rows import description
 
     found = description.describe(register(write(tmp_path, "tar"), resize="crop", prompt="Say <media> :"))
     assert found["resize"] == "crop" and found["prompts"] == {"caption": "Say <media> :"}

@@ -8,8 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from vadapter.data.config import LoaderConfig
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
+from vadapter.data.order.config import LoaderConfig
 
 
 def png(shade):
@@ -56,7 +56,7 @@ def prepared(tmp_path_factory):
 
 
 def rows(name, split="val"):
-    from vadapter.data.loader import Loader
+    from vadapter.data.order.loader import Loader
 
     config = LoaderConfig(
         mixture=name,
@@ -71,7 +71,7 @@ def rows(name, split="val"):
 
 
 def test_captions(prepared):
-    from vadapter.data.tfds import tfds_task
+    from vadapter.data.reading.tfds import tfds_task
 
     batch, found = rows(tfds_task("small", "small_captions", prepared))
     assert [row["id"] for row in found] == ["100", "101", "102"]
@@ -80,7 +80,7 @@ def test_captions(prepared):
 
 
 def test_questions(prepared):
-    from vadapter.data.tfds import tfds_task
+    from vadapter.data.reading.tfds import tfds_task
 
     fields = {"id_field": "image/filename", "question": "question", "answers": "answer"}
     _, found = rows(tfds_task("small", "small_captions:1.0.0", prepared, **fields))
@@ -88,7 +88,7 @@ def test_questions(prepared):
 
 
 def test_mistakes_are_messages(prepared, tmp_path):
-    from vadapter.data.tfds import tfds_task
+    from vadapter.data.reading.tfds import tfds_task
 
     with pytest.raises(UserError, match="found nothing. Prepare it: tfds build small_captions --file_format"):
         tfds_task("small", "small_captions", str(tmp_path))

@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 from tests.data.tokenizer_files import write_sentencepiece, write_tokenizer
-from vadapter.data import preprocessors, requests, vocabulary
-from vadapter.data.preprocessors import MEDIA_ID
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
+from vadapter.data.rows import preprocessors, requests, vocabulary
+from vadapter.data.rows.preprocessors import MEDIA_ID
 
 FAMILIES = ["gemma", "llama2", "qwen", "llama3", "gemma.model", "llama2.model"]
 TEXTS = [

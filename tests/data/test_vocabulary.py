@@ -2,10 +2,10 @@
 
 import pytest
 
-from vadapter import resources
-from vadapter.data import prompts, vocabulary
+from vadapter.base import resources
+from vadapter.base.errors import UserError
+from vadapter.data.rows import prompts, vocabulary
 from vadapter.data.scenes import vocabulary as scenes_vocabulary
-from vadapter.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vadapter.batch import Batch
-from vadapter.evaluation import evaluators, protocols, thumbnails
-from vadapter.evaluators_api import EvalResult, Evaluator
+from vadapter.base import pictures
+from vadapter.base.batch import Batch
+from vadapter.base.evaluator import EvalResult, Evaluator
+from vadapter.evaluation import evaluators, protocols
 
 
 @dataclasses.dataclass
@@ -257,7 +258,7 @@ def test_each_process_gives_the_pictures_of_its_own_rows(monkeypatch):
         ids = [[5 if n in (1, 2) else 3, 1] for n in numbers]
         evaluator = evaluators.GenerationEvaluator(
             lambda params, batch: np.array(ids), lambda: iter([(None, rows)]), lambda b: b, Words(), num_thumbnails=0,
-            pictures=thumbnails.Pictures(),
+            pictures=pictures.Pictures(),
         )  # fmt: skip
         evaluator(None)
         found[rank] = evaluator.examples(2)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.evaluation import captions, submissions
 from vadapter.evaluation.protocols import PROTOCOLS, protocol
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vadapter.batch import Batch
+from vadapter.base.batch import Batch
 from vadapter.models.adapters import LMAdapterConfig, MlpConfig
 from vadapter.models.decoder import DecoderConfig
 from vadapter.models.resampler import PerceiverConfig, PoolerConfig

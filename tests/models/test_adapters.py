@@ -6,8 +6,8 @@ import pytest
 from flax import linen as nn
 
 from tests.models import small
-from vadapter import trees
-from vadapter.errors import UserError
+from vadapter.base import trees
+from vadapter.base.errors import UserError
 from vadapter.models import adapters
 from vadapter.models.adapters import LMAdapterConfig, make_adapter
 from vadapter.models.resampler import PerceiverConfig

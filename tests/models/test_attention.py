@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.models.attention import attend
 from vadapter.models.positions import RopeScaling, apply_rope, rope_angles, rope_frequencies
 

@@ -4,8 +4,8 @@ import pytest
 from flax import linen as nn
 
 from tests.models import small
-from vadapter import trees
-from vadapter.errors import UserError
+from vadapter.base import trees
+from vadapter.base.errors import UserError
 from vadapter.models.decoder import Decoder
 from vadapter.models.positions import RopeScaling
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.models.position_embeddings import resample
 
 

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from tests.models import small
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.models import variants
 from vadapter.models.classifier import ClassifierConfig
 from vadapter.models.serialization import from_json, to_json

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from tests.models import small
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.models import splash
 from vadapter.models.attention import attend
 from vadapter.models.decoder import Decoder

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.models import variants
 from vadapter.models.decoder import Decoder
 from vadapter.models.vit import ViT

@@ -6,8 +6,8 @@ import pytest
 from flax import linen as nn
 
 from tests.models import small
-from vadapter import trees
-from vadapter.errors import UserError
+from vadapter.base import trees
+from vadapter.base.errors import UserError
 from vadapter.models.vit import ViT
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)

@@ -4,7 +4,7 @@ import pytest
 from flax import linen as nn
 
 from tests.models import small
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.models.vlm import VLM, VLMConfig, head_weights
 from vadapter.partitioning import MeshConfig, Partitioner, init_params, make_mesh
 

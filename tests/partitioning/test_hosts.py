@@ -7,7 +7,7 @@ import threading
 import jax
 import pytest
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.partitioning import hosts, rendezvous
 from vadapter.partitioning.hosts import HostsConfig
 from vadapter.partitioning.rendezvous import Member

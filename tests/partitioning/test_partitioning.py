@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, constrain, make_mesh
 from vadapter.partitioning import mesh as mesh_lib
 from vadapter.partitioning.rules import partition_spec

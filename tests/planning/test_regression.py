@@ -31,10 +31,11 @@ WORSE = 1.05
 
 def measured(cache_dir: Path) -> dict[str, Any]:
     """Compiles the step and returns its figures."""
-    from vadapter.cli import planner
+    from vadapter.cli import experiments
     from vadapter.planning.topologies import Topology
+    from vadapter.runs import planner
 
-    experiment = planner.configured([f"experiments/{RECIPE}.gin"], BINDINGS)
+    experiment = experiments.unopened([f"experiments/{RECIPE}.gin"], BINDINGS)
     plan = planner.Planner(RECIPE, experiment, Topology.parse(TOPOLOGY), cache_dir=cache_dir).plan()
     assert plan.estimate is not None
     return {

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.planning import search
 from vadapter.planning.search import POLICIES, Outcome, Search, Setting, Space
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.planning import topologies
 from vadapter.planning.topologies import TPU_TYPES, Topology
 

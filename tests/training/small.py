@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from vadapter import trees
+from vadapter.base import trees
 from vadapter.partitioning import MeshConfig, Partitioner, abstract_params, make_mesh
 from vadapter.training.losses import LossSums, label_cross_entropy
 from vadapter.training.optimizers import OptimizerConfig

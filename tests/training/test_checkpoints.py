@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.training import small
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.training import checkpoints
 from vadapter.training.state import TrainState
 

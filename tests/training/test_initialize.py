@@ -8,8 +8,8 @@ import pytest
 
 from tests.models import small as models
 from tests.training import small
-from vadapter import trees
-from vadapter.errors import UserError
+from vadapter.base import trees
+from vadapter.base.errors import UserError
 from vadapter.models.vlm import VLM
 from vadapter.training import checkpoints
 from vadapter.training.initialize import Source, initial_params, rename, restore

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from tests.models import small as models
 from tests.training import small
-from vadapter import quantization, trees
+from vadapter.base import quantization, trees
 from vadapter.models.decoder import Decoder
 from vadapter.models.vlm import VLM
 from vadapter.training import checkpoints, freezing, initialize

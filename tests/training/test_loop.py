@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.training import small
-from vadapter import trees
-from vadapter.errors import UserError
-from vadapter.evaluators_api import EvalResult
+from vadapter.base import trees
+from vadapter.base.errors import UserError
+from vadapter.base.evaluator import EvalResult
 from vadapter.training import checkpoints
 from vadapter.training.loop import TrainConfig, train
 

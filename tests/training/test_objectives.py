@@ -4,8 +4,8 @@ import pytest
 
 from tests.models import small as models
 from tests.training import small
-from vadapter import trees
-from vadapter.batch import LabelledImages
+from vadapter.base import trees
+from vadapter.base.batch import LabelledImages
 from vadapter.models.classifier import Classifier, ClassifierConfig
 from vadapter.models.vlm import VLM
 from vadapter.training import freezing

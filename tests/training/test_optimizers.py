@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vadapter import trees
-from vadapter.errors import UserError
+from vadapter.base import trees
+from vadapter.base.errors import UserError
 from vadapter.training.optimizers import OptimizerConfig, decay_mask, make_optimizer, make_schedule
 
 PARAMS = {

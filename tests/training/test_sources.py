@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec
 
 from tests.models import small as models
 from tests.training import small
-from vadapter import fingerprints, trees
-from vadapter.errors import UserError
+from vadapter.base import fingerprints, trees
+from vadapter.base.errors import UserError
 from vadapter.models.classifier import Classifier, ClassifierConfig
 from vadapter.training import checkpoints, initialize, sources
 from vadapter.training.sources import Source
@@ -173,7 +173,7 @@ def test_position_embeddings_of_another_image_size_are_resampled(tmp_path, class
 
 
 def images(size):
-    from vadapter.batch import LabelledImages
+    from vadapter.base.batch import LabelledImages
 
     return LabelledImages(np.zeros((2, size, size, 3), np.uint8), np.zeros((2, 1), np.int32), np.ones(2, np.float32))
 

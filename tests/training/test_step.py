@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.training import small
-from vadapter import trees
-from vadapter.errors import UserError
+from vadapter.base import trees
+from vadapter.base.errors import UserError
 from vadapter.training import freezing
 from vadapter.training.optimizers import make_optimizer
 from vadapter.training.state import abstract_state, create_state, state_shardings

@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 
-from vadapter.evaluators_api import EvalResult
+from vadapter.base.evaluator import EvalResult
 from vadapter.training import writing
 
 RED = np.zeros((48, 48, 3), np.uint8) + np.array([255, 0, 0], np.uint8)

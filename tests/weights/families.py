@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.weights.arrays import Arrays, imported
-from vadapter import trees
+from vadapter.base import trees
 from vadapter.models.decoder import Decoder, DecoderConfig
 from vadapter.models.vit import ViT, ViTConfig
 from vadapter.weights.architecture import Architecture, Opened, Part, recognise

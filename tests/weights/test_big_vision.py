@@ -8,7 +8,7 @@ import pytest
 from tests.models import small
 from tests.weights import gemma_layout
 from tests.weights.arrays import Arrays, assert_same, imported, opened, random_params
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.models import variants
 from vadapter.models.vit import ViT
 from vadapter.weights.architecture import Architecture, expected, recognise

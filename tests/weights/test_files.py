@@ -13,8 +13,8 @@ import tensorstore as ts
 from flax import serialization
 from safetensors.numpy import save_file
 
-from vadapter import trees
-from vadapter.errors import UserError
+from vadapter.base import trees
+from vadapter.base.errors import UserError
 from vadapter.weights import files_npz
 from vadapter.weights.open import open_source
 

@@ -8,7 +8,7 @@ from tests.models import small
 from tests.weights import gemma_layout
 from tests.weights.arrays import assert_same, imported, opened, random_params
 from tests.weights.test_big_vision import noise, under, vit_file
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.models import variants
 from vadapter.models.positions import RopeScaling
 from vadapter.weights.architecture import expected, recognise

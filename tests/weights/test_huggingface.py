@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.weights import families, published
-from vadapter import trees
-from vadapter.errors import UserError
+from vadapter.base import trees
+from vadapter.base.errors import UserError
 from vadapter.models import variants
 from vadapter.weights.architecture import recognise
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vadapter import fingerprints
-from vadapter.errors import UserError
+from vadapter.base import fingerprints
+from vadapter.base.errors import UserError
 from vadapter.training import checkpoints
 from vadapter.weights import store
 from vadapter.weights.mapping import Parameter, Piece

@@ -8,7 +8,7 @@ from flax import serialization, traverse_util
 
 from tests.models import small
 from tests.weights.arrays import assert_same, imported, opened, random_params
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.models import variants
 from vadapter.weights.architecture import recognise
 from vadapter.weights.open import open_source

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Builds the splits and prints what they hold."""
-    from vadapter.data.benchmarks import builder, table
+    from vadapter.benchmarks import builder, table
 
     benchmark = table.benchmark(args.dataset)
     wanted = [(split, False) for split in args.split or [benchmark.evaluated]]

@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vadapter.base.errors import UserError
 from vadapter.cli.config import add_gin_arguments, parse_gin_arguments
-from vadapter.errors import UserError
 
 if TYPE_CHECKING:
-    from vadapter.cli.experiment import Experiment
-    from vadapter.data.preflight import Part
-    from vadapter.data.preflight_report import Problem, Report
+    from vadapter.data.check.report import Problem, Report
+    from vadapter.data.check.scan import Part
+    from vadapter.runs.experiment import Experiment
 
 _NAMES_SHOWN = 5
 
@@ -50,14 +50,15 @@ def run(args: argparse.Namespace) -> int:
     for option in ("limit", "examples"):
         if getattr(args, option) < 0:
             raise UserError(f"--{option} is {getattr(args, option)}; expected a number of at least 0.")
-    from vadapter.cli import experiment
-    from vadapter.data import preflight, preflight_page
+    from vadapter.cli import experiments
+    from vadapter.data.check import page as preflight_page
+    from vadapter.data.check import scan as preflight
 
-    experiment.register()
+    experiments.register()
     args.gin_bindings.insert(0, "MODEL_DIR=''")  # required by gin, used by nothing here
     with _warnings() as warnings:
         parse_gin_arguments(args)
-        parts = parts_of(experiment.configured(), args.split)
+        parts = parts_of(experiments.made(), args.split)
     with _progress() as progress:
         report = preflight.check(parts, limit=args.limit, examples=args.examples, warnings=warnings, progress=progress)
     folder = Path(args.output)
@@ -79,9 +80,9 @@ def parts_of(experiment: "Experiment", split: str | None = None) -> list["Part"]
     Raises:
         UserError: it describes no model, or has no such split.
     """
-    from vadapter.cli.shapes import for_model
-    from vadapter.data.preflight import Part, splits_of
+    from vadapter.data.check.scan import Part, splits_of
     from vadapter.models.vlm import VLMConfig
+    from vadapter.runs.shapes import for_model
 
     model: Any = experiment.model
     if model is None:

@@ -18,9 +18,9 @@ import gin
 from etils import epath
 from gin import config as gin_config
 
-from vadapter import resources
+from vadapter.base import resources
+from vadapter.base.errors import UserError
 from vadapter.cli.gin_errors import explain, is_gin_error
-from vadapter.errors import UserError
 
 __all__ = [
     "add_gin_arguments",

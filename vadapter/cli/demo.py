@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vadapter
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 
 if TYPE_CHECKING:
-    from vadapter.evaluation.report import Report
+    from vadapter.reports.report import Report
 
 PRETRAINING = ("vit", "tiny", "large")
 ARMS = {
@@ -95,14 +95,14 @@ def train_part(part: str, output: Path, seed: int, fresh: bool, overrides: list[
     Raises:
         UserError: the part was begun with other settings.
     """
-    from vadapter.cli import experiment
-    from vadapter.cli.config import config_text, parse_gin
-    from vadapter.cli.train import train
+    from vadapter.cli import experiments
+    from vadapter.cli.config import config_text, parse_gin, save_config
+    from vadapter.runs.train import train
 
     folder = output / part
     if fresh and folder.exists():
         shutil.rmtree(folder)
-    experiment.register()
+    experiments.register()
     parse_gin([f"experiments/scenes_{part}.gin"], [*bindings(part, output, seed), *overrides])
     saved = folder / "config.gin"
     if saved.exists() and saved.read_text() != config_text():
@@ -113,7 +113,7 @@ def train_part(part: str, output: Path, seed: int, fresh: bool, overrides: list[
     if (folder / "done.json").exists():
         print(f"{folder} is finished.")
         return
-    if train(experiment.configured()).interrupted:
+    if train(experiments.made(), accepted=save_config).interrupted:
         raise KeyboardInterrupt
 
 
@@ -135,7 +135,9 @@ def bindings(part: str, output: Path, seed: int) -> list[str]:
 
 def write_report(output: Path, seed: int, overrides: list[str]) -> None:
     """Writes `results.json`, `report.html` and `picture.svg` of the arms that are there, and prints a table."""
-    from vadapter.evaluation import report, report_files, report_picture
+    from vadapter.reports import files as report_files
+    from vadapter.reports import picture as report_picture
+    from vadapter.reports import report
 
     done = [name for name in ARMS if (output / name / "done.json").exists()]
     if BASELINE not in done:
@@ -164,7 +166,7 @@ def write_report(output: Path, seed: int, overrides: list[str]) -> None:
 
 def with_clips(content: "Report", output: Path) -> "Report":
     """Returns the report with what the part `video` says of clips, if that part is done."""
-    from vadapter.evaluation import report_files
+    from vadapter.reports import files as report_files
 
     if not (output / VIDEO / "done.json").exists():
         return content

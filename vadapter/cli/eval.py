@@ -15,8 +15,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vadapter.cli.experiment import Evaluation
-    from vadapter.evaluators_api import Evaluator
+    from vadapter.base.evaluator import Evaluator
+    from vadapter.runs.experiment import Evaluation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,11 +43,14 @@ def run(args: argparse.Namespace) -> None:
     and a side file."""
     import jax
 
-    from vadapter import buckets
-    from vadapter.cli import bundled, restored
-    from vadapter.errors import UserError
-    from vadapter.evaluation import report_evaluation, report_files, thumbnails
+    from vadapter.base import buckets, pictures
+    from vadapter.base.errors import UserError
+    from vadapter.cli import experiments, processes
+    from vadapter.cli.config import parse_gin_arguments
     from vadapter.evaluation.evaluators import GenerationEvaluator
+    from vadapter.reports import evaluation as report_evaluation
+    from vadapter.reports import files as report_files
+    from vadapter.runs import bundled, restored
 
     if args.bundle and not args.output:
         raise UserError("A bundle is left as it is. Say with --output where to write the results of its evaluation.")
@@ -55,14 +58,22 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--num_examples is {args.num_examples}; expected 0, for none, or more.")
     buckets.check(args.output or "")
     opened = bundled.of_arguments(args)
-    trained = restored.load_bundle(opened, args) if opened else restored.load(args)
+    experiments.register()
+    if opened:
+        parse_gin_arguments(args)
+        processes.join()
+        trained = restored.of_bundle(opened, processes.first_process_first(experiments.made))
+    else:
+        model_dir, step = parse_run(args)
+        processes.join()
+        trained = restored.of_run(processes.first_process_first(experiments.made), model_dir, step)
     output = args.output or trained.parts.experiment.model_dir
     checkpoint = f"{args.bundle or args.model_dir} at step {trained.step}"
     found, records = [], []
     for evaluation, evaluator in zip(trained.parts.experiment.evaluations, trained.parts.evaluators(), strict=True):
         generates = isinstance(evaluator, GenerationEvaluator)
         if generates and args.num_examples > 0:
-            evaluator.pictures = thumbnails.Pictures()
+            evaluator.pictures = pictures.Pictures()
         result = evaluator(trained.params)
         examples = []
         if generates:
@@ -90,6 +101,30 @@ def run(args: argparse.Namespace) -> None:
         print(f"Wrote {output}/metrics.json and {output}/evaluation.html.")
 
 
+def parse_run(args: argparse.Namespace) -> tuple[str, int]:
+    """Parses a run's `config.gin`, then the files and bindings of the command line.
+
+    Returns:
+        (MODEL_DIR, step of the checkpoint).
+
+    Raises:
+        UserError: the folder is not a run's, or as `config.parse_gin`.
+    """
+    from etils import epath
+
+    from vadapter.base.errors import UserError
+    from vadapter.cli.config import parse_gin
+    from vadapter.training import checkpoints
+
+    model_dir, step = checkpoints.locate(args.model_dir, args.step)
+    saved = epath.Path(model_dir) / "config.gin"
+    if not saved.is_file():
+        raise UserError(f"{model_dir} has a checkpoint but no config.gin, which vadapter train writes. Put it back.")
+    paths = [path for path in args.gin_search_paths.split(",") if path]
+    parse_gin([str(saved), *args.gin_file], [f"MODEL_DIR={model_dir!r}", *args.gin_bindings], paths)
+    return model_dir, step
+
+
 def _facts(
     evaluation: "Evaluation", evaluator: "Evaluator", records: list[dict[str, Any]], output: str, checkpoint: str
 ) -> dict[str, Any]:
@@ -97,8 +132,9 @@ def _facts(
     import dataclasses
     import json
 
-    from vadapter.evaluation import report_evaluation, submissions
+    from vadapter.evaluation import submissions
     from vadapter.evaluation.evaluators import GenerationEvaluator
+    from vadapter.reports import evaluation as report_evaluation
 
     facts = {"data": evaluation.data.mixture, "split": evaluation.data.split}
     if not isinstance(evaluator, GenerationEvaluator):

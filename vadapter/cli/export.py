@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the bundle and prints what is in it."""
-    from vadapter.cli import bundled
+    from vadapter.runs import bundled
 
     made = bundled.export(args.checkpoint, args.out, args.step)
     arrays = made.arrays()

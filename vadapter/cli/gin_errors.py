@@ -74,7 +74,7 @@ def _where(text: str) -> str:
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    from vadapter.trees import nearest  # Imports flax; only needed once something went wrong.
+    from vadapter.base.trees import nearest  # Imports flax; only needed once something went wrong.
 
     return ", ".join(nearest(name, known)) or "(none)"
 

@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from vadapter import buckets
-from vadapter.errors import UserError
-from vadapter.paths import absolute, is_remote
+from vadapter.base import buckets
+from vadapter.base.errors import UserError
+from vadapter.base.paths import absolute, is_remote
 
 if TYPE_CHECKING:
     from vadapter.weights.architecture import Architecture, Opened

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import vadapter
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 
 GIN_FLAG = "--gin."
 

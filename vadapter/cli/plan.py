@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vadapter.cli.planner import Planner
     from vadapter.planning.plans import Plan
     from vadapter.planning.search import Outcome, Search, Setting
+    from vadapter.runs.planner import Planner
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,14 +49,17 @@ def run(args: argparse.Namespace) -> int:
     from vadapter.planning.topologies import Topology, prepare
 
     prepare()  # before anything uses a device
-    from vadapter.cli import planner
-    from vadapter.errors import UserError
+    import gin
+
+    from vadapter.base.errors import UserError
+    from vadapter.cli import experiments
+    from vadapter.runs import planner
 
     if args.price is not None and args.price < 0 or args.search_limit < 1:
         raise UserError("--price must not be negative, and --search_limit must be 1 or more.")
     topology = Topology.parse(args.topology, args.slices)
     paths = [path for path in args.gin_search_paths.split(",") if path]
-    experiment = planner.configured(args.gin_file, args.gin_bindings, paths)
+    experiment = experiments.unopened(args.gin_file, args.gin_bindings, paths)
     recipe = Path(args.gin_file[0]).stem if args.gin_file else "experiment"
     planned = planner.Planner(recipe, experiment, topology, args.price, args.video, args.cache_dir)
     search = None
@@ -68,7 +71,10 @@ def run(args: argparse.Namespace) -> int:
         plan = waited("Compiling the training step", planned.plan)
     if args.decode and plan.compiled.fits:
         train: Plan = plan
-        plan = waited("Compiling the generation of text", lambda: planned.with_decode(train, args.decode_rows))
+        decoding = gin.get_configurable("DecodingConfig")()
+        plan = waited(
+            "Compiling the generation of text", lambda: planned.with_decode(train, decoding, args.decode_rows)
+        )
     _report(plan, search, args)
     return 0 if plan.fits else 1
 

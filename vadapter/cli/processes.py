@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def join() -> None:
-    """Connects this process with the others of its run: after gin's files are read (and `experiment.register`, which
+    """Connects this process with the others of its run: after gin's files are read (and `experiments.register`, which
     makes `HostsConfig` known), before jax does anything.
 
     Raises:

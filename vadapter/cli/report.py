@@ -24,7 +24,9 @@ def run(args: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from vadapter.evaluation import report, report_files, report_picture
+    from vadapter.reports import files as report_files
+    from vadapter.reports import picture as report_picture
+    from vadapter.reports import report
 
     content = report_files.report_of_runs(args.model_dirs, baseline=args.baseline, title=args.title)
     report.write_report(content, args.output, max_examples=args.max_examples)

@@ -11,17 +11,18 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from vadapter.data import formats, prompts, video
-from vadapter.data import preprocessors as pre
-from vadapter.data import vocabulary as vocabularies
-from vadapter.data.config import ScenesConfig
-from vadapter.data.jsonl import MEDIA_KEYS, JsonlSource
-from vadapter.data.pair_formats import Fields
-from vadapter.data.pairs import PairsSource
+from vadapter.base.errors import UserError
+from vadapter.data.reading import video
+from vadapter.data.reading.jsonl import MEDIA_KEYS, JsonlSource
+from vadapter.data.reading.pair_formats import Fields
+from vadapter.data.reading.pairs import PairsSource
+from vadapter.data.reading.sources import ArrayRecordSource, RandomAccessSource
+from vadapter.data.rows import formats, prompts
+from vadapter.data.rows import preprocessors as pre
+from vadapter.data.rows import vocabulary as vocabularies
+from vadapter.data.rows.vocabulary import TextVocabulary
 from vadapter.data.scenes import builder as scenes_builder
-from vadapter.data.sources import ArrayRecordSource, RandomAccessSource
-from vadapter.data.vocabulary import TextVocabulary
-from vadapter.errors import UserError
+from vadapter.data.scenes.config import ScenesConfig
 
 
 def _remove(name: str) -> None:
@@ -56,7 +57,7 @@ def add_task(
     Args:
         name: letters, digits and underscores.
         source: where the records are.
-        preprocessors: make `inputs` and `targets` (see `vadapter.data.preprocessors`), one example a record.
+        preprocessors: make `inputs` and `targets` (see `vadapter.data.rows.preprocessors`), one example a record.
         vocabulary: of inputs and targets; the default is the scenes vocabulary.
         labels: the records are images with `labels` instead of text.
     """

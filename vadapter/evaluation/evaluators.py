@@ -20,12 +20,13 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from vadapter.array_types import PyTree
-from vadapter.batch import Batch
-from vadapter.evaluation import answers, captions, intervals, metrics, protocols, thumbnails
+from vadapter.base.array_types import PyTree
+from vadapter.base.batch import Batch
+from vadapter.base.evaluator import EvalResult
+from vadapter.base.pictures import Pictures, data_uri, strip
+from vadapter.evaluation import answers, captions, intervals, metrics, protocols
 from vadapter.evaluation.examples import Example, choose
 from vadapter.evaluation.metrics import Intervals
-from vadapter.evaluators_api import EvalResult
 
 Row = Mapping[str, Any]
 Batches = Callable[[], Iterator[tuple[Batch, Sequence[Row]]]]
@@ -72,7 +73,7 @@ class LossEvaluator:
         batches: gives an iterator of (batch with numpy leaves, its rows); always the same examples.
         put: puts a batch on the device.
         max_batches: batches to use; None uses all.
-        name, every_steps: see `vadapter.evaluators_api.Evaluator`.
+        name, every_steps: see `vadapter.base.evaluator.Evaluator`.
     """
 
     loss_sums: LossFn
@@ -239,7 +240,7 @@ class GenerationEvaluator:
     protocol: protocols.Protocol | None = None
     name: str = "generate"
     every_steps: int | None = None
-    pictures: thumbnails.Pictures | None = None
+    pictures: Pictures | None = None
     details: dict[str, str] = dataclasses.field(default_factory=dict, init=False)
     _records: list[dict[str, Any]] = dataclasses.field(default_factory=list, init=False, repr=False)
 
@@ -260,7 +261,7 @@ class GenerationEvaluator:
                 record = self._record(row, text_of(row_ids, self.vocabulary), len(records) < self.num_thumbnails)
                 records.append(record | ({"picture": name} if name else {}))
                 if len(images) < self.num_images and row.get("thumbnail") is not None:
-                    images.append((thumbnails.strip(row["thumbnail"]), _caption_under(record)))
+                    images.append((strip(row["thumbnail"]), _caption_under(record)))
         self._records = gather_records(records if counts else [])  # each record once
         return EvalResult(self._scored(self._records), images, self._records)
 
@@ -305,7 +306,7 @@ class GenerationEvaluator:
         answers = row.get("answers") if "question" in record else None
         record["references"] = list(answers or row.get("references") or [])
         if with_thumbnail and row.get("thumbnail") is not None and np.size(row["thumbnail"]):
-            record["thumbnail"] = thumbnails.data_uri(row["thumbnail"])
+            record["thumbnail"] = data_uri(row["thumbnail"])
         return record
 
 

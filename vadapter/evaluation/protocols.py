@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.evaluation import answers, captions
 
 Record = Mapping[str, Any]

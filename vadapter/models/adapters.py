@@ -22,8 +22,8 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vadapter.array_types import Array, Float
-from vadapter.errors import UserError
+from vadapter.base.array_types import Array, Float
+from vadapter.base.errors import UserError
 from vadapter.models import layers
 from vadapter.models.decoder import Decoder, DecoderConfig
 from vadapter.models.layers import dense

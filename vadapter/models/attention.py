@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from vadapter.array_types import Array, Bool, Float
+from vadapter.base.array_types import Array, Bool, Float
 from vadapter.models.layers import known
 from vadapter.models.masks import Visibility
 

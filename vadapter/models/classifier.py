@@ -6,9 +6,9 @@ import itertools
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vadapter.array_types import Array, Float
-from vadapter.batch import LabelledImages
-from vadapter.errors import UserError
+from vadapter.base.array_types import Array, Float
+from vadapter.base.batch import LabelledImages
+from vadapter.base.errors import UserError
 from vadapter.models.layers import dense
 from vadapter.models.vit import ViT, ViTConfig
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from vadapter.array_types import Array, Bool, Float, Int
-from vadapter.errors import UserError
+from vadapter.base.array_types import Array, Bool, Float, Int
+from vadapter.base.errors import UserError
 from vadapter.models import layers
 from vadapter.models.attention import AttentionImpl, attend, prepare, soft_cap
 from vadapter.models.kv_cache import KVCache

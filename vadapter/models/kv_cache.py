@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vadapter.array_types import Array, Float, Int
+from vadapter.base.array_types import Array, Float, Int
 
 
 @flax.struct.dataclass

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
-from vadapter import quantization
-from vadapter.array_types import Array, Float
-from vadapter.errors import UserError
+from vadapter.base import quantization
+from vadapter.base.array_types import Array, Float
+from vadapter.base.errors import UserError
 from vadapter.partitioning import constrain
 
 NormKind = Literal["rms", "rms_plus_one", "layer", "layer_no_bias"]
@@ -104,7 +104,7 @@ def dense(
 ) -> nn.DenseGeneral:
     """A linear map over `axis` of its input to `features`, parameters `kernel` (input axes, then features) and `bias`.
 
-    The kernel may be a quantised one (`vadapter.quantization`).
+    The kernel may be a quantised one (`vadapter.base.quantization`).
 
     Args:
         features: size or sizes of the output dimensions.

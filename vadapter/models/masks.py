@@ -21,7 +21,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vadapter.array_types import Array, Bool, Int
+from vadapter.base.array_types import Array, Bool, Int
 
 
 @dataclasses.dataclass(frozen=True)

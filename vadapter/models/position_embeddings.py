@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 
 
 def resample(pos: np.ndarray, num_tokens: int, extra: int = 0) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from vadapter.array_types import Array, Float, Int
+from vadapter.base.array_types import Array, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)

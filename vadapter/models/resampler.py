@@ -6,8 +6,8 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vadapter.array_types import Array, Float
-from vadapter.errors import UserError
+from vadapter.base.array_types import Array, Float
+from vadapter.base.errors import UserError
 from vadapter.models import layers
 from vadapter.models.attention import AttentionImpl, attend
 from vadapter.models.layers import Norm, dense, named

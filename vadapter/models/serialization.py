@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.models.adapters import LMAdapterConfig, MlpConfig
 from vadapter.models.classifier import ClassifierConfig
 from vadapter.models.decoder import DecoderConfig

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jax.sharding import PartitionSpec
 
-from vadapter.array_types import Array, Float, Int
-from vadapter.errors import UserError
+from vadapter.base.array_types import Array, Float, Int
+from vadapter.base.errors import UserError
 from vadapter.models.masks import Visibility
 from vadapter.partitioning import rules
 

@@ -12,11 +12,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
+from vadapter.base.trees import nearest
 from vadapter.models.decoder import DecoderConfig
 from vadapter.models.positions import RopeScaling
 from vadapter.models.vit import ViTConfig
-from vadapter.trees import nearest
 
 __all__ = ["DECODERS", "ENCODERS", "decoder", "encoder"]
 

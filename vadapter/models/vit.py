@@ -5,8 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vadapter.array_types import Array, Float, UInt8
-from vadapter.errors import UserError
+from vadapter.base.array_types import Array, Float, UInt8
+from vadapter.base.errors import UserError
 from vadapter.models import layers
 from vadapter.models.attention import AttentionImpl, attend
 from vadapter.models.layers import Norm, dense, named

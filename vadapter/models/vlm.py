@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vadapter.array_types import Array, Float, Int, UInt8
-from vadapter.batch import Batch
-from vadapter.errors import UserError
+from vadapter.base.array_types import Array, Float, Int, UInt8
+from vadapter.base.batch import Batch
+from vadapter.base.errors import UserError
 from vadapter.models import adapters, decoder
 from vadapter.models.kv_cache import KVCache
 from vadapter.models.vit import ViT, ViTConfig

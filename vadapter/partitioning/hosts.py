@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.partitioning import rendezvous
 
 # Settings by field, with the environment variables that give them too: those that jax documents or launchers set.

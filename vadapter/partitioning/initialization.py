@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from vadapter import trees
-from vadapter.array_types import Array, PyTree
+from vadapter.base import trees
+from vadapter.base.array_types import Array, PyTree
 from vadapter.partitioning.partitioner import Partitioner
 
 

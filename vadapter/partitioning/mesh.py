@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 
 AXES = ("dcn", "data", "fsdp", "tensor")
 

@@ -11,8 +11,8 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vadapter.array_types import PyTree
-from vadapter.errors import UserError
+from vadapter.base.array_types import PyTree
+from vadapter.base.errors import UserError
 from vadapter.partitioning import rules as rules_lib
 from vadapter.partitioning.mesh import MeshConfig, make_mesh
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 
 _RETRY_SECONDS = 0.2
 _LINE_SECONDS = 5.0  # for a line from a socket that is open already

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vadapter.array_types import Array
-from vadapter.errors import UserError
+from vadapter.base.array_types import Array
+from vadapter.base.errors import UserError
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 

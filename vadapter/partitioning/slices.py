@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vadapter.array_types import Array, PyTree
-from vadapter.errors import UserError
+from vadapter.base.array_types import Array, PyTree
+from vadapter.base.errors import UserError
 from vadapter.partitioning.rules import active, active_rules
 
 _AXIS = "dcn"

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 
 POLICIES = ("full", "dots", "none")
 """Remat policies by rising memory and falling recomputation; see `models.layers.remat`."""

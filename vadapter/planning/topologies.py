@@ -12,7 +12,7 @@ import math
 import os
 from typing import Any
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 
 GIB = 2**30
 

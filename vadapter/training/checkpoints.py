@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from vadapter import buckets, trees
-from vadapter.array_types import PyTree
-from vadapter.errors import UserError
-from vadapter.paths import is_remote
+from vadapter.base import buckets, trees
+from vadapter.base.array_types import PyTree
+from vadapter.base.errors import UserError
+from vadapter.base.paths import is_remote
 from vadapter.training.freezing import named_leaves
 from vadapter.training.state import TrainState
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vadapter import quantization, trees
-from vadapter.array_types import PyTree
-from vadapter.errors import UserError
+from vadapter.base import quantization, trees
+from vadapter.base.array_types import PyTree
+from vadapter.base.errors import UserError
 
 _DTYPES = ("bfloat16", "float32", "int8")
 
@@ -54,7 +54,7 @@ def storage_dtype(path: str, dtype: Any, is_trainable: bool, frozen_dtype: str) 
 
 
 def is_quantized(path: str, is_trainable: bool, frozen_dtype: str) -> bool:
-    """Returns whether a run keeps a parameter as a `vadapter.quantization` array."""
+    """Returns whether a run keeps a parameter as a `vadapter.base.quantization` array."""
     return frozen_dtype == "int8" and not is_trainable and quantization.applies(path)
 
 

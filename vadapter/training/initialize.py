@@ -13,11 +13,11 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Sharding
 
-from vadapter import quantization, trees
-from vadapter.array_types import Array, PyTree
-from vadapter.errors import UserError
+from vadapter.base import quantization, trees
+from vadapter.base.array_types import Array, PyTree
+from vadapter.base.errors import UserError
+from vadapter.base.paths import relative, resolve
 from vadapter.partitioning import Partitioner, init_params
-from vadapter.paths import relative, resolve
 from vadapter.training import checkpoints, freezing
 from vadapter.training.sources import Offer, Reference, Source, check_fits, check_same, look, rename
 

@@ -11,11 +11,11 @@ import jax
 from etils import epath
 from jax.sharding import NamedSharding
 
-from vadapter import quantization, trees
-from vadapter.errors import UserError
-from vadapter.evaluators_api import Evaluator
+from vadapter.base import quantization, trees
+from vadapter.base.errors import UserError
+from vadapter.base.evaluator import Evaluator
+from vadapter.models import flops as flops_lib
 from vadapter.partitioning import Partitioner
-from vadapter.training import flops as flops_lib
 from vadapter.training import freezing, initialize, writing
 from vadapter.training.checkpoints import Checkpointer
 from vadapter.training.compiler_options import compiler_options

@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vadapter.array_types import Array, Float, Int
+from vadapter.base.array_types import Array, Float, Int
 from vadapter.partitioning import constrain, ways
 
 _LOWEST = -1e30  # stands for -inf, whose differences would be NaN

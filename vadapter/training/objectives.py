@@ -6,8 +6,8 @@ from typing import Any
 
 from flax import linen as nn
 
-from vadapter.array_types import PyTree
-from vadapter.batch import Batch, LabelledImages
+from vadapter.base.array_types import PyTree
+from vadapter.base.batch import Batch, LabelledImages
 from vadapter.training import losses
 
 Objective = Callable[[PyTree, Any], losses.LossSums]

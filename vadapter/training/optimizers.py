@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vadapter import trees
-from vadapter.array_types import Array
-from vadapter.errors import UserError
+from vadapter.base import trees
+from vadapter.base.array_types import Array
+from vadapter.base.errors import UserError
 
 Schedule = Callable[[Any], Array]
 

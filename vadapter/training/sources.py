@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vadapter import fingerprints, trees
-from vadapter.errors import UserError
+from vadapter.base import fingerprints, trees
+from vadapter.base.errors import UserError
 from vadapter.training import checkpoints, freezing
 
 

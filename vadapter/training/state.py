@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding
 
-from vadapter import trees
-from vadapter.array_types import Array, Int, PyTree
+from vadapter.base import trees
+from vadapter.base.array_types import Array, Int, PyTree
 from vadapter.training import freezing
 from vadapter.training.optimizers import Optimizer
 

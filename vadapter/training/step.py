@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Sharding
 
-from vadapter import trees
-from vadapter.array_types import Array, PyTree
-from vadapter.errors import UserError
+from vadapter.base import trees
+from vadapter.base.array_types import Array, PyTree
+from vadapter.base.errors import UserError
 from vadapter.partitioning import slices
 from vadapter.training.losses import LossSums
 from vadapter.training.objectives import Objective

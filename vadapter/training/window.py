@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from vadapter.errors import UserError
-from vadapter.training import flops as flops_lib
+from vadapter.base.errors import UserError
+from vadapter.models import flops as flops_lib
 
 _IN_FLIGHT = 2  # steps that may wait for the device; more would only hold batches in its memory
 

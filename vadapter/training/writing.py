@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vadapter.evaluators_api import EvalResult
-from vadapter.paths import is_remote
+from vadapter.base.evaluator import EvalResult
+from vadapter.base.paths import is_remote
 
 _CAPTION_WIDTH = 224
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vadapter import trees
-from vadapter.errors import UserError
+from vadapter.base import trees
+from vadapter.base.errors import UserError
 from vadapter.models.decoder import Decoder, DecoderConfig
 from vadapter.models.vit import ViT, ViTConfig
 from vadapter.weights.mapping import Rule

@@ -6,7 +6,7 @@ old Flax optimizer). In it a ViT lies at the top or in `img/`, a language model 
 
 import re
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.weights import big_vision_vit, gemma, published
 from vadapter.weights.architecture import Architecture, Opened
 from vadapter.weights.mapping import LAYER

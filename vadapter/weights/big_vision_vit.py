@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.weights import published
 from vadapter.weights.architecture import Architecture
 from vadapter.weights.mapping import LAYER, SAME, Layout, Rule, Shape

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 from numpy.lib import format as npy
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.weights.tensors import TensorInfo
 
 _BLOCK = 16 << 20

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.weights.tensors import TensorInfo
 
 METADATA = "_METADATA"

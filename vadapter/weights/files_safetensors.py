@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.weights.tensors import TensorInfo
 
 _DTYPES = {

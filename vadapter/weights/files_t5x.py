@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.weights import files_orbax
 
 FILE = "checkpoint"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.models.decoder import DecoderConfig
 from vadapter.weights import big_vision_vit, published
 from vadapter.weights.architecture import Architecture, Opened

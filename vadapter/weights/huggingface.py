@@ -5,7 +5,7 @@ Vision encoders are in `huggingface_vision.py`, language models in `huggingface_
 
 from collections.abc import Callable
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.weights import huggingface_text as text
 from vadapter.weights import huggingface_vision as vision
 from vadapter.weights.architecture import Architecture, Opened

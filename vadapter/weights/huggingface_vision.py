@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.models.vit import ViTConfig
 from vadapter.weights.architecture import Architecture, Opened
 from vadapter.weights.mapping import CONV, LEADING_ONES, MERGED, SAME, Layout, Rule, linear, part

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vadapter.errors import UserError
-from vadapter.paths import is_remote
+from vadapter.base.errors import UserError
+from vadapter.base.paths import is_remote
 from vadapter.weights import files_orbax, files_t5x
 from vadapter.weights.architecture import Opened
 from vadapter.weights.files_npz import NpzFile

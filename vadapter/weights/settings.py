@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.models.layers import Activation
 from vadapter.weights.tensors import Tensors
 

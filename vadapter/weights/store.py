@@ -20,10 +20,10 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from vadapter import fingerprints, trees
-from vadapter.errors import UserError
-from vadapter.fingerprints import ArrayHash
-from vadapter.paths import is_remote
+from vadapter.base import fingerprints, trees
+from vadapter.base.errors import UserError
+from vadapter.base.fingerprints import ArrayHash
+from vadapter.base.paths import is_remote
 from vadapter.weights.mapping import Parameter
 
 STEP = 0

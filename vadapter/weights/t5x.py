@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 from vadapter.models import variants
 from vadapter.weights import published
 from vadapter.weights.architecture import Architecture, Opened

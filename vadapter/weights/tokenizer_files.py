@@ -5,7 +5,7 @@ import os
 
 from etils import epath
 
-from vadapter.errors import UserError
+from vadapter.base.errors import UserError
 
 FOLDER = "tokenizer"
 _JSON, _MODEL = "tokenizer.json", "tokenizer.model"

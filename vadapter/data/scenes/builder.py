@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vadapter.data import logs
-from vadapter.data.config import SPLITS, ScenesConfig
+from vadapter.base.errors import UserError
+from vadapter.data.reading import logs
 from vadapter.data.scenes import drawing, text, world
+from vadapter.data.scenes.config import SPLITS, ScenesConfig
 from vadapter.data.scenes.questions import Balancer
-from vadapter.errors import UserError
 
 KINDS = ("images", "videos", "text")
 

@@ -7,7 +7,7 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vadapter.data.config import SPLITS
+from vadapter.data.scenes.config import SPLITS
 from vadapter.data.scenes.world import GRID, SHAPES, Object, Scene
 
 RGB = {

@@ -6,7 +6,7 @@ that a language model learns to read what stands there.
 
 import random
 
-from vadapter.data import prompts
+from vadapter.data.rows import prompts
 from vadapter.data.scenes import world
 from vadapter.data.scenes.questions import Balancer
 

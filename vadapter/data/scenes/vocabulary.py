@@ -15,7 +15,7 @@ import string
 import sys
 from pathlib import Path
 
-from vadapter.data import prompts
+from vadapter.data.rows import prompts
 from vadapter.data.scenes import text, world
 
 SIZE = 512

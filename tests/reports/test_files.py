@@ -1,0 +1,146 @@
+"""Reading run folders back into a report, and writing predictions safely."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vadapter.base import pictures
+from vadapter.base.errors import UserError
+from vadapter.reports.files import (
+    load_arm,
+    load_evaluations,
+    load_predictions,
+    report_of_runs,
+    save_metrics,
+    save_predictions,
+)
+from vadapter.reports.report import write_report
+
+PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+
+
+def make_run(folder, finished=True):
+    folder.mkdir(parents=True)
+    lines = [
+        {"step": 1, "split": "train", "loss": 4.0},
+        {"step": 10, "split": "val", "loss": 2.0, "perplexity": 7.4},
+        {"step": 20, "split": "val", "loss": 1.5},
+        {"step": 10, "split": "val", "loss": 1.9},  # logged again after a resume
+        {"step": 20, "split": "train", "loss": 1.2},
+        {"step": 20, "split": "captions", "cider": 81.0, "exact_match": 0.5},
+        {"step": 20, "split": "reliance", "reliance/right": 1.5, "reliance/shuffled": 2.5, "reliance/blank": 2.0},
+    ]
+    (folder / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "spl')
+    (folder / "config.gin").write_text("train.steps = 20\n")
+    if finished:
+        done = {"step": 20, "seconds": 61.5, "trainable_params": 115_000}
+        (folder / "done.json").write_text(json.dumps(done))
+
+
+def test_load_arm(tmp_path):
+    make_run(tmp_path / "queries")
+    save_metrics(tmp_path / "queries", {"scores": {"old": 1.0}})
+    save_metrics(tmp_path / "queries", {"scores": {"vqa_accuracy": 0.6, "cider": 83.0, "exact_match": None}})
+    arm = load_arm(tmp_path / "queries", description="one")
+    assert (arm.name, arm.description) == ("queries", "one")
+    assert arm.curve == [(10, 1.9), (20, 1.5)] and arm.train_curve == [(1, 4.0), (20, 1.2)]
+    assert (arm.steps, arm.seconds, arm.trainable_params, arm.val_loss) == (20, 61.5, 115_000, 1.5)
+    assert (arm.cider, arm.vqa_accuracy, arm.exact_match) == (83.0, 0.6, 0.5)
+    assert arm.reliance == {"right": 1.5, "shuffled": 2.5, "blank": 2.0}
+    assert arm.config_text == "train.steps = 20\n"
+
+
+def test_an_unfinished_run_is_reported_as_far_as_it_went(tmp_path):
+    make_run(tmp_path / "a", finished=False)
+    arm = load_arm(tmp_path / "a")
+    assert arm.steps == 20 and arm.seconds is None and arm.trainable_params is None
+
+
+def test_predictions_come_back(tmp_path):
+    video = np.stack([PICTURE, 255 - PICTURE])
+    records = [
+        {"id": "../../evil", "prediction": "a <b>", "references": ["x", "y"], "score": 1.0, "thumbnail": PICTURE},
+        {"id": 2, "prediction": "é", "references": [], "question": "q?", "thumbnail": pictures.data_uri(video)},
+        {"id": 3, "prediction": "", "references": ["z"]},
+    ]
+    save_predictions(tmp_path / "run", records)
+    files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert files == ["run/predictions.jsonl", "run/thumbnails/00000.png", "run/thumbnails/00001.webp"]
+    first, second, third = load_predictions(tmp_path / "run")
+    assert (first.id, first.prediction, first.references, first.score) == ("../../evil", "a <b>", ("x", "y"), 1.0)
+    assert np.array_equal(pictures.frames_in(first.thumbnail)[0], PICTURE)
+    assert (second.question, second.prediction, second.score) == ("q?", "é", None)
+    assert np.array_equal(np.stack(pictures.frames_in(second.thumbnail)), video)
+    assert third.thumbnail is None
+
+
+def test_a_thumbnail_outside_the_folder_or_of_another_kind_is_left_out(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(pictures.bytes_of(pictures.data_uri(PICTURE))[1])
+    (run / "page.html").write_text("<script>")
+    names = [
+        "../secret.png",
+        str(secret),
+        "page.html",
+        "none.png",
+        "data:text/html;base64,PGI+",
+        "data:image/png;base64,PGI+",
+    ]
+    lines = [json.dumps({"id": n, "prediction": "p", "thumbnail": n}) for n in names]
+    (run / "predictions.jsonl").write_text("\n".join(lines))
+    assert [row.thumbnail for row in load_predictions(run)] == [None] * len(names)
+
+
+def test_records_of_the_loop_are_found_at_their_latest_step(tmp_path):
+    folder = tmp_path / "inference_eval"
+    folder.mkdir()
+    for name, text in {"captions-9": "old", "captions-100": "new", "a-b-7": "other"}.items():
+        record = {"id": 1, "prediction": text, "thumbnail": pictures.data_uri(PICTURE)}
+        (folder / f"{name}.jsonl").write_text(json.dumps(record))
+    rows = load_predictions(tmp_path)
+    assert sorted(row.prediction for row in rows) == ["new", "other"]
+    assert all(row.thumbnail for row in rows)
+
+
+def test_report_of_runs(tmp_path):
+    make_run(tmp_path / "one" / "run")
+    make_run(tmp_path / "two" / "run")
+    report = report_of_runs([tmp_path / "one" / "run", tmp_path / "two" / "run"], baseline="one/run", seed=3)
+    assert [arm.name for arm in report.arms] == ["one/run", "two/run"]
+    assert report.arms[1].steps_to_baseline == 20 and report.seed == 3
+
+
+def test_evaluations_of_a_run_are_in_its_report(tmp_path):
+    run = tmp_path / "run #1"
+    make_run(run)
+    assert load_evaluations(run) == []
+    content = {"checkpoint": "run at step 20", "scores": {"vqav2/vqa_accuracy": 61.5, "vqav2/n": 3.0, "x": None}}
+    save_metrics(run / "vqav2", content | {"intervals": {"vqav2/vqa_accuracy": [58.25, 64.0]}})
+    (run / "vqav2" / "evaluation.html").write_text("")
+    save_metrics(run, {"scores": {"val/loss": 1.25}})
+    own, benchmark = load_evaluations(run)
+    assert own.scores == {"val/loss": 1.25} and own.page is None
+    assert benchmark.intervals == {"vqav2/vqa_accuracy": (58.25, 64.0)}
+    write_report(report_of_runs([run]), tmp_path / "reports" / "report.html")
+    page = (tmp_path / "reports" / "report.html").read_text()
+    assert 'href="../run%20%231/vqav2/evaluation.html"' in page
+    for expected in ("run at step 20", "61.5", "58.2 to 64.0", "1.250"):
+        assert expected in page
+
+
+def test_folders_that_are_no_runs(tmp_path):
+    with pytest.raises(UserError, match="not a folder"):
+        load_arm(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="found neither"):
+        load_arm(tmp_path)
+    (tmp_path / "curve.jsonl").write_text('{"step": \n{"step": 1, "split": "val", "loss": 1}\n')
+    with pytest.raises(UserError, match="Line 1 of"):
+        load_arm(tmp_path)
+
+
+def test_large_pictures_are_made_small():
+    frames = pictures.frames_in(pictures.data_uri(np.zeros((400, 800, 3), np.uint8)))
+    assert frames[0].shape == (96, 192, 3)

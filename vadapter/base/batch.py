@@ -1,0 +1,52 @@
+"""The batch: what the data side hands to the model side."""
+
+import flax.struct
+
+from vadapter.base.array_types import Array, Float, Int, UInt8
+
+
+@flax.struct.dataclass
+class Batch:
+    """Text rows with media, ready for a device. Every leaf has the batch as its first axis.
+
+    A row is text of one or more segments. Slots that a visual token fills have `media_index >= 0`; the row's visual
+    tokens are numbered through its media: medium m, token r is `m * R + r`. The loss is taken at `target_positions`
+    only, so the vocabulary head never runs over a whole row.
+
+    Text-only batches have M = 0. A still image has F = 1 whatever the adapter's number of frames: the model encodes
+    it once and broadcasts its tokens over the frames.
+
+    Attributes:
+        tokens: input ids; 0 in slots of visual tokens and of padding.
+        segment_ids: 1, 2, ... for the row's segments, 0 for padding. A slot attends within its segment only.
+        positions: position of the slot in its segment, from 0.
+        media_index: which of the row's visual tokens fills the slot, or -1 where the slot holds text.
+        media: RGB pixels 0..255, at the encoder's resolution.
+        target_positions: slot whose hidden state predicts the target.
+        target_ids: the id to predict there.
+        target_weights: weight of the target in the loss; 0 for padding and for rows that were skipped.
+    """
+
+    tokens: Int[Array, "B T"]
+    segment_ids: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    media_index: Int[Array, "B T"]
+    media: UInt8[Array, "B M F h w C"]
+    target_positions: Int[Array, "B L"]
+    target_ids: Int[Array, "B L"]
+    target_weights: Float[Array, "B L"]
+
+
+@flax.struct.dataclass
+class LabelledImages:
+    """Images with categorical labels, for pretraining a vision encoder.
+
+    Attributes:
+        media: RGB pixels 0..255, one image a row.
+        labels: class of the image in each of G label groups; -1 is "no label" and carries no loss.
+        weights: weight of the row in the loss; 0 for rows that were skipped.
+    """
+
+    media: UInt8[Array, "B h w C"]
+    labels: Int[Array, "B G"]
+    weights: Float[Array, " B"]

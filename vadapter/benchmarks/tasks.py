@@ -1,0 +1,83 @@
+"""`benchmark_task`: builds splits of a benchmark on their first use and registers them as a seqio task."""
+
+from collections.abc import Sequence
+
+from vadapter.base.errors import UserError
+from vadapter.benchmarks import builder, table
+from vadapter.benchmarks.source import BenchmarkSource, TrainingPairs
+from vadapter.data.rows import few_shot, formats, prompts
+from vadapter.data.rows import preprocessors as pre
+from vadapter.data.rows import vocabulary as vocabularies
+from vadapter.data.tasks import add_task
+
+
+def benchmark_task(
+    name: str,
+    data_dir: str = "benchmark_data",
+    manual_dir: str | None = None,
+    splits: Sequence[str] = (),
+    *,
+    prompt: str = "",
+    shots: int = 4,
+    shots_seed: int = 0,
+    shots_fixed: bool = False,
+    example_prompt: str = "text_example",
+    resize: str = "stretch",
+    frame_sampling: str = "uniform",
+    vocabulary: str = "",
+    prompt_format: str = formats.PLAIN,
+    max_bad_share: float = 0.01,
+) -> str:
+    """Registers the seqio task of a benchmark under its name, and returns the name: for .gin files.
+
+    Rows have the official id as `id`, all captions or answers in the order of the official file, and `question_type`,
+    `answer_type`, `domain` and `image` where the benchmark has them.
+
+    Args:
+        name: one of `table.BENCHMARKS`.
+        data_dir: where built splits are; those that are not are written there first.
+        manual_dir: folder with the official files and the media, as data/README.md says; not needed once all is built.
+        splits: of the benchmark; default the one that papers report.
+        prompt: a name in data/prompts or a template; default the paper's of the kind.
+        shots: text-only examples of the training split before a question (its official file must be there too); 0 is
+            none. Captions have none.
+        shots_seed, shots_fixed, example_prompt: see `few_shot.Examples`.
+        resize: stretch, crop or pad.
+        frame_sampling: see `video.decode`.
+        vocabulary, prompt_format: as of `tasks.jsonl_task`.
+        max_bad_share: share of the rows that may have no file.
+
+    Raises:
+        UserError: no such benchmark or split, its files are missing or damaged, a prompt is not a template or has no
+            place for the examples.
+    """
+    official = table.benchmark(name)
+    splits = tuple(splits) or (official.evaluated,)
+    with_examples = official.question and shots > 0
+    prompt = prompt or default_prompt(name, shots)
+    template = prompts.resolve(prompt, official.question)
+    if with_examples and prompts.EXAMPLES not in template:
+        raise UserError(
+            f"Expected {prompts.EXAMPLES} in the prompt of {name}, the place of its {shots} examples; found "
+            f"{template!r}. Add it before {prompts.MEDIA}, or set shots to 0."
+        )
+    words = vocabularies.load(vocabulary, prompt_format)
+    made = {
+        split: builder.prepare(data_dir, name, split, manual_dir or "", max_bad_share=max_bad_share) for split in splits
+    }
+    source = BenchmarkSource(made, official.media, resize, frame_sampling)
+    if not official.question:
+        return add_task(name, source, [pre.caption(prompt=prompt)], vocabulary=words)
+    examples = None
+    if with_examples:
+        pairs = TrainingPairs(builder.prepare(data_dir, name, "train", manual_dir or "", text_only=True))
+        examples = few_shot.Examples(pairs, shots, shots_seed, shots_fixed, example_prompt)
+    return add_task(name, source, [pre.question(prompt=prompt, examples=examples)], vocabulary=words)
+
+
+def default_prompt(name: str, shots: int) -> str:
+    """Returns the name of the paper's prompt for a benchmark, with or without examples."""
+    official = table.benchmark(name)
+    if not official.question:
+        return "caption"
+    return f"{official.media}_question" + ("_examples" if shots > 0 else "")

@@ -1,0 +1,76 @@
+"""Experiments as gin files describe them: what gin may bind, and the objects that it makes."""
+
+from collections.abc import Sequence
+
+import gin
+
+from vadapter.base.errors import UserError
+from vadapter.benchmarks.table import benchmark_split
+from vadapter.benchmarks.tasks import benchmark_task
+from vadapter.cli import config
+from vadapter.data import tasks
+from vadapter.data.order.config import LoaderConfig
+from vadapter.data.reading.tfds import tfds_task
+from vadapter.data.scenes.config import ScenesConfig
+from vadapter.generation.config import DecodingConfig
+from vadapter.models import adapters, classifier, resampler, variants, vlm
+from vadapter.models.decoder import DecoderConfig
+from vadapter.models.positions import RopeScaling
+from vadapter.models.vit import ViTConfig
+from vadapter.partitioning import MeshConfig, hosts
+from vadapter.runs.experiment import Evaluation, Experiment
+from vadapter.training import initialize, loop, objectives, optimizers
+
+# What a plan needs no value of: folders and files of data and weights, which it never opens.
+_UNOPENED = ("_DIR", "_RUN", "_JSONL", "_FILES", "MIXTURE_OR_TASK_NAME")
+
+
+def register() -> None:
+    """Makes everything that experiments bind known to gin."""
+    config.register(
+        [Experiment, Evaluation, LoaderConfig, ScenesConfig, MeshConfig, hosts.HostsConfig, DecodingConfig],
+        [ViTConfig, DecoderConfig, RopeScaling, classifier.ClassifierConfig, vlm.VLMConfig],
+        [adapters.MlpConfig, adapters.LMAdapterConfig, resampler.PerceiverConfig, resampler.PoolerConfig],
+        [loop.TrainConfig, objectives.ObjectiveConfig, optimizers.OptimizerConfig, initialize.Source],
+        [variants.encoder, variants.decoder, tasks.scenes_task, tasks.jsonl_task, tasks.pairs_task],
+        [benchmark_task, benchmark_split, tasks.add_mixture, tfds_task],
+    )
+
+
+def made() -> Experiment:
+    """Makes the experiment that gin was given.
+
+    Raises:
+        UserError: no file was given that describes one.
+    """
+    if not gin.config_str().strip():
+        raise UserError(
+            "No experiment was given. Name one or more gin files, such as --gin_file=experiments/scenes_stage1.gin; "
+            "the shipped ones are listed in docs/gin.md."
+        )
+    return gin.get_configurable("Experiment")()
+
+
+def unopened(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()) -> Experiment:
+    """Makes an experiment without opening data or weights; their places need no values.
+
+    Args:
+        gin_files: of the experiment.
+        bindings: `NAME=VALUE` each, over the files.
+        search_paths: more folders to look for gin files in.
+
+    Raises:
+        UserError: as `config.parse_gin`; or something else is left to the user.
+    """
+    register()
+    # The task functions open their data when they are called, and evaluations read more: neither is part of a step.
+    given = [*bindings, "MIXTURE_OR_TASK_NAME = 'planned'", "EVALUATIONS = []"]
+    try:
+        config.parse_gin(gin_files, given, search_paths)
+    except UserError:
+        lines = (line.partition(" = ") for line in gin.config_str(max_line_length=10_000).splitlines())
+        required = [name for name, _, value in lines if value == "%gin.REQUIRED"]
+        if not required or not all(name.endswith(_UNOPENED) for name in required):
+            raise
+        config.parse_gin(gin_files, [*given, *(f"{name} = 'planned'" for name in required)], search_paths)
+    return made()

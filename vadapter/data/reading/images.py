@@ -1,0 +1,146 @@
+"""Image files to RGB pixels at the encoder's resolution, with Pillow."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+
+from vadapter.base.errors import UserError
+
+# Twice Pillow's own warning limit, where it stops too: half a gigabyte as RGB.
+MAX_PIXELS = 178_956_970
+RESIZE_MODES = ("stretch", "crop", "pad")
+# Other types are refused, whatever the files are called: Pillow would hand some, such as EPS, to other programs.
+TYPES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
+Image.init()
+if "PILLOW_BLOCKS_MAX" not in os.environ:
+    # Pillow keeps so many freed blocks of pixels, of 16 MB at most. Otherwise each picture is new memory from the
+    # system, which costs a seventh of the time of decoding it.
+    Image.core.set_blocks_max(8)
+_KNOWN = [t for t in TYPES if t in Image.OPEN]  # not every Pillow is built with all
+_ORIENTATION = 0x0112  # EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class MediaError(Exception):
+    """An image or video cannot be read. In training its record is skipped; elsewhere it becomes a `UserError`."""
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF data say. Damaged EXIF data say nothing."""
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow's parser raises many types
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _deep_to_rgb(image: Image.Image) -> Image.Image:
+    """Grey of 16 or more bits, or of floats in 0..1, 0..255 or 0..65535, to 8 bits. NaN is black."""
+    values = np.nan_to_num(np.asarray(image, np.float64), posinf=np.inf, neginf=0)
+    top = 65535.0
+    if image.mode == "F" and values.size:
+        top = next((t for t in (1.0, 255.0) if values.max() <= t), top)
+    return Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8)).convert("RGB")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Upright 8-bit RGB: EXIF rotation applied, transparency on white, 16 bits scaled to 8. An animation's first."""
+    image.load()
+    # Pillow reads every CMYK JPEG as Adobe writes it, inverted.
+    inverted = image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info
+    # A PNG without EXIF data up to its pixels would be searched for some behind them.
+    if image.format != "PNG" or "exif" in image.info:
+        image = _upright(image)
+    if inverted:
+        return ImageChops.invert(image).convert("RGB")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _deep_to_rgb(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def resize(image: Image.Image, size: int, mode: str = "stretch") -> np.ndarray:
+    """Resizes to a square: uint8 [size, size, 3], bilinear, anti-aliased.
+
+    Args:
+        image: an RGB image.
+        size: width and height of the result in pixels.
+        mode: `stretch` ignores the aspect ratio, `crop` takes the middle square, `pad` adds black at the short side.
+    """
+    bilinear = Image.Resampling.BILINEAR
+    if image.size == (size, size):
+        return np.asarray(image)
+    if mode == "stretch":
+        return np.asarray(image.resize((size, size), bilinear))
+    if mode == "crop":
+        return np.asarray(ImageOps.fit(image, (size, size), bilinear))
+    if mode == "pad":
+        # Not ImageOps.pad: the short side of a very long picture would be no pixel at all.
+        scale = size / max(image.size)
+        width, height = (min(max(round(side * scale), 1), size) for side in image.size)
+        square = np.zeros((size, size, 3), np.uint8)
+        top, left = (size - height) // 2, (size - width) // 2
+        square[top : top + height, left : left + width] = np.asarray(image.resize((width, height), bilinear))
+        return square
+    raise UserError(f"Expected a resize mode of {', '.join(RESIZE_MODES)}; found {mode!r}. Choose one of them.")
+
+
+def decode(data: bytes, size: int | None = None, mode: str = "stretch") -> np.ndarray:
+    """Decodes the bytes of an image file of one of `TYPES`, found by its content.
+
+    Args:
+        data: the whole file.
+        size: width and height of the result; None keeps the image's own.
+        mode: see `resize`.
+
+    Returns:
+        uint8 [h, w, 3].
+
+    Raises:
+        MediaError: not an image, damaged, or above `MAX_PIXELS`.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=_KNOWN)
+        if image.width * image.height > MAX_PIXELS:
+            raise MediaError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+        if size and image.format in ("JPEG", "MPO"):
+            # Decodes large photographs at a fraction of their size, never below what is needed.
+            width, height = image.size
+            long = max(width, height)
+            needed = (size * width // long, size * height // long) if mode == "pad" else (size, size)
+            image.draft("RGB", (max(needed[0], 1), max(needed[1], 1)))
+        rgb = _to_rgb(image)
+    except MediaError:
+        raise
+    except UnidentifiedImageError:
+        found = f"{len(data)} bytes that begin with {data[:16]!r}" if data else "an empty file"
+        raise MediaError(f"not a readable image of a known type: {found}") from None
+    except Exception as e:  # Pillow's decoders raise many types on damaged data
+        raise MediaError(f"not a readable image ({type(e).__name__}: {e})") from e
+    return resize(rgb, size, mode) if size else np.asarray(rgb)
+
+
+def load(path: str | Path, size: int | None = None, mode: str = "stretch") -> np.ndarray:
+    """Decodes an image file: uint8 [h, w, 3]. See `decode`.
+
+    Raises:
+        UserError: the file is missing or not a readable image.
+    """
+    try:
+        return decode(Path(path).read_bytes(), size, mode)
+    except (OSError, MediaError) as e:
+        raise UserError(f"Expected an image (JPEG, PNG, WebP) in {path}; {e}. Replace the file or leave it out.") from e

@@ -1,0 +1,227 @@
+"""Files of captioned media, read at random whatever their format."""
+
+import collections
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from vadapter.base import trees
+from vadapter.base.errors import UserError
+from vadapter.base.paths import is_remote
+from vadapter.data.order import schedule
+from vadapter.data.reading import shard_index, shards
+from vadapter.data.reading.pair_formats import (
+    Fields,
+    Pair,
+    line_check,
+    parse_example,
+    parse_line,
+    parse_tar,
+    tar_check,
+    to_pair,
+)
+
+FORMATS = ("tar", "tfrecord", "array_record", "parquet", "jsonl")
+
+
+class Reader(Protocol):
+    """Records of several files, numbered through."""
+
+    left_out: int
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> list[Pair]: ...
+
+    def blocks(self) -> np.ndarray | None: ...
+
+
+class _Places:
+    """Which file a number belongs to, and its number there."""
+
+    def __init__(self, files: Sequence[str], sizes: Sequence[int]):
+        self.files = files
+        self._ends = np.cumsum(sizes)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def find(self, index: int) -> tuple[int, int]:
+        which = int(np.searchsorted(self._ends, index, "right"))
+        return which, int(index - (self._ends[which - 1] if which else 0))
+
+    def name(self, which: int, number: int) -> str:
+        return f"{os.path.basename(self.files[which])}:{number}"
+
+
+class RangeReader:
+    """Tar, TFRecord and JSONL files: each record is a range of bytes."""
+
+    def __init__(self, files: Sequence[str], format_: str, fields: Fields, cache_dir: str):
+        scans = {
+            "tar": lambda file: shard_index.index_tar(file, tar_check(fields)),
+            "tfrecord": shard_index.index_tfrecord,
+            "jsonl": lambda file: shard_index.index_lines(file, line_check(fields)),
+        }
+        self._indexes = shards.indexes(files, scans[format_], f"{format_} {fields}", cache_dir)
+        self._places = _Places(files, [len(i.offsets) for i in self._indexes])
+        self.left_out = sum(i.left_out for i in self._indexes)
+        self._format, self._fields = format_, fields
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def blocks(self) -> np.ndarray | None:
+        return None
+
+    def read(self, indices: np.ndarray) -> list[Pair]:
+        return [self._one(int(i)) for i in indices]
+
+    def _one(self, i: int) -> Pair:
+        which, number = self._places.find(i)
+        index, file = self._indexes[which], self._places.files[which]
+        raw = shards.read_range(file, int(index.offsets[number]), int(index.sizes[number]))
+        id_ = self._places.name(which, number)
+        if self._format == "tar":
+            return parse_tar(raw, id_, self._fields)
+        parse = parse_example if self._format == "tfrecord" else parse_line
+        return parse(raw, id_, self._fields, os.path.dirname(file))
+
+
+class ArrayRecordReader:
+    """ArrayRecord files of tf.train.Example. They bring their own index. The library reads local files only."""
+
+    left_out = 0
+
+    def __init__(self, files: Sequence[str], fields: Fields):
+        from array_record.python import array_record_data_source
+
+        if remote := [f for f in files if is_remote(f)]:
+            raise UserError(f"Expected local ArrayRecord files; found {remote[0]}. Mount the folder, or use tar files.")
+        if missing := [f for f in files if not os.path.exists(f)]:
+            raise UserError(f"Expected {len(files)} files; {missing[0]} is missing. Correct the names.")
+        try:
+            self._source = array_record_data_source.ArrayRecordDataSource(list(files))
+            self._count = len(self._source)
+        except Exception as e:  # the library's errors are of many types
+            raise UserError(f"Expected ArrayRecord files, {files[0]} ...; {e}. Correct the format or the names.") from e
+        self._folder, self._name = os.path.dirname(files[0]), os.path.basename(files[0])
+        self._fields = fields
+
+    def __len__(self) -> int:
+        return self._count
+
+    def blocks(self) -> np.ndarray | None:
+        return None
+
+    def read(self, indices: np.ndarray) -> list[Pair]:
+        raw = self._source.__getitems__([int(i) for i in indices])
+        return [
+            parse_example(r, f"{self._name}:{i}", self._fields, self._folder) for r, i in zip(raw, indices, strict=True)
+        ]
+
+
+class ParquetReader:
+    """Parquet files: the row groups of the current block are kept in memory, only the two columns of them."""
+
+    left_out = 0
+
+    def __init__(self, files: Sequence[str], fields: Fields, cache_dir: str):
+        def scan(file: Any) -> shards.Index:
+            from pyarrow import ArrowException, parquet
+
+            try:
+                metadata = parquet.read_metadata(file)
+            except (ArrowException, OSError) as e:
+                raise UserError(f"Expected a Parquet file; {e}. Leave it out, or correct the format.") from e
+            columns = metadata.schema.to_arrow_schema().names
+            for name in (fields.media_name, fields.caption_name):
+                if name not in columns:
+                    near = ", ".join(trees.nearest(name, columns))
+                    raise UserError(f"Expected a column {name!r}; the nearest are {near}. Set its name.")
+            rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            return shard_index.Index(np.zeros(len(rows), np.int64), np.asarray(rows, np.int64))
+
+        found = shards.indexes(files, scan, f"parquet {fields}", cache_dir)
+        self._files = _Places(files, [len(i.sizes) for i in found])
+        self._blocks = np.concatenate([i.sizes for i in found])
+        self._groups = _Places(files, self._blocks.tolist() or [0])
+        self._fields = fields
+        self._tables: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def blocks(self) -> np.ndarray | None:
+        return self._blocks
+
+    def _table(self, group: int) -> Any:
+        """One row group. Dropped are those longest unused, as far as two blocks of the order need them no more."""
+        from pyarrow import parquet
+
+        with self._lock:
+            if group not in self._tables:
+                which, number = self._files.find(group)
+                with shards.open_file(self._files.files[which]) as file:
+                    columns = [self._fields.media_name, self._fields.caption_name]
+                    self._tables[group] = parquet.ParquetFile(file).read_row_group(number, columns=columns)
+            self._tables.move_to_end(group)
+            while len(self._tables) > 2 and sum(map(len, self._tables.values())) > 2 * schedule.WINDOW:
+                self._tables.popitem(last=False)
+            return self._tables[group]
+
+    def read(self, indices: np.ndarray) -> list[Pair]:
+        pairs = []
+        for i in indices:
+            group, row = self._groups.find(int(i))
+            which, number = self._files.find(group)
+            media, caption = (
+                self._table(group).column(name)[row].as_py()
+                for name in (self._fields.media_name, self._fields.caption_name)
+            )
+            id_ = f"{self._files.name(which, number)}:{row}"
+            pairs.append(to_pair(id_, media, caption, os.path.dirname(self._files.files[which])))
+        return pairs
+
+
+def format_of(files: Sequence[str], format_: str = "auto") -> str:
+    """Returns the format, told by the files' names unless it is given.
+
+    Raises:
+        UserError: the format is not known.
+    """
+    if format_ in FORMATS:
+        return format_
+    name = os.path.basename(files[0]).lower()
+    found = [f for f in FORMATS if f in name or f.replace("_", "") in name.replace("_", "")]
+    if format_ != "auto" or not found:
+        raise UserError(
+            f"Expected the format of {files[0]} to be one of {', '.join(FORMATS)}; found {format_!r}. Set `format`."
+        )
+    return found[0]
+
+
+def open_files(patterns: str | Sequence[str], format_: str, fields: Fields, cache_dir: str) -> Reader:
+    """Opens the files of a split.
+
+    Raises:
+        UserError: files are missing, of an unknown format, or have no record.
+    """
+    files = shards.expand(patterns)
+    format_ = format_of(files, format_)
+    if format_ == "array_record":
+        reader: Reader = ArrayRecordReader(files, fields)
+    elif format_ == "parquet":
+        reader = ParquetReader(files, fields, cache_dir)
+    else:
+        reader = RangeReader(files, format_, fields, cache_dir)
+    if not len(reader):
+        raise UserError(
+            f"Expected {fields.kind}s with captions in {files[0]}{' ...' if len(files) > 1 else ''}; found no record "
+            f"that has both ({reader.left_out} without). Correct the files or the names of fields."
+        )
+    return reader

@@ -1,0 +1,314 @@
+"""Video files to a fixed number of RGB frames, with PyAV.
+
+Which frames are taken depends on their times, not on their numbers: files have variable frame rates. Durations and
+counts written in a file are often wrong, so the times are read from its packets, which costs reading but no decoding;
+only what lies between a wanted frame and the key frame before it is decoded.
+"""
+
+import bisect
+import io
+import os
+import time
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vadapter.base.errors import UserError
+from vadapter.data.reading import images
+from vadapter.data.reading.images import MediaError
+
+SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ogv", ".ts")
+SAMPLING = ("uniform", "centre", "random")
+MAX_SECONDS = 60.0  # of work on one clip
+MAX_FRAME_PIXELS = 8192 * 8192
+# Of larger files the packets are not all read, and the duration in the file is believed.
+MAX_SCANNED_BYTES = 1 << 28
+_IO_TIMEOUT = 30.0
+
+
+def check_sampling(sampling: str) -> None:
+    """Raises `UserError` unless `sampling` is one of `SAMPLING`."""
+    if sampling not in SAMPLING:
+        raise UserError(
+            f"Expected frame_sampling to be one of {', '.join(SAMPLING)}; found {sampling!r}. Choose one of them."
+        )
+
+
+def sample_times(start: float, end: float, count: int, sampling: str = "uniform", seed: int = 0) -> np.ndarray:
+    """Returns `count` ascending moments of [start, end), one in each of so many equal segments.
+
+    Args:
+        start: when the first frame appears.
+        end: when the last frame disappears.
+        count: how many.
+        sampling: `uniform` takes the middle of a segment, `random` a moment in it. (`centre` is not a matter of time:
+            see `decode`.)
+        seed: of `random`.
+    """
+    offsets = np.random.default_rng(abs(seed)).random(count) if sampling == "random" else np.full(count, 0.5)
+    return start + (np.arange(count) + offsets) * (end - start) / count
+
+
+def sample_indices(total: int, count: int, sampling: str = "uniform", seed: int = 0) -> list[int]:
+    """Returns `count` of `total` frames of equal length, as `decode` does; frames repeat where there are fewer."""
+    if sampling == "centre":
+        return _centred(total, total // 2, count)
+    return [min(total - 1, int(t)) for t in sample_times(0, total, count, sampling, seed)]
+
+
+def _centred(total: int, middle: int, count: int) -> list[int]:
+    """`count` consecutive frames around frame `middle`, moved inwards at the ends."""
+    first = min(max(middle - count // 2, 0), max(total - count, 0))
+    return [min(first + i, total - 1) for i in range(count)]
+
+
+def from_images(
+    encoded: Sequence[bytes],
+    num_frames: int,
+    size: int,
+    mode: str = "stretch",
+    sampling: str = "uniform",
+    seed: int = 0,
+) -> np.ndarray:
+    """Decodes frames of a clip that is stored as encoded images. Arguments and result as in `decode`.
+
+    Raises:
+        MediaError: there are no frames, or one that is chosen is damaged.
+    """
+    if not len(encoded):
+        raise MediaError("has no frames")
+    chosen = sample_indices(len(encoded), num_frames, sampling, seed)
+    decoded = {i: images.decode(encoded[i], size, mode) for i in set(chosen)}
+    return np.stack([decoded[i] for i in chosen])
+
+
+def decode(
+    source: str | Path | bytes,
+    num_frames: int,
+    size: int,
+    mode: str = "stretch",
+    sampling: str = "uniform",
+    seed: int = 0,
+) -> np.ndarray:
+    """Decodes `num_frames` frames of a clip.
+
+    Damaged parts are passed over: the last good frame before a wanted moment, or the first after, takes its place.
+
+    Args:
+        source: a video file that FFmpeg knows (MP4, WebM, MKV, AVI, GIF, ...), or its bytes.
+        num_frames: frames of the result. A clip with fewer repeats them.
+        size: width and height of the result in pixels.
+        mode: see `images.resize`.
+        sampling: `uniform`, the frames in the middle of so many segments of equal duration; `random`, a frame at a
+            random moment of each segment; `centre`, so many consecutive frames around the middle.
+        seed: of `random`: the same seed takes the same frames.
+
+    Returns:
+        uint8 [num_frames, size, size, 3].
+
+    Raises:
+        MediaError: no such file, no video in it, not one frame that can be decoded, frames of more than
+            `MAX_FRAME_PIXELS`, or more than `MAX_SECONDS` of work.
+        UserError: unknown `sampling`.
+    """
+    import av
+
+    check_sampling(sampling)
+    length = len(source) if isinstance(source, bytes) else None
+    try:
+        length = os.path.getsize(str(source)) if length is None else length
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), timeout=_IO_TIMEOUT) as file:
+            clip = _Clip(file, length <= MAX_SCANNED_BYTES)
+            found = clip.frames(clip.wanted(num_frames, sampling, seed))
+            pixels = {id(f): _pixels(f, size, mode) for f in found}
+    except MediaError:
+        raise
+    except Exception as e:  # FFmpeg's errors are of many types
+        raise MediaError(f"not a readable video ({type(e).__name__}: {e})") from e
+    return np.stack([pixels[id(f)] for f in found])
+
+
+class _Clip:
+    """An open file's video, with the times of its frames in units of the stream's time base."""
+
+    def __init__(self, file: Any, scan: bool):
+        """`scan`: read all packets for the frames' times; otherwise believe the file's duration."""
+        self._until = time.monotonic() + MAX_SECONDS
+        self._file = file
+        self._stream = _video_stream(file)
+        self._stream.thread_count = 1
+        self._at_start = True
+        context = self._stream.codec_context
+        if context.width * context.height > MAX_FRAME_PIXELS:
+            raise MediaError(f"frames of {context.width}x{context.height} pixels are more than {MAX_FRAME_PIXELS}")
+        self._times, self._keys, self._end = self._scan() if scan else ([], [], 0)
+        self._exact: set[int] = set()  # times of wanted frames, where they are known
+        if scan and not self._times:
+            raise MediaError("has no frames")
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._until:
+            raise MediaError(f"takes more than {MAX_SECONDS:g} seconds to read")
+
+    def _packets(self) -> Iterator[Any]:
+        """The stream's packets from where the file stands, to its end or to the first part that cannot be read."""
+        import av
+
+        self._at_start = False
+        packets = self._file.demux(self._stream)
+        while True:
+            self._check_time()
+            try:
+                yield next(packets)
+            except (StopIteration, av.error.FFmpegError):
+                return
+
+    def _scan(self) -> tuple[list[int], list[int], int]:
+        """Returns the times of frames, of key frames, and of the end, and goes back to the start."""
+        times, keys, end = [], [], 0
+        for packet in self._packets():
+            when = packet.pts if packet.pts is not None else packet.dts
+            if when is None or not packet.size or packet.is_discard:
+                continue
+            times.append(when)
+            end = max(end, when + (packet.duration or 0))
+            if packet.is_keyframe:
+                keys.append(when)
+        times.sort()
+        if times and end <= times[-1]:  # the last frame has no duration: as long as frames are on average
+            end = times[-1] + max((times[-1] - times[0]) // max(len(times) - 1, 1), 1)
+        return times, sorted(keys), end
+
+    def wanted(self, count: int, sampling: str, seed: int) -> list[int]:
+        """Returns the ascending times of the frames to take."""
+        if not self._times:
+            return self._believed(count, sampling, seed)
+        times = self._times
+        if sampling == "centre":
+            middle = bisect.bisect_right(times, (times[0] + self._end) // 2) - 1
+            return [times[i] for i in _centred(len(times), middle, count)]
+        moments = sample_times(times[0], self._end, count, sampling, seed)
+        return [times[max(bisect.bisect_right(times, moment) - 1, 0)] for moment in moments]
+
+    def _believed(self, count: int, sampling: str, seed: int) -> list[int]:
+        """`wanted`, from the duration and the rate that the file states."""
+        stream, base = self._stream, Fraction(self._stream.time_base)
+        duration = stream.duration or (self._file.duration or 0) / (1_000_000 * base)
+        start = stream.start_time or 0
+        if duration <= 0:
+            raise MediaError(f"states no duration, and has more than {MAX_SCANNED_BYTES} bytes to look for it")
+        if sampling == "centre":
+            step = 1 / (Fraction(stream.average_rate or 25) * base)
+            first = start + (duration - count * step) / 2
+            return [int(first + i * step) for i in range(count)]
+        return [int(t) for t in sample_times(start, float(start + duration), count, sampling, seed)]
+
+    def frames(self, wanted: list[int]) -> list[Any]:
+        """Returns for each time the frame that is visible then, or the nearest that can be decoded."""
+        self._exact = set(wanted) & set(self._times)
+        for seek in (True, False):  # without, where the file's index leads astray
+            found = self._frames(wanted, seek)
+            if found is not None:
+                return found
+        raise MediaError("has no frame that can be decoded")
+
+    def _frames(self, wanted: list[int], seek: bool) -> list[Any] | None:
+        """`frames`; None if seeking went wrong, or nothing could be decoded."""
+        if not self._go_to_start():
+            return None
+        found, position, last = [], None, None
+        decoded = self._decoded()
+        current = next(decoded, None)
+        for when in wanted:
+            if seek and self._far(position, when) and self._seek(when):
+                decoded, last = self._decoded(), None
+                current = next(decoded, None)
+                if current is None or current.pts is None or current.pts > when:
+                    return None
+            while current is not None and (current.pts is None or current.pts <= when):
+                last, current = current, next(decoded, None)
+            position = when
+            taken = current if last is None else last
+            if taken is None:
+                return None
+            found.append(taken)
+        return found
+
+    def _far(self, position: int | None, when: int) -> bool:
+        """Whether a key frame lies between, so that seeking saves work."""
+        if not self._times:
+            return position is None or (when - position) * self._stream.time_base > 2
+        before = bisect.bisect_right(self._keys, when) - 1
+        first = self._times[0] if position is None else position
+        return before >= 0 and self._keys[before] > first
+
+    def _go_to_start(self) -> bool:
+        """Goes to the first frame. A file that cannot go back is a `MediaError`."""
+        return self._at_start or self._seek(min(self._stream.start_time or 0, *(self._times[:1] or [0]), 0))
+
+    def _seek(self, when: int) -> bool:
+        import av
+
+        try:
+            self._file.seek(when, stream=self._stream, backward=True)
+        except av.error.FFmpegError:
+            return False
+        return True
+
+    def _decoded(self) -> Iterator[Any]:
+        """Frames from where the file stands, without some that are not wanted and that no other frame needs.
+
+        Packets that cannot be decoded are passed over.
+        """
+        import av
+
+        context = self._stream.codec_context
+        for packet in self._packets():
+            unwanted = self._exact and packet.pts is not None and packet.pts not in self._exact
+            context.skip_frame = "NONREF" if unwanted else "DEFAULT"
+            try:
+                yield from packet.decode()
+            except av.error.FFmpegError:
+                continue
+
+
+def _video_stream(file: Any) -> Any:
+    """The first video that is not the cover of a piece of music."""
+    import av
+
+    for stream in file.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    raise MediaError("has no video stream")
+
+
+def _pixels(frame: Any, size: int, mode: str) -> np.ndarray:
+    """One frame, turned upright (phones write the rotation beside the frames) and resized."""
+    if frame.width * frame.height > MAX_FRAME_PIXELS:
+        raise MediaError(f"frames of {frame.width}x{frame.height} pixels are more than {MAX_FRAME_PIXELS}")
+    image: Image.Image = frame.to_image()
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    if turns:
+        image = image.rotate(90 * turns, expand=True)
+    return images.resize(image, size, mode)
+
+
+def load(path: str | Path, num_frames: int, size: int, mode: str = "stretch") -> np.ndarray:
+    """Decodes a video file: uint8 [num_frames, size, size, 3]. See `decode`.
+
+    Raises:
+        UserError: the file is missing, not a video, or has no readable frame.
+    """
+    try:
+        return decode(path, num_frames, size, mode)
+    except MediaError as e:
+        raise UserError(f"Expected a video (MP4, WebM, ...) in {path}; {e}. Replace the file or leave it out.") from e
+
+
+def is_video(path: str | Path) -> bool:
+    """Whether the file's name ends like a video's."""
+    return Path(path).suffix.lower() in SUFFIXES

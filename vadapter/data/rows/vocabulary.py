@@ -1,0 +1,390 @@
+"""Tokenisers as seqio vocabularies: SentencePiece models and Hugging Face's `tokenizer.json`.
+
+A row is written in parts (prompt before the visual tokens, prompt after them, answer), so a vocabulary has, beside
+seqio's methods, `first` for text that begins a row, `more` for text that goes on in one, and `symbols` for what stands
+between turns.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import sentencepiece
+import seqio
+import tensorflow as tf
+import tokenizers
+from etils import epath
+
+from vadapter.base import resources
+from vadapter.base.errors import UserError
+from vadapter.data.rows import formats
+
+_JSON = "tokenizer.json"
+_FOLDER = "tokenizer"  # of a folder that `vadapter import` wrote
+# What families call their tokens, for tokenisers that do not say.
+_BOS = ("<bos>", "<s>", "<|begin_of_text|>")
+_EOS = ("<eos>", "</s>", "<|end_of_text|>", "<|endoftext|>")
+# Families without a start token begin a row with the token that parted their documents in pretraining.
+_SEPARATOR = ("<|endoftext|>",)
+_SPACES = ("\u2581", "\u0120")  # how SentencePiece and byte-level tokenisers write a space
+
+
+class TextVocabulary(seqio.Vocabulary):
+    """What both kinds of vocabularies share.
+
+    Args:
+        path: the file, or "" for the scenes vocabulary.
+        prompt_format: see `formats.choose`.
+
+    Attributes:
+        path: as given to `load`.
+        format: how prompts and answers are written.
+    """
+
+    def __init__(self, path: str, prompt_format: str):
+        super().__init__()
+        self.path = path
+        # Some libraries find these in any text: user-defined pieces, and added tokens that are not special.
+        turns = {token for f in formats.FORMATS.values() for token in f.tokens}
+        self._guarded = sorted(token for token in turns if self.token_id(token) in self._library_ids(token))
+        self.format = formats.choose(prompt_format, lambda token: self.token_id(token) is not None, str(self))
+
+    @property
+    def prompt_format(self) -> str:
+        """Name of the format."""
+        return self.format.name
+
+    # What a kind of vocabulary has to give.
+
+    def token_id(self, token: str) -> int | None:
+        """Returns the id of a token, or None if there is none."""
+        raise NotImplementedError
+
+    def _library_ids(self, text: str) -> list[int]:
+        """Encodes text as the library does, without start and end tokens."""
+        raise NotImplementedError
+
+    def _token(self, i: int) -> str:
+        raise NotImplementedError
+
+    def _text(self, ids: list[int]) -> str:
+        raise NotImplementedError
+
+    @property
+    def _special(self) -> tuple[int | None, int | None]:
+        """Ids of the start and end tokens."""
+        raise NotImplementedError
+
+    # seqio's interface.
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id that begins a row: the start token, or what parts documents where a family has none (Qwen)."""
+        return self._special[0]
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id that ends an answer: in a chat, that of the turn."""
+        return self._special[1] if self.format.end is None else self.token_id(self.format.end)
+
+    @property
+    def unk_id(self) -> int | None:
+        return None
+
+    @property
+    def rows(self) -> int:
+        """Rows that a decoder's table needs for what is encoded here; `vocab_size` may be larger."""
+        return self.vocab_size
+
+    def _encode(self, s: str) -> Sequence[int]:
+        return self._ids(s)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids up to the end token. Negative ids, and those that a larger table has, are nothing."""
+        kept: list[int] = []
+        ends = {self.eos_id, self._special[1]}  # a model may end a turn with the end of the text
+        for i in map(int, ids):
+            if i in ends:
+                break
+            if 0 <= i < self.vocab_size:
+                kept.append(i)
+        return self._text(kept)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.decode(ids)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        text = tf.convert_to_tensor(s)
+        if text.shape.rank:
+            return tf.map_fn(self._encode_tf, text, fn_output_signature=tf.RaggedTensorSpec([None], tf.int32))
+        return self._in_python(self._ids, text)
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        return tf.numpy_function(lambda x: self.decode(x).encode(), [ids], tf.string, stateful=False)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and (self.path, self.format) == (other.path, other.format)  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.format))
+
+    def _ids(self, text: str) -> list[int]:
+        """Encodes text that is no special token, whatever it looks like."""
+        for token in self._guarded:
+            if token in text:
+                before, after = text.split(token, 1)
+                return [*self._ids(before + token[0]), *self.more(token[1:] + after)]
+        return self._library_ids(text)
+
+    # Parts of a row.
+
+    def first(self, text: str) -> list[int]:
+        """Encodes text that begins a row or a turn."""
+        return self._ids(text)
+
+    def more(self, text: str) -> list[int]:
+        """Encodes text that goes on in a row, so that nothing is put before it.
+
+        Some models (Llama 2) put a space before whatever they encode. Behind a line break it is known where that ends.
+        """
+        if not text or not self._puts_space:
+            return self._ids(text)
+        if text.startswith(" ") and text != " ":
+            return self._ids(text[1:])
+        start = self._ids("\n")
+        whole = self._ids("\n" + text)
+        return whole[len(start) :] if whole[: len(start)] == start else self._ids(text)
+
+    def more_tf(self, text: tf.Tensor) -> tf.Tensor:
+        """`more` of a scalar string tensor."""
+        return self._in_python(self.more, text)
+
+    def symbols(self, text: str, first: bool = False) -> list[int]:
+        """Encodes what the format puts around a prompt, its special tokens as their ids. `first` as of the methods."""
+        tokens = self.format.tokens
+        parts = re.split(f"({'|'.join(map(re.escape, tokens))})", text) if tokens else [text]
+        ids: list[int] = []
+        for part in filter(None, parts):
+            known = self.token_id(part) if part in tokens else None
+            encode = self.first if first and not ids else self.more
+            ids += encode(part) if known is None else [known]
+        return ids
+
+    def head(self, before: str) -> list[int]:
+        """Returns the ids of a prompt's text before the visual tokens."""
+        opening = self.symbols(self.format.before, first=True)
+        if opening and before and self.format.space:
+            before = f" {before}"
+        return [*opening, *(self.more(before) if opening else self.first(before))]
+
+    def head_tf(self, before: tf.Tensor) -> tf.Tensor:
+        """`head` of a scalar string tensor."""
+        return self._in_python(self.head, before)
+
+    def tail(self, after: str) -> list[int]:
+        """Returns the ids of a prompt's text after the visual tokens."""
+        return [*self.more(after), *self.symbols(self.format.between)]
+
+    def tail_tf(self, after: tf.Tensor) -> tf.Tensor:
+        """`tail` of a scalar string tensor."""
+        return tf.concat([self.more_tf(after), tf.constant(self.symbols(self.format.between), tf.int32)], 0)
+
+    def answer_tf(self, text: tf.Tensor) -> tf.Tensor:
+        """Returns the ids of an answer, without its end."""
+        return self.more_tf(tf.strings.join([" ", text]) if self.format.space else text)
+
+    @functools.cached_property
+    def _puts_space(self) -> bool:
+        ids = self._library_ids("x")
+        return bool(ids) and self._token(ids[0]).startswith(_SPACES)
+
+    def _in_python(self, encode: Any, text: tf.Tensor) -> tf.Tensor:
+        def call(text: Any) -> np.ndarray:
+            return np.array(encode(np.asarray(text).item().decode()), np.int32)
+
+        ids = tf.numpy_function(call, [text], tf.int32, stateful=False)
+        ids.set_shape([None])
+        return ids
+
+
+class SentencePieceVocabulary(TextVocabulary):
+    """A SentencePiece model."""
+
+    def __init__(self, path: str, prompt_format: str = formats.PLAIN):
+        file = locate(path)
+        self._graph = seqio.SentencePieceVocabulary(str(file))
+        try:
+            self._processor: sentencepiece.SentencePieceProcessor = self._graph.tokenizer
+        except Exception as e:  # the library raises several types
+            raise UserError(f"Expected a SentencePiece model in {file}; it cannot be read as one ({e}).") from e
+        super().__init__(path, prompt_format)
+
+    def __str__(self) -> str:
+        return f"the SentencePiece model {locate(self.path)}"
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self._processor.get_piece_size()
+
+    @property
+    def unk_id(self) -> int | None:
+        return _none_if_negative(self._processor.unk_id())
+
+    @property
+    def _special(self) -> tuple[int | None, int | None]:
+        return _none_if_negative(self._processor.bos_id()), _none_if_negative(self._processor.eos_id())
+
+    def token_id(self, token: str) -> int | None:
+        i = self._processor.piece_to_id(token)
+        return i if self._processor.id_to_piece(i) == token else None
+
+    def _token(self, i: int) -> str:
+        return self._processor.id_to_piece(i)
+
+    def _library_ids(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def _text(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        return super()._encode_tf(s) if self._guarded else self._graph.encode_tf(s)
+
+    def more_tf(self, text: tf.Tensor) -> tf.Tensor:
+        return super().more_tf(text) if self._puts_space else self._encode_tf(text)
+
+
+class TokenizerVocabulary(TextVocabulary):
+    """A `tokenizer.json` of the library `tokenizers`; its special tokens are read from the files beside it too."""
+
+    def __init__(self, path: str, prompt_format: str = formats.PLAIN):
+        file = locate(path)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(file.read_bytes())
+        except Exception as e:  # the library raises `Exception` itself
+            raise UserError(
+                f"Expected a tokenizer.json of Hugging Face in {file}; it cannot be read as one ({e})."
+            ) from e
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # special tokens in a text are ordinary text
+        self._size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self._named = _named_tokens(file.parent)
+        super().__init__(path, prompt_format)
+
+    def __str__(self) -> str:
+        return f"the tokenizer {locate(self.path)}"
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self._size
+
+    @functools.cached_property
+    def rows(self) -> int:
+        # No text becomes a special token, so some may lie behind the table: Gemma 3's `<image_soft_token>` does.
+        special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        plain = {i for i in self._tokenizer.get_vocab(with_added_tokens=True).values() if i not in special}
+        written = (self.bos_id, self.eos_id, *map(self.token_id, self.format.tokens))
+        return 1 + max(plain.union(i for i in written if i is not None))
+
+    @functools.cached_property
+    def _special(self) -> tuple[int | None, int | None]:
+        bos = self._first_of(self._named.get("bos_token"), *_BOS, *_SEPARATOR)
+        return bos, self._first_of(self._named.get("eos_token"), *_EOS)
+
+    def _first_of(self, *tokens: str | None) -> int | None:
+        ids = (self.token_id(token) for token in tokens if token)
+        return next((i for i in ids if i is not None), None)
+
+    def token_id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def _token(self, i: int) -> str:
+        return self._tokenizer.id_to_token(i) or ""
+
+    def _library_ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _text(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _none_if_negative(i: int) -> int | None:
+    return None if i < 0 else i
+
+
+def _named_tokens(folder: epath.Path) -> dict[str, str]:
+    """Start and end token as the files beside a tokenizer.json name them."""
+    named: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            continue
+        try:
+            settings = json.loads((folder / name).read_bytes())
+        except ValueError as e:
+            raise UserError(f"{folder / name} is not valid JSON: {e}. Use the file as it was published.") from e
+        for key in ("bos_token", "eos_token"):
+            value = settings.get(key) if isinstance(settings, dict) else None
+            value = value.get("content") if isinstance(value, dict) else value
+            if isinstance(value, str):
+                named[key] = value
+    return named
+
+
+def locate(path: str) -> epath.Path:
+    """Finds the file that defines a vocabulary.
+
+    Args:
+        path: the file; a folder with one; a folder that `vadapter import` wrote; or "" for the scenes vocabulary. May
+            be an address such as gs://bucket/folder.
+
+    Raises:
+        UserError: there is none, or it cannot be reached.
+    """
+    if not path:
+        return epath.Path(resources.folder("data")) / "scenes" / "vocabulary.model"
+    try:
+        return _find(epath.Path(path).expanduser())
+    except tf.errors.OpError as e:
+        raise UserError(f"{path} cannot be read ({e.message}). Correct the address, or ask for access.") from e
+
+
+def _find(place: epath.Path) -> epath.Path:
+    if place.is_file():
+        return place
+    if not place.is_dir():
+        raise UserError(
+            f"Expected a SentencePiece model, a {_JSON}, or a folder with one of them at {place}; found no such file. "
+            "Correct the path."
+        )
+    folder = place / _FOLDER if (place / _FOLDER).is_dir() else place
+    found = [folder / _JSON] if (folder / _JSON).is_file() else sorted(folder.glob("*.model"))
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "neither"
+        raise UserError(
+            f"Expected a {_JSON} or one SentencePiece file that ends in .model in {folder}; found {names}. Put the "
+            "tokenizer there (vadapter import --tokenizer does), or give the file itself."
+        )
+    return found[0]
+
+
+def load(path: str = "", prompt_format: str = formats.PLAIN) -> TextVocabulary:
+    """Opens a vocabulary.
+
+    Args:
+        path: see `locate`; default the scenes vocabulary.
+        prompt_format: `plain`, `chat` or a family; see `formats.choose`.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it does not have the format's tokens.
+    """
+    return (TokenizerVocabulary if locate(path).suffix == ".json" else SentencePieceVocabulary)(path, prompt_format)
+
+
+def sha256(path: str = "") -> str:
+    """Returns the hash of the file that defines a vocabulary."""
+    return hashlib.sha256(locate(path).read_bytes()).hexdigest()

@@ -1,0 +1,70 @@
+"""Settings of text generation, and what it gives."""
+
+import dataclasses
+import math
+from typing import Literal, get_args
+
+import flax.struct
+
+from vadapter.base.array_types import Array, Int
+from vadapter.base.errors import UserError
+
+EMPTY = -1  # no token has it; 0 is a word in some vocabularies
+Method = Literal["greedy", "sample", "beam"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingConfig:
+    """How a text is chosen. Settings of other methods than the chosen one do nothing.
+
+    Attributes:
+        method: `greedy` takes the most likely token, `sample` draws one, `beam` looks for a likely text.
+        max_new_tokens: limit on the new tokens, the end token included.
+        temperature: of `sample`: logits are divided by it, before anything else.
+        top_k: of `sample`: only the k most likely tokens are drawn, of equal ones those first in the vocabulary;
+            0 is all.
+        top_p: of `sample`: of what `top_k` left, only the fewest most likely tokens that together have this
+            probability are drawn, and those as likely as the last of them; 1 is all (Holtzman et al. 2020, nucleus).
+        beams: of `beam`: hypotheses of each row.
+        length_penalty: of `beam`: alpha in ((5 + length) / 6) ** alpha, which divides the log-probability of an ended
+            hypothesis (Wu et al. 2016); 0 is off, more favours longer texts.
+        seed: of `sample`. The same row gives the same sample with any other rows, batch size and mesh.
+    """
+
+    method: Method = "greedy"
+    max_new_tokens: int = 32
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    beams: int = 4
+    length_penalty: float = 0.6
+    seed: int = 0
+
+    def __post_init__(self):
+        def expect(name: str, good: bool, expected: str) -> None:
+            if not good:
+                raise UserError(f"DecodingConfig.{name} is {getattr(self, name)!r}; expected {expected}.")
+
+        expect("method", self.method in get_args(Method), "'greedy', 'sample' or 'beam'")
+        expect("max_new_tokens", self.max_new_tokens >= 1, "1 or more")
+        expect("temperature", 0 <= self.temperature < math.inf, "a number above 0")
+        if self.method == "sample":
+            expect("temperature", self.temperature > 0, "a number above 0; the limit of 0 is the method 'greedy'")
+        expect("top_k", self.top_k >= 0, "the number of tokens to keep, or 0 for all")
+        expect("top_p", 0 < self.top_p <= 1, "a probability above 0, up to 1 for all tokens")
+        expect("beams", self.beams >= 1, "1 or more")
+        expect("length_penalty", 0 <= self.length_penalty < math.inf, "0 or more")
+        expect("seed", 0 <= self.seed < 2**32, "0 .. 2**32 - 1")
+
+
+@flax.struct.dataclass
+class Decoded:
+    """What a method gives.
+
+    Attributes:
+        ids: new ids of each row; `EMPTY` from the end token on.
+        steps: tokens that were read after the prompts, of all rows at once; shows that decoding stopped early.
+    """
+
+    ids: Int[Array, "B max_new_tokens"]
+    steps: Int[Array, ""]

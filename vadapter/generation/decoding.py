@@ -1,0 +1,112 @@
+"""Text generation on device, with the KV cache: greedy, sampling and beam search."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vadapter.base.array_types import Array, Float, Int, PyTree
+from vadapter.base.batch import Batch
+from vadapter.generation.beam import beam_search
+from vadapter.generation.config import EMPTY, Decoded, DecodingConfig
+from vadapter.generation.sampling import row_keys, sample
+from vadapter.generation.top_k import TopK, make_top_k
+from vadapter.models.vlm import VLM
+from vadapter.partitioning import Partitioner
+
+__all__ = ["EMPTY", "Decoded", "DecodingConfig", "decode", "make_generate"]
+
+Choose = Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]
+
+
+def decode(
+    model: VLM, params: PyTree, batch: Batch, config: DecodingConfig, eos_id: int, top_k: TopK = jax.lax.top_k
+) -> Decoded:
+    """Continues each row's prompt until its end token or the limit; stops as soon as every row has ended.
+
+    Args:
+        model: the VLM.
+        params: its whole parameters.
+        batch: rows that end with their prompt. Rows of padding alone end at once.
+        config: the method and its settings.
+        eos_id: id of the end token.
+        top_k: as `make_top_k` makes it for a mesh.
+
+    Raises:
+        UserError: a vocabulary too small for the beams.
+    """
+    if config.method == "beam":
+        return beam_search(model, params, batch, config, eos_id, top_k)
+    if config.method == "greedy":
+        return one_by_one(model, params, batch, config, eos_id, lambda logits, _: jnp.argmax(logits, axis=-1))
+    keys = row_keys(batch, config.seed)
+    draw = functools.partial(sample, keys, config=config, find=top_k)
+    return one_by_one(model, params, batch, config, eos_id, draw)
+
+
+def one_by_one(
+    model: VLM, params: PyTree, batch: Batch, config: DecodingConfig, eos_id: int, choose: Choose
+) -> Decoded:
+    """Continues each row by the token that `choose` gives for (logits, new tokens before it).
+
+    One prefill, then one token of every row a step.
+    """
+    rows = batch.tokens.shape[0]
+    lengths = (batch.segment_ids > 0).sum(axis=1)
+    logits, cache = model.apply({"params": params}, batch, config.max_new_tokens - 1, method="prefill")
+    empty = jnp.full((rows, config.max_new_tokens), EMPTY, jnp.int32)
+
+    def enter(logits: Array, step: Array, ids: Array, ended: Array) -> tuple[Array, Array, Array]:
+        token = choose(logits, step).astype(jnp.int32)
+        ended = ended | (token == eos_id)
+        ids = jax.lax.dynamic_update_slice(ids, jnp.where(ended, EMPTY, token)[:, None], (jnp.zeros_like(step), step))
+        return jnp.where(ended, 0, token), ids, ended
+
+    def more(state: tuple) -> Array:
+        step, _, _, ended, _ = state
+        return (step < config.max_new_tokens - 1) & ~ended.all()
+
+    def step_once(state: tuple) -> tuple:
+        step, token, ids, ended, cache = state
+        logits, cache = model.apply({"params": params}, token, lengths + step, cache, method="extend")
+        return step + 1, *enter(logits, step + 1, ids, ended), cache
+
+    start = jnp.zeros((), jnp.int32)
+    steps, _, ids, _, _ = jax.lax.while_loop(
+        more, step_once, (start, *enter(logits, start, empty, lengths == 0), cache)
+    )
+    return Decoded(ids, steps)
+
+
+def make_generate(
+    model: VLM,
+    partitioner: Partitioner,
+    config: DecodingConfig | None = None,
+    *,
+    eos_id: int,
+) -> Callable[[PyTree, Batch], Int[Array, "B max_new_tokens"]]:
+    """Compiles `decode` for a mesh, once for each shape of a batch.
+
+    Args:
+        model: the VLM.
+        partitioner: places the activations.
+        config: how texts are chosen; default greedy.
+        eos_id: id of the end token.
+
+    Returns:
+        A function of (parameters, device batch) that gives ids `[B, max_new_tokens]`, `EMPTY` from the end token on.
+        They are sharded like the batch, so that each process has those of its own rows.
+    """
+    settings = config or DecodingConfig()
+    top_k = make_top_k(partitioner)
+    run = jax.jit(
+        lambda params, batch: decode(model, params, batch, settings, eos_id, top_k).ids,
+        out_shardings=partitioner.batch_sharding,
+    )
+
+    def generate(params: PyTree, batch: Batch) -> Array:
+        with partitioner.activate():
+            return run(params, batch)
+
+    return generate

@@ -1,0 +1,272 @@
+"""What evaluation leaves in a run's folder, and how the report reads it back.
+
+MODEL_DIR/config.gin            operative configuration           (written by the training command)
+MODEL_DIR/curve.jsonl           {"step", "split", "loss", ...}    (written by the loop; split: train or an evaluator)
+MODEL_DIR/done.json             step, seconds, trainable_params   (written when a run is finished)
+MODEL_DIR/inference_eval/       records, <evaluator>-<step>.jsonl (written by the loop)
+MODEL_DIR/metrics.json          scores of `vadapter eval`         (here: `save_metrics`)
+MODEL_DIR/evaluation.html       the same as a page, with examples (`report_evaluation.write_evaluation`)
+MODEL_DIR/predictions.jsonl     records of `vadapter eval`        (here: `save_predictions`)
+MODEL_DIR/thumbnails/00000.png  their pictures, by row number
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from vadapter.base import pictures
+from vadapter.base.errors import UserError
+from vadapter.reports.report import ArmReport, PredictionRow, Report, SavedEvaluation, compare
+
+
+def save_metrics(model_dir: epath.PathLike, content: Mapping[str, Any]) -> None:
+    """Writes `metrics.json`, replacing an older one; `content` is that of `report_evaluation.metrics_json`."""
+    _write(epath.Path(model_dir) / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def save_predictions(model_dir: epath.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes records as `predictions.jsonl`, replacing an older one, and their pictures as files beside it.
+
+    Args:
+        model_dir: the run's folder; made if missing.
+        records: dicts as `GenerationEvaluator` gives them. "thumbnail" is a data URI, or a uint8 array
+            [h, w, 3] or [F, h, w, 3]; in the file it becomes a path. File names come from the row number, never from
+            an id, so no text of a data set can choose where a file goes.
+    """
+    folder = epath.Path(model_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number, record in enumerate(records):
+        row = {key: value for key, value in record.items() if key != "picture"}
+        picture = row.pop("thumbnail", None)
+        if picture is not None:
+            uri = pictures.data_uri(picture) if isinstance(picture, np.ndarray) else str(picture)
+            kind, content = pictures.bytes_of(uri)
+            name = f"thumbnails/{number:05d}.{kind}"
+            (folder / "thumbnails").mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+            row["thumbnail"] = name
+        lines.append(json.dumps(row, ensure_ascii=False))
+    _write(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+
+
+def load_scores(model_dir: str | Path) -> dict[str, Any]:
+    """The scores in `metrics.json` by name; empty where there is none."""
+    scores = _read_json(Path(model_dir) / "metrics.json").get("scores")
+    return scores if isinstance(scores, dict) else {}
+
+
+def load_evaluations(model_dir: str | Path) -> list[SavedEvaluation]:
+    """Reads each `metrics.json` of a run's folder and of the folders in it (`--output=MODEL_DIR/vqav2`)."""
+    folder = Path(model_dir)
+    found = []
+    for path in [folder / "metrics.json", *sorted(folder.glob("*/metrics.json"))]:
+        content = _read_json(path)
+        scores = content.get("scores")
+        if not isinstance(scores, dict):
+            continue
+        intervals = {name: (float(low), float(high)) for name, (low, high) in content.get("intervals", {}).items()}
+        page = path.with_name("evaluation.html")
+        known = {name: value for name, score in scores.items() if (value := _float(score)) is not None}
+        checkpoint = str(content.get("checkpoint", path.parent.name))
+        found.append(SavedEvaluation(checkpoint, known, intervals, page if page.is_file() else None))
+    return found
+
+
+def load_predictions(model_dir: str | Path) -> list[PredictionRow]:
+    """Reads `predictions.jsonl`, or else the latest records of each evaluator in `inference_eval/`.
+
+    A thumbnail that is missing, no picture, or outside the folder is left out.
+    """
+    folder = Path(model_dir)
+    records = _read_lines(folder / "predictions.jsonl")
+    if not records:
+        records = [r for path in _latest_records(folder / "inference_eval") for r in _read_lines(path)]
+    rows = []
+    for record in records:
+        score = record.get("score")
+        rows.append(
+            PredictionRow(
+                id="/".join(str(record[key]) for key in ("task", "id") if key in record),
+                prediction=str(record.get("prediction", "")),
+                references=tuple(str(r) for r in record.get("references") or ()),
+                question=str(record["question"]) if record.get("question") else None,
+                score=float(score) if score is not None else None,
+                thumbnail=_thumbnail(folder, record.get("thumbnail")),
+            )
+        )
+    return rows
+
+
+def _latest_records(folder: Path) -> list[Path]:
+    latest: dict[str, tuple[int, Path]] = {}
+    for path in sorted(folder.glob("*-*.jsonl")):
+        name, _, step = path.stem.rpartition("-")
+        if step.isdigit() and int(step) >= latest.get(name, (-1, path))[0]:
+            latest[name] = (int(step), path)
+    return [path for _, path in latest.values()]
+
+
+def _thumbnail(folder: Path, value: Any) -> str | None:
+    """A picture's data URI, given as one or as a path inside the folder."""
+    if not isinstance(value, str):
+        return None
+    if value.startswith("data:"):
+        try:
+            pictures.bytes_of(value)
+        except ValueError:
+            return None
+        return value
+    path = (folder / value).resolve()
+    if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        return None
+    return pictures.uri_of(path.read_bytes())
+
+
+def load_arm(model_dir: str | Path, name: str | None = None, description: str = "") -> ArmReport:
+    """Reads a run's folder, finished or not, trained by any experiment.
+
+    Args:
+        model_dir: the run's MODEL_DIR.
+        name: shown in the report; the folder's name by default.
+        description: one line about the arm.
+
+    Returns:
+        The arm; what the folder does not tell is None.
+
+    Raises:
+        UserError: there is no such folder, or it holds neither a curve nor an evaluation.
+    """
+    folder = Path(model_dir)
+    if not folder.is_dir():
+        raise UserError(f"A report reads a run's folder, its MODEL_DIR, and {str(folder)!r} is not a folder. Check it.")
+    lines = _read_lines(folder / "curve.jsonl")
+    evaluation = load_scores(folder)
+    if not lines and not evaluation:
+        raise UserError(
+            f"Expected curve.jsonl or metrics.json of a training run in {str(folder)!r} and found neither. "
+            "Give the MODEL_DIR of a run that has logged at least once."
+        )
+    done = _read_json(folder / "done.json")
+    latest: dict[str, Any] = {}
+    for line in lines:
+        if line.get("split") != "train":
+            latest |= {k: v for k, v in line.items() if v is not None}
+    latest |= {k: v for k, v in evaluation.items() if v is not None}
+    splits = [str(line.get("split")) for line in lines if _float(line.get("loss")) is not None]
+    held_out = [s for s in splits if s != "train"]
+    curve = _curve(lines, "val" if "val" in held_out or not held_out else held_out[0])
+    train_curve = _curve(lines, "train")
+    config = folder / "config.gin"
+    return ArmReport(
+        name=name or folder.resolve().name,
+        description=description,
+        trainable_params=_int(done.get("trainable_params")),
+        steps=_int(done.get("steps", done.get("step", max((s for s, _ in curve + train_curve), default=None)))),
+        seconds=_float(done.get("seconds")),
+        curve=curve,
+        val_loss=curve[-1][1] if curve else _float(latest.get("loss")),
+        cider=_score(latest, "cider"),
+        exact_match=_score(latest, "exact_match"),
+        vqa_accuracy=_score(latest, "vqa_accuracy"),
+        reliance=_reliance(latest),
+        predictions=load_predictions(folder),
+        train_curve=train_curve,
+        evaluations=load_evaluations(folder),
+        config_text=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+    )
+
+
+def report_of_runs(
+    model_dirs: Sequence[str | Path], *, baseline: str | None = None, title: str | None = None, **fields: Any
+) -> Report:
+    """Reads run folders into a report, for `vadapter report RUN_DIR ...`.
+
+    Args:
+        model_dirs: one MODEL_DIR or more. Folders of one name are told apart by their parents' names.
+        baseline: name of the folder to compare with.
+        title: heading; made of the names by default.
+        fields: further fields of `Report`, such as seed and environment.
+    """
+    folders = [Path(d).resolve() for d in model_dirs]
+    names = [f.name for f in folders]
+    if len(set(names)) < len(names):
+        names = [f"{f.parent.name}/{f.name}" for f in folders]
+    arms = [load_arm(folder, name) for folder, name in zip(folders, names, strict=True)]
+    return Report(title or f"Report on {', '.join(names)}", compare(arms, baseline), baseline, **fields)
+
+
+def _curve(lines: list[dict[str, Any]], split: str) -> list[tuple[int, float]]:
+    """(step, loss) of a split by rising step. A step that was logged again, after a resume, counts once: the later."""
+    points = {}
+    for line in lines:
+        loss = _float(line.get("loss"))
+        if line.get("split") == split and loss is not None and line.get("step") is not None:
+            points[int(line["step"])] = loss
+    return sorted(points.items())
+
+
+def _score(scalars: Mapping[str, Any], key: str) -> float | None:
+    """The scalar of this name, bare or under an evaluator's name (`caption/cider`)."""
+    found = [v for k, v in scalars.items() if k == key or k.endswith(f"/{key}")]
+    return _float(found[-1]) if found else None
+
+
+def _reliance(scalars: Mapping[str, Any]) -> dict[str, float] | None:
+    values = {}
+    for kind in ("right", "shuffled", "blank"):
+        value = _score(scalars, f"reliance/{kind}")
+        if value is not None:
+            values[kind] = value
+    return values or None
+
+
+def _float(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _int(value: Any) -> int | None:
+    number = _float(value)
+    return None if number is None else int(number)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{path} should be JSON and cannot be read: {e}. Delete it and evaluate again.") from e
+    return content if isinstance(content, dict) else {}
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads JSON lines. A last line that is cut short, as by a killed run, is left out."""
+    if not path.is_file():
+        return []
+    found, texts = [], path.read_text(encoding="utf-8").splitlines()
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
+        try:
+            found.append(json.loads(text))
+        except ValueError as e:
+            if number < len(texts):
+                raise UserError(f"Line {number} of {path} is not JSON: {e}. Remove that line.") from e
+    return [line for line in found if isinstance(line, dict)]
+
+
+def _write(path: epath.Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(text.encode("utf-8"))
+    partial.replace(path)

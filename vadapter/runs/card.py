@@ -1,0 +1,118 @@
+"""The card of a bundle: its README.md, made of what `bundle.json` says."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import vadapter
+from vadapter.models.vlm import VLMConfig
+from vadapter.runs.description import Description, preprocessing
+
+_PARTS = ("encoder", "adapter", "decoder")
+
+
+def card(
+    name: str,
+    description: Description,
+    backbones: Sequence[Any],
+    sizes: Mapping[str, int],
+    adapter: Mapping[str, Any],
+    step: int,
+) -> str:
+    """Returns the card as Markdown.
+
+    Args:
+        name: of the bundle.
+        description: of the model.
+        backbones: what the bundle needs besides, see `bundle.Backbone`.
+        sizes: `{slash path: number of weights}` of what is in the bundle.
+        adapter: what `bundle.json` says of the file with the parameters.
+        step: checkpoint that they are from.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=False,  # Markdown
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = _cell
+    return environment.get_template("card.md.j2").render(
+        name=name,
+        version=vadapter.__version__,
+        parts=_parts(description, backbones, sizes),
+        adapter=adapter,
+        backbones=backbones,
+        options=[f"`--{part}=DIR`" for backbone in backbones for part in backbone.parts],
+        input=_input(description),
+        training={"step": step, **_told(_flat(description.training))},
+    )
+
+
+def _parts(description: Description, backbones: Sequence[Any], sizes: Mapping[str, int]) -> list[dict[str, Any]]:
+    """A row for each part of the model, whether it is in the bundle or beside it."""
+    rows = []
+    for part in _PARTS:
+        what = _what(getattr(description.model, part))
+        here = sum(n for path, n in sizes.items() if path.startswith(f"{part}/"))
+        if here:
+            rows.append({"part": part, "what": what, "parameters": here, "here": True})
+        for backbone in backbones:
+            if part in backbone.parts:
+                rows.append({"part": part, "what": what, "parameters": backbone.parts[part], "here": False})
+    return rows
+
+
+def _what(config: Any) -> str:
+    """A configuration in a few words."""
+    lm = getattr(config, "lm", None)
+    if lm is not None:
+        return f"{_what(config.front)}, then a {_what(lm)}; read-out {config.readout}"
+    names = {"width": "wide", "depth": "deep", "num_layers": "deep", "num_queries": "queries"}
+    figures = [f"{getattr(config, field)} {word}" for field, word in names.items() if hasattr(config, field)]
+    kind = type(config).__name__.removesuffix("Config")
+    return f"{kind} ({', '.join(figures)})"
+
+
+def _input(description: Description) -> dict[str, Any]:
+    facts: dict[str, Any] = dict(preprocessing(description))
+    if isinstance(description.model, VLMConfig):
+        frames = {1, description.model.num_frames}
+        facts["visual tokens"] = ", ".join(
+            f"{description.model.num_visual_tokens(n)} of {'a still image' if n == 1 else f'{n} frames'}"
+            for n in sorted(frames)
+        )
+    if text := description.text:
+        facts["vocabulary"] = f"{text.vocabulary or 'ships with vadapter'} (sha256 `{text.sha256}`)"
+        facts |= {f"prompt of {kind}": f"`{template}`" for kind, template in text.prompts.items()}
+        facts["prompt format"] = text.prompt_format
+        facts["room for text"] = ", ".join(f"{n} tokens of {what}" for what, n in text.lengths.items())
+    return facts
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts as one level of names: {"val": {"loss": 1}} becomes {"val/loss": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}/{inner}": x for inner, x in _flat(value).items()}
+        elif value is not None:
+            flat[name] = value
+    return flat
+
+
+def _told(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts without the figures of the last training steps that say nothing of the model."""
+    kept = ("metrics/loss", "metrics/accuracy")
+    return {name: value for name, value in facts.items() if not name.startswith("metrics/") or name in kept}
+
+
+def _cell(value: Any) -> str:
+    """A value as the text of a table's cell."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ("<br>" if any(len(str(item)) > 40 for item in value) else ", ").join(_cell(item) for item in value)
+    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,147 @@
+"""What has to be known to use a trained model, as JSON: `model.json` of a run and the greater part of `bundle.json`.
+
+Whoever has it needs neither the gin files nor the data that the model was trained with.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+import vadapter
+from vadapter.base.errors import UserError
+from vadapter.base.paths import relative, resolve
+from vadapter.models.classifier import ClassifierConfig
+from vadapter.models.serialization import from_json, to_json
+from vadapter.models.vlm import VLMConfig
+
+FORMAT = 1
+FILE = "model.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """How text becomes ids, and what the model was asked in training.
+
+    Attributes:
+        vocabulary: path of the vocabulary, relative to the folder of the file that names it; empty is the one that
+            ships with vadapter.
+        sha256: of the vocabulary.
+        lengths: `inputs` and `targets`, see `LoaderConfig`.
+        prompts: the templates of `caption`, `image_question` and `video_question`, as far as it was trained on them.
+        prompt_format: how a template becomes the text of a row, see `vadapter.data`.
+    """
+
+    vocabulary: str
+    sha256: str
+    lengths: Mapping[str, int]
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prompt_format: str = "plain"
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A trained model, but for its weights.
+
+    Attributes:
+        model: its configuration.
+        text: None for a classifier.
+        resize: how images became square, see `vadapter.data.reading.images.resize`.
+        frozen_dtype: dtype that frozen parameters had in training.
+        training: JSON-serialisable facts of the training, for readers.
+    """
+
+    model: VLMConfig | ClassifierConfig
+    text: Text | None = None
+    resize: str = "stretch"
+    frozen_dtype: str = "bfloat16"
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-serialisable dict."""
+        return {
+            "format": FORMAT,
+            "vadapter": vadapter.__version__,
+            "model": to_json(self.model),
+            "preprocessing": preprocessing(self),
+            "text": dataclasses.asdict(self.text) if self.text else None,
+            "frozen_dtype": self.frozen_dtype,
+            "training": dict(self.training),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], where: str) -> "Description":
+        """Reads `to_json`'s dict; `where` is what it was read from.
+
+        Raises:
+            UserError: another version of vadapter wrote it, or something is missing.
+        """
+        found = record.get("format") if isinstance(record, Mapping) else None
+        if found != FORMAT:
+            raise UserError(
+                f"{where} has the format {found!r}; this version of vadapter, {vadapter.__version__}, reads the format "
+                f"{FORMAT}. Use the version that wrote it ({_version(record)})."
+            )
+        try:
+            text, model = record["text"], from_json(record["model"], where)
+            return cls(
+                model=model,
+                text=None if text is None else Text(**text),
+                resize=record["preprocessing"].get("resize", "stretch"),
+                frozen_dtype=record["frozen_dtype"],
+                training=record["training"],
+            )
+        except (KeyError, TypeError, AttributeError) as e:
+            raise UserError(f"{where} is not as vadapter writes it ({e}). Use the file as it was written.") from e
+
+    def moved(self, old: str, new: str) -> "Description":
+        """Returns it for the folder `new`, given that of the folder `old`: paths relative to it change."""
+        if self.text is None or not self.text.vocabulary:
+            return self
+        path = relative(resolve(self.text.vocabulary, old), new)
+        return dataclasses.replace(self, text=dataclasses.replace(self.text, vocabulary=path))
+
+
+def preprocessing(description: Description) -> dict[str, Any]:
+    """Returns what happens to a picture before the encoder; {} without an encoder."""
+    model = description.model
+    if model.encoder is None:
+        return {}
+    frames = {"num_frames": model.num_frames} if isinstance(model, VLMConfig) else {}
+    encoder = model.encoder
+    pixels = {"image_size": encoder.image_size, "mean": list(encoder.mean), "std": list(encoder.std)}
+    return {**pixels, "resize": description.resize, **frames}
+
+
+def save(folder: str, description: Description) -> None:
+    """Writes `model.json` into a MODEL_DIR."""
+    (epath.Path(folder) / FILE).write_text(json.dumps(description.to_json(), indent=2) + "\n")
+
+
+def load(folder: str) -> Description:
+    """Reads `model.json` of a MODEL_DIR.
+
+    Raises:
+        UserError: there is none, or it is not what this version reads.
+    """
+    file = epath.Path(folder) / FILE
+    if not file.exists():
+        raise UserError(
+            f"{folder} has no {FILE}, which vadapter train writes. Put it back; where an older version trained this "
+            "run, give its config.gin to vadapter train once more: that writes the file and does not train again."
+        )
+    return Description.from_json(read_json(str(file)), str(file))
+
+
+def read_json(file: str) -> Any:
+    """Returns the content of a JSON file. Raises `UserError` if it is no JSON."""
+    try:
+        return json.loads(epath.Path(file).read_text())
+    except ValueError as e:
+        raise UserError(f"{file} is not valid JSON: {e}. Use the file as it was written.") from e
+
+
+def _version(record: Any) -> str:
+    return str(record.get("vadapter", "unknown")) if isinstance(record, Mapping) else "unknown"

@@ -1,0 +1,202 @@
+"""An experiment, and the objects that a command makes of it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+from flax import linen as nn
+
+from vadapter.base import trees
+from vadapter.base.errors import UserError
+from vadapter.base.evaluator import Evaluator
+from vadapter.data.order.config import LoaderConfig
+from vadapter.data.order.loader import Loader
+from vadapter.evaluation import evaluators, protocols
+from vadapter.generation.decoding import DecodingConfig, make_generate
+from vadapter.models import classifier, flops, vlm
+from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, abstract_params, make_mesh
+from vadapter.runs.shapes import example, for_model
+from vadapter.training import freezing, initialize, loop, objectives
+
+EvaluationKind = Literal["loss", "generation", "reliance"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a run.
+
+    Attributes:
+        data: what it reads; sizes are the model's.
+        kind: `loss` (loss, accuracy, perplexity), `generation` (CIDEr, exact match, VQA accuracy) or
+            `reliance` (loss with the right, a shuffled and a blank image).
+        name: of its scalars; `val` is the loss curve of the report.
+        every_steps: steps between two calls in training; None takes the loop's interval, 0 is at the end only.
+        decoding: how texts are generated.
+        benchmark: that the data are of, for its official scores and submission; "" gives those of `kind`.
+    """
+
+    data: LoaderConfig
+    kind: EvaluationKind = "loss"
+    name: str = "val"
+    every_steps: int | None = None
+    decoding: DecodingConfig = DecodingConfig()
+    benchmark: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A whole run. `gin/runs/train.gin` fills it from the macros that experiments set.
+
+    Attributes:
+        model: a VLM, a language model (a VLM without encoder) or a classifier.
+        model_dir: folder of the run.
+        data: what it trains on; sizes are the model's.
+        train: loop, freezing and optimizer.
+        objective: the language-modelling loss.
+        sources: other runs that parameters are taken from.
+        evaluations: in training and at its end.
+        mesh: how devices are laid out.
+        rules: where logical axes lie on the mesh.
+        seed: of random parameters.
+        bundle: folder of an adapter bundle that what is trained starts from.
+    """
+
+    model: vlm.VLMConfig | classifier.ClassifierConfig
+    model_dir: str
+    data: LoaderConfig
+    train: loop.TrainConfig
+    objective: objectives.ObjectiveConfig = dataclasses.field(default_factory=objectives.ObjectiveConfig)
+    sources: tuple[initialize.Source, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    rules: Sequence[tuple[str, Any]] = DEFAULT_RULES
+    seed: int = 0
+    bundle: str | None = None
+
+
+@dataclasses.dataclass
+class Parts:
+    """What a command needs of an experiment, each made when first asked for."""
+
+    experiment: Experiment
+
+    @functools.cached_property
+    def partitioner(self) -> Partitioner:
+        return Partitioner(make_mesh(self.experiment.mesh), tuple(self.experiment.rules))
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        config = self.experiment.model
+        return vlm.VLM(config) if isinstance(config, vlm.VLMConfig) else classifier.Classifier(config)
+
+    @functools.cached_property
+    def objective(self) -> objectives.Objective:
+        if isinstance(self.model, vlm.VLM):
+            return objectives.vlm_objective(self.model, self.experiment.objective)
+        return objectives.classifier_objective(self.model)
+
+    @functools.cached_property
+    def loader(self) -> Loader:
+        """The training data."""
+        return self.make_loader(self.experiment.data)
+
+    def make_loader(self, data: LoaderConfig) -> Loader:
+        """Makes a loader whose sizes are the model's.
+
+        Raises:
+            UserError: its batch does not fit the mesh, or its vocabulary not the decoder's table.
+        """
+        self.partitioner.check_rows(data.batch_size)
+        model = self.experiment.model
+        loader = Loader(for_model(data, model), *self.partitioner.host_share)
+        if isinstance(model, vlm.VLMConfig) and loader.vocabulary.rows > model.decoder.vocab_size:
+            raise UserError(
+                f"{loader.vocabulary} has ids up to {loader.vocabulary.rows - 1}; the decoder's table has "
+                f"{model.decoder.vocab_size} rows. Give the tokenizer that belongs to the decoder (VOCABULARY)."
+            )
+        return loader
+
+    @functools.cached_property
+    def example(self) -> Any:
+        """Shapes of a global batch."""
+        data = self.experiment.data
+        return example(self.experiment.model, data.batch_size, data.lengths)
+
+    @functools.cached_property
+    def abstract(self) -> Any:
+        """Shapes of all parameters, with their logical axes."""
+        return abstract_params(self.model, self.example)
+
+    @functools.cached_property
+    def loss_sums(self) -> Any:
+        """Jitted `(params, batch) -> sums over the global batch`."""
+        run = jax.jit(self.objective, out_shardings=self.partitioner.replicated)
+
+        def loss_sums(params: Any, batch: Any) -> Any:
+            with self.partitioner.activate():
+                return run(params, batch)
+
+        return loss_sums
+
+    def flops(self) -> flops.FlopsOf:
+        """Counts the FLOPs of a batch by part."""
+        abstract = nn.unbox(self.abstract)
+        trainable = trees.flatten(freezing.partition(abstract, self.experiment.train.trainable)[0])
+        config = self.experiment.model
+        if isinstance(config, vlm.VLMConfig):
+            return flops.vlm_flops(config, abstract, trainable)
+        return flops.classifier_flops(config, abstract, trainable)
+
+    def evaluators(self) -> list[Evaluator]:
+        """Makes the experiment's evaluators."""
+        return [self.evaluator(e) for e in self.experiment.evaluations]
+
+    def evaluator(self, evaluation: Evaluation) -> Evaluator:
+        """Makes one evaluator. Raises `UserError` where the kind does not fit the model."""
+        loader = self.make_loader(evaluation.data)
+        batches = remembered(loader.eval_batches)
+        put = self.partitioner.put_batch
+        common: dict[str, Any] = {"put": put, "name": evaluation.name, "every_steps": evaluation.every_steps}
+        if evaluation.kind == "loss":
+            return evaluators.LossEvaluator(self.loss_sums, batches, **common)
+        if not isinstance(self.model, vlm.VLM):
+            raise UserError(
+                f"Evaluation {evaluation.name!r} is of the kind {evaluation.kind!r}, which needs a VLM; this model is "
+                "a classifier. Take it out of EVALUATIONS."
+            )
+        if evaluation.kind == "reliance":
+            return evaluators.RelianceEvaluator(self.loss_sums, batches, **common)
+        if evaluation.kind != "generation":
+            raise UserError(f"Evaluation.kind is {evaluation.kind!r}; expected 'loss', 'generation' or 'reliance'.")
+        generate = make_generate(self.model, self.partitioner, evaluation.decoding, eos_id=loader.eos_id)
+        prompts: Any = functools.partial(loader.eval_batches, for_decoding=True)
+        common["protocol"] = protocols.protocol(evaluation.benchmark) if evaluation.benchmark else None
+        return evaluators.GenerationEvaluator(generate, prompts, vocabulary=loader.vocabulary, **common)
+
+
+def remembered(batches: Callable[[], Iterator[Any]], limit: int = 1 << 28) -> Callable[[], Iterator[Any]]:
+    """Keeps what `batches()` gives in memory up to `limit` bytes, for evaluations that come back every few steps."""
+    kept: list[Any] | None = None
+
+    def again() -> Iterator[Any]:
+        nonlocal kept
+        if kept is not None:
+            yield from kept
+            return
+        seen, size = [], 0
+        for item in batches():
+            size += sum(x.nbytes for x in jax.tree.leaves(item[0]))
+            if size <= limit:
+                seen.append(item)
+            yield item
+        kept = seen if size <= limit else None
+
+    return again
+
+
+def data_info(experiment: Experiment) -> Mapping[str, Any]:
+    """What fixes the order and content of the training data, for the checkpoint."""
+    data = experiment.data
+    return {"mixture": data.mixture, "split": data.split, "seed": data.seed, "batch_size": data.batch_size}

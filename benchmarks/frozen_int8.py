@@ -23,7 +23,7 @@ def measure(variant: str, depth: int, rows: int, length: int) -> dict:
     from vadapter.base import quantization, trees
     from vadapter.models import variants
     from vadapter.models.decoder import Decoder
-    from vadapter.training import freezing
+    from vadapter.training.storage import Storage
 
     segments = jnp.ones((rows, length), jnp.int32)
     positions = jnp.cumsum(segments, axis=1) - 1
@@ -56,7 +56,7 @@ def measure(variant: str, depth: int, rows: int, length: int) -> dict:
     right = logits("float32", exact)
     figures = {}
     for kind in ("bfloat16", "int8"):
-        kept = freezing.cast(exact, False, kind)
+        kept = Storage((), kind).keep_all(exact)
         flat = trees.flatten(kept)
         error = logits("bfloat16", kept) - right
         figures[kind] = {
@@ -67,7 +67,7 @@ def measure(variant: str, depth: int, rows: int, length: int) -> dict:
             "logits_max_error": float(np.abs(error).max() / np.abs(right).max()),
         }
     figures["int8"]["logits_rms_error_of_weights_alone"] = float(
-        np.sqrt(np.mean((logits("float32", freezing.cast(exact, False, "int8")) - right) ** 2) / np.mean(right**2))
+        np.sqrt(np.mean((logits("float32", Storage((), "int8").keep_all(exact)) - right) ** 2) / np.mean(right**2))
     )
     return figures
 

@@ -17,7 +17,7 @@ from vadapter.models import variants
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import Partitioner
 from vadapter.runs import experiment
-from vadapter.training import freezing, initialize
+from vadapter.training import freezing, sources
 from vadapter.weights import gin_text
 
 EXPERIMENTS = sorted(path.name for path in (resources.folder("gin") / "experiments").glob("*.gin"))
@@ -58,7 +58,7 @@ def resolve(name: str, data_dir: Path, more: Sequence[str] = (), batch_size: int
 def test_experiment_resolves_and_its_step_has_shapes(name, data_dir):
     config = resolve(name, data_dir)
     parts = experiment.Parts(config)
-    abstract = nn.unbox(parts.abstract)
+    abstract = nn.unbox(parts.program.boxed)
     trainable, frozen = freezing.partition(abstract, config.train.trainable)
 
     def step(trainable, frozen, batch):
@@ -85,10 +85,10 @@ def test_experiment_resolves_and_its_step_has_shapes(name, data_dir):
     ],
 )
 def test_what_stage_1_hands_over_fits_stage_2(stage1, stage2, data_dir):
-    given = trees.flatten(nn.unbox(experiment.Parts(resolve(stage1, data_dir)).abstract))
+    given = trees.flatten(nn.unbox(experiment.Parts(resolve(stage1, data_dir)).program.boxed))
     config = resolve(stage2, data_dir)
-    wanted = trees.flatten(nn.unbox(experiment.Parts(config).abstract))
-    taken = initialize.rename(given, config.sources[-1].rules, "stage 1")
+    wanted = trees.flatten(nn.unbox(experiment.Parts(config).program.boxed))
+    taken = sources.rename(given, config.sources[-1].rules, "stage 1")
     assert {path: x.shape for path, x in taken.items()} == {path: wanted[path].shape for path in taken}
     assert {p for p in wanted if p.startswith("adapter/lm/")} <= taken.keys()
 
@@ -97,7 +97,7 @@ def test_the_paper_scale_recipe_is_the_paper_s(data_dir):
     config = resolve("paper_stage2_vitg_8b.gin", data_dir)
     assert isinstance(config.model, VLMConfig)
     assert config.model.num_visual_tokens(1) == config.model.num_visual_tokens(8) == 256
-    shapes = trees.flatten(nn.unbox(experiment.Parts(config).abstract))
+    shapes = trees.flatten(nn.unbox(experiment.Parts(config).program.boxed))
     count = {
         part: sum(x.size for p, x in shapes.items() if p.startswith(part)) for part in ("adapter", "encoder", "decoder")
     }
@@ -118,7 +118,7 @@ def test_the_paper_scale_recipe_is_the_paper_s(data_dir):
 )
 def test_the_recipes_on_open_weights_have_the_documented_sizes(name, trained, frozen, data_dir):
     config = resolve(name, data_dir)
-    parts = freezing.partition(nn.unbox(experiment.Parts(config).abstract), config.train.trainable)
+    parts = freezing.partition(nn.unbox(experiment.Parts(config).program.boxed), config.train.trainable)
     sizes = [sum(x.size for x in trees.flatten(part).values()) for part in parts]
     assert sizes == [pytest.approx(trained, rel=0.01), pytest.approx(frozen, rel=0.01)]
 
@@ -132,7 +132,7 @@ def test_a_mesh_include_fits_its_slice_and_the_paper_s_recipes(mesh_file, data_d
         assert mesh.data * mesh.fsdp * mesh.tensor == chips
         sizes = (1, mesh.data, mesh.fsdp, mesh.tensor)
         partitioner = Partitioner(jax.sharding.AbstractMesh(sizes, ("dcn", "data", "fsdp", "tensor")))
-        partitioner.param_shardings(experiment.Parts(config).abstract)  # raises where a dimension does not divide
+        partitioner.param_shardings(experiment.Parts(config).program.boxed)  # raises where a dimension does not divide
         assert config.data.batch_size % (chips * config.train.optimizer.accumulate) == 0
 
 

@@ -13,9 +13,10 @@ from vadapter.base import quantization, trees
 from vadapter.models.decoder import Decoder
 from vadapter.models.vlm import VLM
 from vadapter.training import checkpoints, freezing, initialize
-from vadapter.training.initialize import Source
 from vadapter.training.loop import TrainConfig, train
 from vadapter.training.objectives import vlm_objective
+from vadapter.training.sources import Source
+from vadapter.training.storage import Storage
 
 CONFIG = models.vlm("queries")
 BATCH = models.batch(CONFIG)
@@ -25,28 +26,16 @@ TRAINABLE = ("adapter/(queries|projection/.*|front/.*)",)
 def run(root, name, placed, remat="none", steps=2):
     """Returns the result of a short training, and the values that it started from."""
     model = VLM(models.vlm("queries", decoder=models.decoder(remat=remat), encoder=models.vit(remat=remat)))
+    optimizer, folder = small.optimizer(learning_rate=0.001), str(root / name)
+    config = TrainConfig(steps=steps, trainable=TRAINABLE, frozen_dtype="int8", optimizer=optimizer, tensorboard=False)
+    program = config.program(model, BATCH, vlm_objective(model), placed)
     params, references = initialize.initial_params(
-        model,
-        BATCH,
-        jax.random.key(0),
-        placed,
-        trainable=TRAINABLE,
-        sources=[Source(str(root / "source"))],
-        model_dir=str(root / name),
-        frozen_dtype="int8",
+        program, jax.random.key(0), sources=[Source(str(root / "source"))], model_dir=folder
     )
     before = {path: np.asarray(quantization.values(x)) for path, x in trees.flatten(params).items()}
-    optimizer = small.optimizer(learning_rate=0.001)
-    result = train(
-        TrainConfig(steps=steps, trainable=TRAINABLE, frozen_dtype="int8", optimizer=optimizer, tensorboard=False),
-        objective=vlm_objective(model),
-        params=params,
-        partitioner=placed,
-        batches=lambda start: iter([BATCH] * steps),
-        model_dir=str(root / name),
-        references=references,
-    )
-    return result, before
+    start = initialize.begin(program, folder, lambda: (params, references))
+    data = lambda start: iter([BATCH] * steps)  # noqa: E731
+    return train(config, program=program, start=start, batches=data, model_dir=folder), before
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +92,13 @@ def test_logits_are_near_those_of_f32_and_kernels_take_a_quarter():
     rng = np.random.default_rng(1)
     flat = {path: np.sqrt(1 / x.shape[-1]) * rng.normal(size=x.shape) for path, x in trees.flatten(shapes).items()}
     exact = {"decoder": trees.unflatten({path: jnp.asarray(x, jnp.float32) for path, x in flat.items()})}
-    rough = freezing.cast(exact, False, "int8")
+    rough = Storage((), "int8").keep_all(exact)
     logits = jax.jit(lambda params: model.apply({"params": params["decoder"]}, tokens, method=predict))
     a, b = np.asarray(logits(exact)), np.asarray(logits(rough))
     assert 1e-4 < np.sqrt(np.mean((b - a) ** 2) / np.mean(a**2)) < 0.02
 
     def layers(dtype):
-        kept = {"decoder": {"layers": freezing.cast(exact, False, dtype)["decoder"]["layers"]}}
+        kept = {"decoder": {"layers": Storage((), dtype).keep_all(exact)["decoder"]["layers"]}}
         (row,) = freezing.summarize({}, kept, {})
         return row
 
@@ -126,7 +115,7 @@ def test_no_floating_copy_of_all_layers_is_made(remat):
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), x, ids, ids))["params"]
 
     def temporary_bytes(dtype):
-        frozen = jax.eval_shape(lambda tree: freezing.cast(tree, False, dtype), {"decoder": shapes})["decoder"]
+        frozen = jax.eval_shape(Storage((), dtype).keep_all, {"decoder": shapes})["decoder"]
 
         def total(x, frozen):
             return model.apply({"params": frozen}, x, ids, ids)[0].sum()

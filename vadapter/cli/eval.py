@@ -41,36 +41,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluates; writes `metrics.json`, `evaluation.html` and `predictions.jsonl`, and of a benchmark its submission
     and a side file."""
+    import dataclasses
+
     import jax
 
     from vadapter.base import buckets, pictures
     from vadapter.base.errors import UserError
-    from vadapter.cli import experiments, processes
+    from vadapter.cli import arguments, experiments, processes
     from vadapter.cli.config import parse_gin_arguments
     from vadapter.evaluation.evaluators import GenerationEvaluator
     from vadapter.reports import evaluation as report_evaluation
     from vadapter.reports import files as report_files
-    from vadapter.runs import bundled, restored
+    from vadapter.runs.experiment import Parts
 
     if args.bundle and not args.output:
         raise UserError("A bundle is left as it is. Say with --output where to write the results of its evaluation.")
     if args.num_examples < 0:
         raise UserError(f"--num_examples is {args.num_examples}; expected 0, for none, or more.")
     buckets.check(args.output or "")
-    opened = bundled.of_arguments(args)
     experiments.register()
-    if opened:
+    if args.bundle:
         parse_gin_arguments(args)
-        processes.join()
-        trained = restored.of_bundle(opened, processes.first_process_first(experiments.made))
     else:
-        model_dir, step = parse_run(args)
-        processes.join()
-        trained = restored.of_run(processes.first_process_first(experiments.made), model_dir, step)
-    output = args.output or trained.parts.experiment.model_dir
+        parse_run(args)
+    processes.join()
+    experiment = processes.first_process_first(experiments.made)
+    trained = arguments.trained(args, Parts(experiment).partitioner)
+    trained.check_data(experiment.data.mixture)
+    parts = Parts(dataclasses.replace(experiment, model=trained.description.model))
+    output = args.output or trained.folder
     checkpoint = f"{args.bundle or args.model_dir} at step {trained.step}"
     found, records = [], []
-    for evaluation, evaluator in zip(trained.parts.experiment.evaluations, trained.parts.evaluators(), strict=True):
+    for evaluation, evaluator in zip(parts.experiment.evaluations, parts.evaluators(), strict=True):
         generates = isinstance(evaluator, GenerationEvaluator)
         if generates and args.num_examples > 0:
             evaluator.pictures = pictures.Pictures()
@@ -101,11 +103,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"Wrote {output}/metrics.json and {output}/evaluation.html.")
 
 
-def parse_run(args: argparse.Namespace) -> tuple[str, int]:
+def parse_run(args: argparse.Namespace) -> None:
     """Parses a run's `config.gin`, then the files and bindings of the command line.
-
-    Returns:
-        (MODEL_DIR, step of the checkpoint).
 
     Raises:
         UserError: the folder is not a run's, or as `config.parse_gin`.
@@ -116,13 +115,12 @@ def parse_run(args: argparse.Namespace) -> tuple[str, int]:
     from vadapter.cli.config import parse_gin
     from vadapter.training import checkpoints
 
-    model_dir, step = checkpoints.locate(args.model_dir, args.step)
+    model_dir, _ = checkpoints.locate(args.model_dir, args.step)
     saved = epath.Path(model_dir) / "config.gin"
     if not saved.is_file():
         raise UserError(f"{model_dir} has a checkpoint but no config.gin, which vadapter train writes. Put it back.")
     paths = [path for path in args.gin_search_paths.split(",") if path]
     parse_gin([str(saved), *args.gin_file], [f"MODEL_DIR={model_dir!r}", *args.gin_bindings], paths)
-    return model_dir, step
 
 
 def _facts(

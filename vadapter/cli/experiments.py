@@ -19,7 +19,8 @@ from vadapter.models.positions import RopeScaling
 from vadapter.models.vit import ViTConfig
 from vadapter.partitioning import MeshConfig, hosts
 from vadapter.runs.experiment import Evaluation, Experiment
-from vadapter.training import initialize, loop, objectives, optimizers
+from vadapter.training import loop, objectives, optimizers
+from vadapter.training.sources import Source
 
 # What a plan needs no value of: folders and files of data and weights, which it never opens.
 _UNOPENED = ("_DIR", "_RUN", "_JSONL", "_FILES", "MIXTURE_OR_TASK_NAME")
@@ -31,7 +32,7 @@ def register() -> None:
         [Experiment, Evaluation, LoaderConfig, ScenesConfig, MeshConfig, hosts.HostsConfig, DecodingConfig],
         [ViTConfig, DecoderConfig, RopeScaling, classifier.ClassifierConfig, vlm.VLMConfig],
         [adapters.MlpConfig, adapters.LMAdapterConfig, resampler.PerceiverConfig, resampler.PoolerConfig],
-        [loop.TrainConfig, objectives.ObjectiveConfig, optimizers.OptimizerConfig, initialize.Source],
+        [loop.TrainConfig, objectives.ObjectiveConfig, optimizers.OptimizerConfig, Source],
         [variants.encoder, variants.decoder, tasks.scenes_task, tasks.jsonl_task, tasks.pairs_task],
         [benchmark_task, benchmark_split, tasks.add_mixture, tfds_task],
     )

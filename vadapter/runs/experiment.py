@@ -16,9 +16,11 @@ from vadapter.data.order.loader import Loader
 from vadapter.evaluation import evaluators, protocols
 from vadapter.generation.decoding import DecodingConfig, make_generate
 from vadapter.models import classifier, flops, vlm
-from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, abstract_params, make_mesh
+from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, make_mesh
 from vadapter.runs.shapes import example, for_model
-from vadapter.training import freezing, initialize, loop, objectives
+from vadapter.training import loop, objectives
+from vadapter.training.program import Program
+from vadapter.training.sources import Source
 
 EvaluationKind = Literal["loss", "generation", "reliance"]
 
@@ -68,7 +70,7 @@ class Experiment:
     data: LoaderConfig
     train: loop.TrainConfig
     objective: objectives.ObjectiveConfig = dataclasses.field(default_factory=objectives.ObjectiveConfig)
-    sources: tuple[initialize.Source, ...] = ()
+    sources: tuple[Source, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     rules: Sequence[tuple[str, Any]] = DEFAULT_RULES
@@ -125,9 +127,9 @@ class Parts:
         return example(self.experiment.model, data.batch_size, data.lengths)
 
     @functools.cached_property
-    def abstract(self) -> Any:
-        """Shapes of all parameters, with their logical axes."""
-        return abstract_params(self.model, self.example)
+    def program(self) -> Program:
+        """The training step."""
+        return self.experiment.train.program(self.model, self.example, self.objective, self.partitioner)
 
     @functools.cached_property
     def loss_sums(self) -> Any:
@@ -142,8 +144,7 @@ class Parts:
 
     def flops(self) -> flops.FlopsOf:
         """Counts the FLOPs of a batch by part."""
-        abstract = nn.unbox(self.abstract)
-        trainable = trees.flatten(freezing.partition(abstract, self.experiment.train.trainable)[0])
+        abstract, trainable = trees.unflatten(self.program.shapes), self.program.storage.trained
         config = self.experiment.model
         if isinstance(config, vlm.VLMConfig):
             return flops.vlm_flops(config, abstract, trainable)

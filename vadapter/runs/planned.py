@@ -11,10 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
-from jax.sharding import NamedSharding, PartitionSpec
 
-from vadapter.base import quantization, trees
+from vadapter.base import trees
 from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
 from vadapter.generation.decoding import DecodingConfig, make_generate
@@ -24,7 +22,8 @@ from vadapter.models.vlm import VLM, VLMConfig
 from vadapter.partitioning import Partitioner, make_mesh
 from vadapter.planning.search import Setting
 from vadapter.runs.experiment import Experiment, Parts
-from vadapter.training import freezing, optimizers, state, step
+from vadapter.training import freezing
+from vadapter.training.program import Program
 
 
 @dataclasses.dataclass
@@ -51,75 +50,16 @@ class PlannedParts(Parts):
         return with_frames(super().example, self.experiment.model) if self.video else super().example
 
     @functools.cached_property
-    def abstract(self) -> Any:
-        """Shapes of all parameters, with their logical axes."""
-        return super().abstract if self.known is None else self.known
-
-    @functools.cached_property
-    def params(self) -> tuple[Any, Any]:
-        """(trained, frozen) parameters as a run stores them: shapes, dtypes and shardings."""
+    def program(self) -> Program:
+        """The training step, of shapes."""
         train = self.experiment.train
-        shardings = trees.flatten(self.partitioner.param_shardings(self.abstract))
-        both = freezing.partition(nn.unbox(self.abstract), train.trainable)
-
-        def stored(path: str, x: Any, trained: bool) -> Any:
-            if freezing.is_quantized(path, trained, train.frozen_dtype):
-                return _quantized(path, x, shardings[path])
-            dtype = freezing.storage_dtype(path, x.dtype, trained, train.frozen_dtype)
-            return jax.ShapeDtypeStruct(x.shape, dtype, sharding=shardings[path])
-
-        trained, frozen = (
-            trees.unflatten({path: stored(path, x, trained) for path, x in trees.flatten(tree).items()})
-            for tree, trained in zip(both, (True, False), strict=True)
-        )
-        return trained, frozen
-
-    @functools.cached_property
-    def optimizer(self) -> optimizers.Optimizer:
-        train = self.experiment.train
-        return optimizers.make_optimizer(train.optimizer, self.params[0], train.steps)
-
-    @functools.cached_property
-    def train_state(self) -> state.TrainState:
-        """Shapes and shardings of the training state."""
-        trained = self.params[0]
-        abstract = state.abstract_state(self.optimizer, trained)
-        shardings = state.state_shardings(
-            abstract, jax.tree.map(lambda x: x.sharding, trained), self.partitioner.replicated
-        )
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-
-    @functools.cached_property
-    def placed_batch(self) -> Any:
-        """Shapes and shardings of a global batch."""
-        put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.partitioner.batch_sharding)  # noqa: E731
-        return jax.tree.map(put, self.example)
-
-    def lower_train_step(self) -> jax.stages.Lowered:
-        """Lowers the training step for the devices; the options of the TPU compiler are left to who compiles it.
-
-        Raises:
-            UserError: batch, parameters or mesh do not fit one another.
-        """
-        self.partitioner.check_rows(self.experiment.data.batch_size)
-        sharding_of = lambda tree: jax.tree.map(lambda x: x.sharding, tree)  # noqa: E731
-        train_step: Any = step.make_train_step(
-            self.objective,
-            self.optimizer,
-            state_shardings=sharding_of(self.train_state),
-            frozen_shardings=sharding_of(self.params[1]),
-            batch_sharding=self.partitioner.batch_sharding,
-            replicated=self.partitioner.replicated,
-            accumulate=self.experiment.train.optimizer.accumulate,
-        )
-        with self.partitioner.activate():
-            return train_step.lower(self.train_state, self.params[1], self.placed_batch)
+        return train.program(self.model, self.example, self.objective, self.partitioner, self.known)
 
     def lower_decode(self, decoding: DecodingConfig, rows: int) -> jax.stages.Lowered:
         """Lowers the generation of texts for `rows` prompts.
 
         Raises:
-            UserError: the model generates no text, or as `lower_train_step`.
+            UserError: the model generates no text, or `rows` do not fit the mesh.
         """
         if not isinstance(self.model, VLM):
             raise UserError("--decode plans the generation of text, and this model is a classifier. Leave it out.")
@@ -130,12 +70,12 @@ class PlannedParts(Parts):
         texts = ("tokens", "segment_ids", "positions", "media_index")
 
         def prompt(name: str) -> Any:
-            x = getattr(self.placed_batch, name)
+            x = getattr(self.program.abstract_batch, name)
             shape = (rows, length) if name in texts else (rows, *x.shape[1:])
             return jax.ShapeDtypeStruct(shape, x.dtype, sharding=x.sharding)
 
-        prompts = Batch(**{f.name: prompt(f.name) for f in dataclasses.fields(self.placed_batch)})
-        return jax.jit(generate).lower(trees.merge(*self.params), prompts)
+        prompts = Batch(**{f.name: prompt(f.name) for f in dataclasses.fields(self.program.abstract_batch)})
+        return jax.jit(generate).lower(trees.merge(*self.program.abstract_params), prompts)
 
     def useful_flops(self) -> dict[str, float]:
         """FLOPs of a step that are needed, by part: frozen parts cost less, and no row is padded."""
@@ -156,24 +96,13 @@ class PlannedParts(Parts):
 
     def summary(self) -> list[freezing.PartSummary]:
         """Parameters and bytes of each part, of the whole arrays."""
-        return freezing.summarize(*self.params, self.train_state.opt_state)
+        return freezing.summarize(*self.program.abstract_params, self.program.abstract_state.opt_state)
 
     def argument_bytes(self) -> int:
         """Bytes of the state, the frozen parameters and the batch on one device: less a step cannot need."""
-        leaves = jax.tree.leaves((self.train_state, self.params[1], self.placed_batch))
+        program = self.program
+        leaves = jax.tree.leaves((program.abstract_state, program.abstract_params[1], program.abstract_batch))
         return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
-
-
-def _quantized(path: str, x: Any, sharding: NamedSharding) -> Any:
-    """Shapes and shardings of a quantised kernel; its scale has size 1 in the axes that are summed over."""
-    made = jax.eval_shape(functools.partial(quantization.quantize, path), jax.ShapeDtypeStruct(x.shape, x.dtype))
-    spec = [*sharding.spec, *[None] * (len(x.shape) - len(sharding.spec))]
-
-    def placed(leaf: Any) -> Any:
-        axes = PartitionSpec(*(a if n == m else None for a, n, m in zip(spec, leaf.shape, x.shape, strict=True)))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(sharding.mesh, axes))
-
-    return jax.tree.map(placed, made)
 
 
 def with_frames(batch: Any, model: Any) -> Any:
@@ -218,14 +147,14 @@ def setting_of(experiment: Experiment, parts: PlannedParts) -> Setting:
 
     Where there is no backward pass, because nothing up to there is trained, remat makes no difference and is left out.
     """
-    shape = parts.partitioner.mesh.shape
+    shape, trained = parts.partitioner.mesh.shape, parts.program.abstract_params[0]
     found = stacks(experiment.model)
     return Setting(
         shape["data"],
         shape["fsdp"],
         shape["tensor"],
         experiment.train.optimizer.accumulate,
-        tuple((part, config.remat) for part, config in found.items() if has_backward(part, parts.params[0])),
+        tuple((part, config.remat) for part, config in found.items() if has_backward(part, trained)),
         tuple((part, config.attention_impl) for part, config in found.items()),
     )
 

@@ -59,7 +59,7 @@ class Planner:
         if setting is None:
             return self.base
         changed = with_setting(self.experiment, setting)
-        return PlannedParts(changed, self.devices, self.video, known=self.base.abstract)
+        return PlannedParts(changed, self.devices, self.video, known=self.base.program.boxed)
 
     def plan(self, setting: search.Setting | None = None) -> Plan:
         """Compiles the training step at a setting (None: the recipe's own) and says what it means.
@@ -71,7 +71,7 @@ class Planner:
         mesh = parts.partitioner.mesh
         data, train = self.experiment.data, self.experiment.train
         options = compiler_options(self.devices[0], train.tpu_options)
-        program = Program("train step", parts.lower_train_step, options)
+        program = Program("train step", parts.program.lower, options)
         compiled = compile_program(program, self.topology, mesh, cache_dir=self.cache_dir)
         work = Work(data.batch_size, parts.tokens(), parts.useful_flops(), train.steps)
         return Plan(
@@ -148,7 +148,7 @@ class Planner:
 
 def part_rows(parts: PlannedParts) -> tuple[Part, ...]:
     """Returns parameters and bytes of each part."""
-    trained, frozen = (trees.flatten(tree) for tree in parts.params)
+    trained, frozen = (trees.flatten(tree) for tree in parts.program.abstract_params)
     rows = []
     for row in parts.summary():
         leaves = {p: x for p, x in (trained if row.trainable else frozen).items() if p.startswith(row.part)}

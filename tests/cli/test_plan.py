@@ -18,7 +18,8 @@ from vadapter.models.adapters import LMAdapterConfig
 from vadapter.models.vlm import VLMConfig
 from vadapter.planning import search
 from vadapter.planning.topologies import Topology
-from vadapter.runs import planned, planner
+from vadapter.runs import plan_parts as planned
+from vadapter.runs import planner
 
 GIB = plans_made.GIB
 RECIPE = "experiments/scenes_paper.gin"

@@ -21,12 +21,12 @@ from vadapter.models.vlm import VLM
 from vadapter.partitioning import abstract_params
 from vadapter.runs import bundle as bundle_files
 from vadapter.runs import description as descriptions
-from vadapter.runs import trained, warm_start
+from vadapter.runs import warm_start
 from vadapter.runs.description import Description
 from vadapter.runs.experiment import Experiment
 from vadapter.runs.export import export
+from vadapter.runs.load import load, runnable
 from vadapter.runs.shapes import example
-from vadapter.runs.trained import load
 from vadapter.training import checkpoints, initialize
 from vadapter.training.loop import TrainConfig
 from vadapter.training.sources import Source
@@ -279,10 +279,10 @@ def test_attention_runs_on_another_kind_of_machine(monkeypatch):
     tiny = dataclasses.replace(config.adapter.lm, attention_impl="cudnn")
     front = dataclasses.replace(config.adapter.front, attention_impl="splash")
     config = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, lm=tiny, front=front))
-    assert trained.runnable(config) == models.vlm("paper")
+    assert runnable(config) == models.vlm("paper")
     perceiver = models.vlm("perceiver")
     splash = dataclasses.replace(perceiver, adapter=dataclasses.replace(perceiver.adapter, attention_impl="splash"))
-    assert trained.runnable(splash) == perceiver
+    assert runnable(splash) == perceiver
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    kept = trained.runnable(config)
+    kept = runnable(config)
     assert (kept.decoder.attention_impl, kept.adapter.front.attention_impl) == ("cudnn", "xla")

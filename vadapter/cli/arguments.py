@@ -7,7 +7,7 @@ from vadapter.base.errors import UserError
 
 if TYPE_CHECKING:
     from vadapter.partitioning import Partitioner
-    from vadapter.runs.trained import Trained
+    from vadapter.runs.load import TrainedModel
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,14 +24,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def trained(args: argparse.Namespace, partitioner: "Partitioner | None" = None) -> "Trained":
+def trained(args: argparse.Namespace, partitioner: "Partitioner | None" = None) -> "TrainedModel":
     """Reads the model that a command was given.
 
     Raises:
-        UserError: as `vadapter.runs.trained.load`; or --step was given with a bundle.
+        UserError: as `vadapter.runs.load.load`; or --step was given with a bundle.
     """
     from vadapter.runs import bundle
-    from vadapter.runs.trained import load
+    from vadapter.runs.load import load
 
     if args.bundle:
         if args.step is not None:

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     from vadapter.evaluation.evaluators import local_rows
     from vadapter.generation.decoding import DecodingConfig, make_generate
     from vadapter.partitioning import MeshConfig, Partitioner, hosts, make_mesh
-    from vadapter.runs.trained import eos_id
+    from vadapter.runs.load import eos_id
 
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(DecodingConfig) if hasattr(args, f.name)}
     decoding = DecodingConfig(**given)

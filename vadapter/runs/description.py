@@ -6,16 +6,20 @@ Whoever has it needs neither the gin files nor the data that the model was train
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 import vadapter
 from vadapter.base.errors import UserError
-from vadapter.base.paths import relative, resolve
+from vadapter.base.paths import absolute, relative, resolve
 from vadapter.models.classifier import ClassifierConfig
 from vadapter.models.serialization import from_json, to_json
 from vadapter.models.vlm import VLMConfig
+
+if TYPE_CHECKING:
+    from vadapter.runs.experiment import Experiment
+    from vadapter.training.optimizers import OptimizerConfig
 
 FORMAT = 1
 FILE = "model.json"
@@ -145,3 +149,42 @@ def read_json(file: str) -> Any:
 
 def _version(record: Any) -> str:
     return str(record.get("vadapter", "unknown")) if isinstance(record, Mapping) else "unknown"
+
+
+def describe(experiment: "Experiment") -> Description:
+    """Returns all that has to be known to use the model of an experiment. Its tasks are registered by now."""
+    from vadapter.data.rows import description as data
+
+    found = data.describe(experiment.data.mixture)
+    resize = found.pop("resize")
+    text = None
+    if found:
+        path = found.pop("vocabulary")
+        path = relative(absolute(path), experiment.model_dir) if path else ""
+        text = Text(vocabulary=path, lengths=dict(experiment.data.lengths), **found)
+    return Description(
+        model=experiment.model,
+        text=text,
+        resize=resize,
+        frozen_dtype=experiment.train.frozen_dtype,
+        training=_training(experiment),
+    )
+
+
+def _training(experiment: "Experiment") -> dict[str, Any]:
+    data, train = experiment.data, experiment.train
+    return {
+        "steps": train.steps,
+        "mixture": data.mixture,
+        "split": data.split,
+        "batch_size": data.batch_size,
+        "seed": experiment.seed,
+        "trainable": list(train.trainable),
+        "optimizer": _plain(train.optimizer),
+        "objective": dataclasses.asdict(experiment.objective),
+    }
+
+
+def _plain(config: "OptimizerConfig") -> dict[str, Any]:
+    """The settings that are set: tuples become lists in JSON."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if value not in (None, ())}

@@ -15,7 +15,7 @@ from vadapter.planning.plans import Decode, Part, Plan, gib
 from vadapter.planning.programs import Program, compile_program
 from vadapter.planning.topologies import Topology
 from vadapter.runs.experiment import Experiment
-from vadapter.runs.planned import PlannedParts, setting_of, stacks, with_setting
+from vadapter.runs.plan_parts import PlannedParts, setting_of, stacks, with_setting
 from vadapter.training.compiler_options import compiler_options
 
 

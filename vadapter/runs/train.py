@@ -8,7 +8,7 @@ from etils import epath
 
 from vadapter.base import buckets
 from vadapter.base.host_memory import keep_freed_memory
-from vadapter.runs import bundle, described, description, warm_start
+from vadapter.runs import bundle, description, warm_start
 from vadapter.runs.experiment import Experiment, Parts, data_info
 from vadapter.training import initialize, loop
 from vadapter.training.sources import Reference
@@ -56,7 +56,7 @@ def train(experiment: Experiment, *, accepted: Callable[[str], None] | None = No
     if jax.process_index() == 0:
         if accepted is not None:
             accepted(experiment.model_dir)
-        description.save(experiment.model_dir, described.describe(experiment))
+        description.save(experiment.model_dir, description.describe(experiment))
     return loop.train(
         experiment.train,
         program=parts.program,

@@ -30,7 +30,7 @@ _DEFAULTS = {False: ("caption",), True: ("image_question", "video_question")}
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A trained model on its devices.
 
     Attributes:
@@ -91,7 +91,7 @@ def load(
     decoder: str | None = None,
     step: int | None = None,
     partitioner: Partitioner | None = None,
-) -> Trained:
+) -> TrainedModel:
     """Reads a trained model.
 
     Args:
@@ -119,7 +119,7 @@ def load(
     return _load_run(path, step, given, partitioner)
 
 
-def _load_run(path: str, step: int | None, given: Mapping[str, str], partitioner: Partitioner) -> Trained:
+def _load_run(path: str, step: int | None, given: Mapping[str, str], partitioner: Partitioner) -> TrainedModel:
     model_dir, step = checkpoints.locate(path, step)
     description = _runnable(descriptions.load(model_dir))
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
@@ -129,10 +129,10 @@ def _load_run(path: str, step: int | None, given: Mapping[str, str], partitioner
     boxed = abstract_params(model, example(description.model))
     found = _replaced(references, given, trees.flatten(nn.unbox(boxed)), model_dir)
     restored = initialize.restore(model_dir, boxed, partitioner, step, found)
-    return Trained(model, restored.params, partitioner, description, vocabulary, step, model_dir)
+    return TrainedModel(model, restored.params, partitioner, description, vocabulary, step, model_dir)
 
 
-def _load_bundle(bundle: Bundle, given: Mapping[str, str], partitioner: Partitioner) -> Trained:
+def _load_bundle(bundle: Bundle, given: Mapping[str, str], partitioner: Partitioner) -> TrainedModel:
     description = _runnable(bundle.description)
     needed = {part for backbone in bundle.backbones for part in backbone.parts}
     reads = {"decoder"} if description.text and description.text.vocabulary else set()
@@ -148,7 +148,7 @@ def _load_bundle(bundle: Bundle, given: Mapping[str, str], partitioner: Partitio
     arrays = bundle.arrays()
     storage = Storage.of(boxed, partitioner, arrays.keys() - set(bundle.frozen), description.frozen_dtype)
     params = initialize.assemble(arrays, references, boxed, storage, f"The bundle {bundle.folder}")
-    return Trained(model, params, partitioner, description, vocabulary, bundle.step, bundle.folder)
+    return TrainedModel(model, params, partitioner, description, vocabulary, bundle.step, bundle.folder)
 
 
 def make_model(config: Any) -> nn.Module:

@@ -10,12 +10,13 @@ from jax.sharding import PartitionSpec
 from tests.models import small as models
 from tests.training import small
 from vadapter.base import quantization, trees
+from vadapter.models import stacks
 from vadapter.models.decoder import Decoder
 from vadapter.models.vlm import VLM
 from vadapter.training import checkpoints, freezing, initialize
 from vadapter.training.initialize import Source
 from vadapter.training.loop import TrainConfig, train
-from vadapter.training.objectives import vlm_objective
+from vadapter.training.objectives import make_objective
 
 CONFIG = models.vlm("queries")
 BATCH = models.batch(CONFIG)
@@ -39,7 +40,7 @@ def run(root, name, placed, remat="none", steps=2):
     optimizer = small.optimizer(learning_rate=0.001)
     result = train(
         TrainConfig(steps=steps, trainable=TRAINABLE, frozen_dtype="int8", optimizer=optimizer, tensorboard=False),
-        objective=vlm_objective(model),
+        objective=make_objective(model),
         params=params,
         partitioner=placed,
         batches=lambda start: iter([BATCH] * steps),
@@ -65,7 +66,7 @@ def test_a_run_trains_on_int8_and_leaves_it_as_it_was(root, sharded):
     result, before = sharded
     after = trees.flatten(result.params)
     quantized = {path for path, x in after.items() if quantization.is_quantized(x)}
-    assert quantized == {path for path in after if quantization.applies(path)}
+    assert quantized == {path for path in after if stacks.quantizes(path)}
     assert {path.split("/")[0] for path in quantized} == {"encoder", "adapter", "decoder"}
     assert after["decoder/embedder/embedding"].dtype == jnp.bfloat16
     trained = checkpoints.load_params(str(root / "sharded"))

@@ -12,6 +12,7 @@ import numpy as np
 from vadapter.base import quantization, trees
 from vadapter.base.array_types import PyTree
 from vadapter.base.errors import UserError
+from vadapter.models import stacks
 
 _DTYPES = ("bfloat16", "float32", "int8")
 
@@ -55,7 +56,7 @@ def storage_dtype(path: str, dtype: Any, is_trainable: bool, frozen_dtype: str) 
 
 def is_quantized(path: str, is_trainable: bool, frozen_dtype: str) -> bool:
     """Returns whether a run keeps a parameter as a `vadapter.base.quantization` array."""
-    return frozen_dtype == "int8" and not is_trainable and quantization.applies(path)
+    return frozen_dtype == "int8" and not is_trainable and stacks.quantizes(path)
 
 
 def cast(params: trees.Tree, is_trainable: bool, frozen_dtype: str = "bfloat16") -> dict[str, Any]:
@@ -69,7 +70,7 @@ def cast(params: trees.Tree, is_trainable: bool, frozen_dtype: str = "bfloat16")
         if quantization.is_quantized(x):
             return x
         if is_quantized(path, is_trainable, frozen_dtype):
-            return quantization.quantize(path, x)
+            return stacks.quantize(path, x)
         return x if x.dtype == dtype else x.astype(dtype)
 
     return trees.unflatten({path: kept(path, x) for path, x in trees.flatten(params).items()})

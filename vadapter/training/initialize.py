@@ -13,17 +13,16 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Sharding
 
-from vadapter.base import quantization, trees
+from vadapter.base import trees
 from vadapter.base.array_types import Array, PyTree
 from vadapter.base.errors import UserError
 from vadapter.base.paths import relative, resolve
+from vadapter.models import stacks
 from vadapter.partitioning import Partitioner, init_params
 from vadapter.training import checkpoints, freezing
 from vadapter.training.sources import Offer, Reference, Source, check_fits, check_same, look, rename
 
 __all__ = ["Reference", "Restored", "Source", "assemble", "check_same", "initial_params", "rename", "restore"]
-
-_QUERIES = "adapter/queries"
 
 
 def _print_once(line: str) -> None:
@@ -79,25 +78,16 @@ def initial_params(
     if rest := [p for p in abstract if p not in taken]:
         random = init_params(model, example, rng, partitioner, only=rest)
         params |= trees.flatten(freezing.cast(random, is_trainable=True))
-    if _QUERIES in rest and _starts_at_positions(model):
-        params[_QUERIES] = _position_queries(model, trees.unflatten(params), storage.shardings[_QUERIES])
+    config = getattr(model, "config", None)
+    for path in [p for p in getattr(config, "starts", dict)() if p in rest]:
+        params[path] = _start(model, path, trees.unflatten(params), storage.shardings[path])
     return trees.unflatten(params), references
 
 
-def _starts_at_positions(model: Any) -> bool:
-    adapter = getattr(getattr(model, "config", None), "adapter", None)
-    return getattr(adapter, "query_init", None) == "positions"
-
-
-def _position_queries(model: Any, params: PyTree, sharding: Any) -> Array:
-    """What the adapter's front makes of a grey image at evenly spaced places: all that tells its tokens apart."""
-    size = model.config.encoder.image_size
-    grey = np.full((1, 1, 1, size, size, 3), 128, np.uint8)
-
-    def places(params: PyTree) -> Array:
-        return model.apply({"params": params}, grey, method="query_places")
-
-    return jax.jit(places, out_shardings=sharding)(params)
+def _start(model: nn.Module, path: str, params: PyTree, sharding: Sharding) -> Any:
+    """The first value of a parameter that starts from others; see `AdapterConfig`."""
+    run = jax.jit(lambda params: model.apply({"params": params}, path, method="start"), out_shardings=sharding)
+    return run(params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +212,7 @@ class _Storage:
         """Puts a host array where it belongs: each process gives its own shards."""
         x = x.astype(self.struct(path, x).dtype)
         placed = jax.make_array_from_callback(x.shape, self.shardings[path], lambda index: x[index])
-        return quantization.quantize(path, placed) if self.quantizes(path) else placed
+        return stacks.quantize(path, placed) if self.quantizes(path) else placed
 
 
 def _read(offers: Sequence[Offer], wanted: Collection[str], storage: _Storage) -> dict[str, Any]:
@@ -253,7 +243,7 @@ def _read_offer(offer: Offer, paths: Sequence[str], storage: _Storage) -> dict[s
                 params[path] = storage.place(path, resample(table, how.tokens, how.extra))
             elif storage.quantizes(path):
                 # One by one, so that never more than one array lies on the devices unquantised.
-                made = quantization.quantize(path, read({path: storage.struct(path, stored)})[path])
+                made = stacks.quantize(path, read({path: storage.struct(path, stored)})[path])
                 params[path] = jax.block_until_ready(made)
             else:
                 together[path] = storage.struct(path, stored)

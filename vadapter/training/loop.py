@@ -112,7 +112,7 @@ def train(
         evaluators: called at intervals and at the end.
         references: what `initial_params` took from other runs; recorded, and on resuming compared.
         data_info: JSON-serialisable facts that fix the data (seed, mixture, ...); recorded, and on resuming compared.
-        flops: counts the FLOPs of this process's rows of a batch, by part (`flops.vlm_flops`).
+        flops: counts the FLOPs of this process's rows of a batch, by part (`ModelConfig.flops`).
 
     Raises:
         UserError: a setting does not fit; the checkpoint is another model's, or its sources or data have changed; the

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -48,9 +49,10 @@ def test_a_gradient_step_on_own_parts_lowers_the_loss(name):
             sums = model.apply({"params": {**params, **own}}, batch, method="loss_sums")
             return sums.loss_sum / sums.weight_sum
 
-        value, gradient = jax.value_and_grad(loss)({part: params[part] for part in ("encoder", "adapter")})
-        moved = jax.tree.map(lambda x, g: x - 0.05 * g, {part: params[part] for part in gradient}, gradient)
-        return value, loss(moved), gradient
+        own = {part: params[part] for part in ("encoder", "adapter")}
+        value, gradient = jax.value_and_grad(loss)(own)
+        size = 0.01 / optax.global_norm(gradient)
+        return value, loss(jax.tree.map(lambda x, g: x - size * g, own, gradient)), gradient
 
     before, after, gradient = step(params)
     assert after < before
@@ -89,6 +91,17 @@ def test_an_adapters_parameter_starts_from_what_its_model_computes(tmp_path):
     read = lambda m: m.adapter.mapped(m.encode(grey))  # noqa: E731
     np.testing.assert_allclose(offset, model.apply({"params": params}, method=read), rtol=1e-5, atol=1e-6)
     assert np.abs(offset).max() > 0.01
+
+
+def test_an_adapter_that_makes_other_tokens_than_it_says_is_refused(nothing_is_kept):
+    class TooFew(AveragePoolConfig):
+        def num_tokens(self, frames, patches):
+            return frames * patches
+
+    own = adapter(dataclasses.dataclass(frozen=True)(TooFew))()
+    config = replace(MODELS["both"], adapter=own)
+    with pytest.raises(UserError, match=r"TooFew: num_tokens .* \(4, 32\), and its module made \(1, 32\)"):
+        abstract_params(config.make(), config.example_batch())
 
 
 def test_own_parts_are_told_in_a_few_words():

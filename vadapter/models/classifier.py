@@ -37,6 +37,10 @@ class ClassifierConfig:
     cells: int = 1
 
     def __post_init__(self):
+        if self.grid**2 != self.encoder.num_patches:
+            raise UserError(
+                f"ClassifierConfig: expected an encoder whose patches form a square, found {self.encoder.num_patches}."
+            )
         if self.cells < 1 or self.grid % self.cells:
             raise UserError(
                 f"ClassifierConfig: the encoder's {self.grid} patches a side do not divide into {self.cells} "

@@ -135,6 +135,9 @@ class VLM(nn.Module):
         """Returns the encoder's patch tokens, rows and media joined; a still image's are repeated over the frames."""
         batch, count, frames = media.shape[:3]
         tokens = self.encoder(media.reshape(-1, *media.shape[3:]))
+        config = self.config.encoder
+        assert config is not None
+        _check_shape(config, "num_patches and width", tokens.shape[1:], (config.num_patches, config.width))
         tokens = tokens.reshape(batch * count, frames, *tokens.shape[1:])
         if frames == 1 and self.config.repeat_stills:
             tokens = jnp.repeat(tokens, self.config.num_frames, axis=1)
@@ -143,6 +146,8 @@ class VLM(nn.Module):
     def soft_tokens(self, media: UInt8[Array, "B M F h w C"]) -> Float[Array, "B MR D"]:
         """Returns what the decoder reads in place of text embeddings."""
         soft = self.adapter(self.encode(media))
+        expected = (self.config.num_visual_tokens(media.shape[2]), self.config.decoder.width)
+        _check_shape(self.config.adapter, "num_tokens and the decoder's width", soft.shape[1:], expected)
         return soft.reshape(media.shape[0], -1, soft.shape[-1])
 
     def embed(self, batch: Batch) -> Float[Array, "B T D"]:
@@ -220,3 +225,12 @@ class VLM(nn.Module):
         size = self.config.encoder.image_size
         grey = jnp.full((1, 1, 1, size, size, 3), 128, jnp.uint8)
         return self.config.starts()[path](self.adapter, self.encode(grey))
+
+
+def _check_shape(config: Any, what: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Refuses a module that does not do what its configuration says: tokens would be lost, or taken twice."""
+    if found != expected:
+        raise UserError(
+            f"{type(config).__name__}: {what} say that a row has tokens of the shape {expected}, and its module made "
+            f"{found}. Change the module or the configuration."
+        )

@@ -21,7 +21,7 @@ def measure(variant: str, depth: int, rows: int, length: int) -> dict:
     from flax import linen as nn
 
     from vadapter.base import quantization, trees
-    from vadapter.models import variants
+    from vadapter.models import stacks, variants
     from vadapter.models.decoder import Decoder
     from vadapter.training.storage import Storage
 
@@ -60,7 +60,7 @@ def measure(variant: str, depth: int, rows: int, length: int) -> dict:
         flat = trees.flatten(kept)
         error = logits("bfloat16", kept) - right
         figures[kind] = {
-            "kernel_bytes": sum(quantization.nbytes(leaf) for p, leaf in flat.items() if quantization.applies(p)),
+            "kernel_bytes": sum(quantization.nbytes(leaf) for p, leaf in flat.items() if stacks.quantizes(p)),
             "weight_bytes": sum(quantization.nbytes(leaf) for leaf in flat.values()),
             "temporary_bytes": temporary_bytes(kept),
             "logits_rms_error": float(np.sqrt(np.mean(error**2) / np.mean(right**2))),

@@ -26,7 +26,6 @@ from vadapter.runs.description import Description
 from vadapter.runs.experiment import Experiment
 from vadapter.runs.export import export
 from vadapter.runs.load import load, runnable
-from vadapter.runs.shapes import example
 from vadapter.training import checkpoints, initialize
 from vadapter.training.loop import TrainConfig
 from vadapter.training.sources import Source
@@ -43,7 +42,7 @@ def weights(seed):
 
 
 def boxed():
-    return abstract_params(MODEL, example(CONFIG))
+    return abstract_params(MODEL, CONFIG.example_batch())
 
 
 def sources(root):
@@ -67,7 +66,7 @@ def write_sources(root):
 
 def write_run(root, name="run", trainable=FROZEN_LM, frozen_dtype="bfloat16"):
     """A run that took everything else from the sources: its checkpoint and its model.json."""
-    program = small.program(MODEL, example=example(CONFIG), trainable=trainable, frozen_dtype=frozen_dtype)
+    program = small.program(MODEL, example=CONFIG.example_batch(), trainable=trainable, frozen_dtype=frozen_dtype)
     params, references = initialize.initial_params(
         program, jax.random.key(0), sources=sources(root), model_dir=str(root / name), say=lambda line: None
     )
@@ -225,7 +224,7 @@ def start(root, **changes):
         bundle=os.path.relpath(root / "bundle"),
     )
     experiment = Experiment(**{**given, **changes})
-    model, shapes, placed = VLM(experiment.model), example(experiment.model), small.partitioner(fsdp=2)
+    model, shapes, placed = VLM(experiment.model), experiment.model.example_batch(), small.partitioner(fsdp=2)
     program = small.program(model, placed, shapes, trainable=experiment.train.trainable)
     params, references = initialize.initial_params(
         program,

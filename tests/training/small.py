@@ -5,8 +5,8 @@ import numpy as np
 from flax import linen as nn
 
 from vadapter.base import trees
+from vadapter.models.losses import LossSums, label_cross_entropy
 from vadapter.partitioning import MeshConfig, Partitioner, abstract_params, make_mesh
-from vadapter.training.losses import LossSums, label_cross_entropy
 from vadapter.training.optimizers import OptimizerConfig
 from vadapter.training.program import Program
 

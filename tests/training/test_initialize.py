@@ -164,6 +164,7 @@ def test_queries_start_at_positions(tmp_path):
     params, _ = initial_params(program, jax.random.key(0), sources=sources, model_dir=str(tmp_path / "run"))
     size = config.encoder.image_size
     grey = np.full((1, 1, 1, size, size, 3), 128, np.uint8)
-    places = jax.jit(lambda p: model.apply({"params": p}, grey, method="query_places"))(params)
+    read = lambda m: m.adapter.places(m.encode(grey))  # noqa: E731
+    places = jax.jit(lambda p: model.apply({"params": p}, method=read))(params)
     np.testing.assert_allclose(params["adapter"]["queries"], places, rtol=1e-4, atol=1e-5)
     assert np.std(np.asarray(places), axis=0).max() > 0.01

@@ -10,11 +10,12 @@ from jax.sharding import PartitionSpec
 from tests.models import small as models
 from tests.training import small
 from vadapter.base import quantization, trees
+from vadapter.models import stacks
 from vadapter.models.decoder import Decoder
 from vadapter.models.vlm import VLM
 from vadapter.training import checkpoints, freezing, initialize
 from vadapter.training.loop import TrainConfig, train
-from vadapter.training.objectives import vlm_objective
+from vadapter.training.objectives import make_objective
 from vadapter.training.sources import Source
 from vadapter.training.storage import Storage
 
@@ -28,7 +29,7 @@ def run(root, name, placed, remat="none", steps=2):
     model = VLM(models.vlm("queries", decoder=models.decoder(remat=remat), encoder=models.vit(remat=remat)))
     optimizer, folder = small.optimizer(learning_rate=0.001), str(root / name)
     config = TrainConfig(steps=steps, trainable=TRAINABLE, frozen_dtype="int8", optimizer=optimizer, tensorboard=False)
-    program = config.program(model, BATCH, vlm_objective(model), placed)
+    program = config.program(model, BATCH, make_objective(model), placed)
     params, references = initialize.initial_params(
         program, jax.random.key(0), sources=[Source(str(root / "source"))], model_dir=folder
     )
@@ -54,7 +55,7 @@ def test_a_run_trains_on_int8_and_leaves_it_as_it_was(root, sharded):
     result, before = sharded
     after = trees.flatten(result.params)
     quantized = {path for path, x in after.items() if quantization.is_quantized(x)}
-    assert quantized == {path for path in after if quantization.applies(path)}
+    assert quantized == {path for path in after if stacks.quantizes(path)}
     assert {path.split("/")[0] for path in quantized} == {"encoder", "adapter", "decoder"}
     assert after["decoder/embedder/embedding"].dtype == jnp.bfloat16
     trained = checkpoints.load_params(str(root / "sharded"))

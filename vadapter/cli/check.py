@@ -81,7 +81,6 @@ def parts_of(experiment: "Experiment", split: str | None = None) -> list["Part"]
         UserError: it describes no model, or has no such split.
     """
     from vadapter.data.check.scan import Part, splits_of
-    from vadapter.models.vlm import VLMConfig
     from vadapter.runs.shapes import for_model
 
     model: Any = experiment.model
@@ -90,7 +89,7 @@ def parts_of(experiment: "Experiment", split: str | None = None) -> list["Part"]
             "Expected an experiment with a model, whose sizes the data must fit; found MODEL = None. Give the gin "
             "files of `vadapter train`."
         )
-    rows = model.decoder.vocab_size if isinstance(model, VLMConfig) else None
+    rows = model.vocab_size
     parts: dict[tuple[str, str], Part] = {}
     for data in (experiment.data, *(evaluation.data for evaluation in experiment.evaluations)):
         key = data.mixture, data.split

@@ -13,13 +13,12 @@ from vadapter.data.order.config import LoaderConfig
 from vadapter.data.reading.tfds import tfds_task
 from vadapter.data.scenes.config import ScenesConfig
 from vadapter.generation.config import DecodingConfig
-from vadapter.models import adapters, classifier, resampler, variants, vlm
-from vadapter.models.decoder import DecoderConfig
-from vadapter.models.positions import RopeScaling
-from vadapter.models.vit import ViTConfig
+from vadapter.models import classifier, variants, vlm  # noqa: F401  so that the shipped configurations are registered
+from vadapter.models.configuration import REGISTRY
+from vadapter.models.losses import ObjectiveConfig
 from vadapter.partitioning import MeshConfig, hosts
 from vadapter.runs.experiment import Evaluation, Experiment
-from vadapter.training import loop, objectives, optimizers
+from vadapter.training import loop, optimizers
 from vadapter.training.sources import Source
 
 # What a plan needs no value of: folders and files of data and weights, which it never opens.
@@ -30,9 +29,8 @@ def register() -> None:
     """Makes everything that experiments bind known to gin."""
     config.register(
         [Experiment, Evaluation, LoaderConfig, ScenesConfig, MeshConfig, hosts.HostsConfig, DecodingConfig],
-        [ViTConfig, DecoderConfig, RopeScaling, classifier.ClassifierConfig, vlm.VLMConfig],
-        [adapters.MlpConfig, adapters.LMAdapterConfig, resampler.PerceiverConfig, resampler.PoolerConfig],
-        [loop.TrainConfig, objectives.ObjectiveConfig, optimizers.OptimizerConfig, Source],
+        REGISTRY,
+        [loop.TrainConfig, ObjectiveConfig, optimizers.OptimizerConfig, Source],
         [variants.encoder, variants.decoder, tasks.scenes_task, tasks.jsonl_task, tasks.pairs_task],
         [benchmark_task, benchmark_split, tasks.add_mixture, tfds_task],
     )

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vadapter.base.array_types import Array, Float, Int
+from vadapter.models.configuration import configuration
 
 
+@configuration("field")
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """How frequencies are stretched for contexts longer than the pretraining's.

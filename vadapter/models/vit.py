@@ -1,6 +1,7 @@
 """Vision transformer with big_vision's parameter names and semantics, and the switches of CLIP, SigLIP and DINOv2."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,12 +10,15 @@ from vadapter.base.array_types import Array, Float, UInt8
 from vadapter.base.errors import UserError
 from vadapter.models import layers
 from vadapter.models.attention import AttentionImpl, attend
+from vadapter.models.configuration import encoder
+from vadapter.models.flops import FlopCounter
 from vadapter.models.layers import Norm, dense, named
 from vadapter.partitioning import constrain
 
 _xavier = nn.initializers.xavier_uniform()
 
 
+@encoder
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
     """Shape and kind of a ViT. `models/variants.py` has the published ones.
@@ -44,6 +48,8 @@ class ViTConfig:
         dtype: of the computation; patch and position embeddings are always in f32.
         remat: what the backward pass recomputes: `none`, `full` or `dots`.
     """
+
+    stack: ClassVar[str] = "Transformer/encoderblock"
 
     image_size: int
     patch_size: int
@@ -87,6 +93,16 @@ class ViTConfig:
     def num_patches(self) -> int:
         """P, the patch tokens of a frame."""
         return self.grid**2
+
+    def make(self, name: str | None = None) -> nn.Module:
+        """See `configuration.EncoderConfig`."""
+        return ViT(self, name=name)
+
+    def flops(self, counter: FlopCounter, frames: float) -> dict[str, float]:
+        """See `configuration.EncoderConfig`."""
+        tokens = frames * self.num_patches
+        attention = counter.attention(tokens, self.num_patches, self.width, self.depth)
+        return {counter.name: counter.kernels(tokens) + attention}
 
 
 class MlpBlock(nn.Module):

@@ -7,10 +7,8 @@ from typing import Any
 import jinja2
 
 import vadapter
-from vadapter.models.vlm import VLMConfig
+from vadapter.models.configuration import describe
 from vadapter.runs.description import Description, preprocessing
-
-_PARTS = ("encoder", "adapter", "decoder")
 
 
 def card(
@@ -54,8 +52,8 @@ def card(
 def _parts(description: Description, backbones: Sequence[Any], sizes: Mapping[str, int]) -> list[dict[str, Any]]:
     """A row for each part of the model, whether it is in the bundle or beside it."""
     rows = []
-    for part in _PARTS:
-        what = _what(getattr(description.model, part))
+    for part in description.model.parts:
+        what = describe(getattr(description.model, part))
         here = sum(n for path, n in sizes.items() if path.startswith(f"{part}/"))
         if here:
             rows.append({"part": part, "what": what, "parameters": here, "here": True})
@@ -65,25 +63,12 @@ def _parts(description: Description, backbones: Sequence[Any], sizes: Mapping[st
     return rows
 
 
-def _what(config: Any) -> str:
-    """A configuration in a few words."""
-    lm = getattr(config, "lm", None)
-    if lm is not None:
-        return f"{_what(config.front)}, then a {_what(lm)}; read-out {config.readout}"
-    names = {"width": "wide", "depth": "deep", "num_layers": "deep", "num_queries": "queries"}
-    figures = [f"{getattr(config, field)} {word}" for field, word in names.items() if hasattr(config, field)]
-    kind = type(config).__name__.removesuffix("Config")
-    return f"{kind} ({', '.join(figures)})"
-
-
 def _input(description: Description) -> dict[str, Any]:
     facts: dict[str, Any] = dict(preprocessing(description))
-    if isinstance(description.model, VLMConfig):
-        frames = {1, description.model.num_frames}
-        facts["visual tokens"] = ", ".join(
-            f"{description.model.num_visual_tokens(n)} of {'a still image' if n == 1 else f'{n} frames'}"
-            for n in sorted(frames)
-        )
+    tokens = description.model.data_sizes()["num_visual_tokens"]
+    facts["visual tokens"] = ", ".join(
+        f"{tokens[n]} of {'a still image' if n == 1 else f'{n} frames'}" for n in sorted(tokens)
+    )
     if text := description.text:
         facts["vocabulary"] = f"{text.vocabulary or 'ships with vadapter'} (sha256 `{text.sha256}`)"
         facts |= {f"prompt of {kind}": f"`{template}`" for kind, template in text.prompts.items()}

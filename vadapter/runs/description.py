@@ -13,9 +13,8 @@ from etils import epath
 import vadapter
 from vadapter.base.errors import UserError
 from vadapter.base.paths import absolute, relative, resolve
-from vadapter.models.classifier import ClassifierConfig
+from vadapter.models.configuration import ModelConfig
 from vadapter.models.serialization import from_json, to_json
-from vadapter.models.vlm import VLMConfig
 
 if TYPE_CHECKING:
     from vadapter.runs.experiment import Experiment
@@ -51,13 +50,13 @@ class Description:
 
     Attributes:
         model: its configuration.
-        text: None for a classifier.
+        text: None for a model that reads and writes none.
         resize: how images became square, see `vadapter.data.reading.images.resize`.
         frozen_dtype: dtype that frozen parameters had in training.
         training: JSON-serialisable facts of the training, for readers.
     """
 
-    model: VLMConfig | ClassifierConfig
+    model: ModelConfig
     text: Text | None = None
     resize: str = "stretch"
     frozen_dtype: str = "bfloat16"
@@ -113,10 +112,11 @@ def preprocessing(description: Description) -> dict[str, Any]:
     model = description.model
     if model.encoder is None:
         return {}
-    frames = {"num_frames": model.num_frames} if isinstance(model, VLMConfig) else {}
-    encoder = model.encoder
-    pixels = {"image_size": encoder.image_size, "mean": list(encoder.mean), "std": list(encoder.std)}
-    return {**pixels, "resize": description.resize, **frames}
+    sizes, encoder = model.data_sizes(), model.encoder
+    frames = {"num_frames": sizes["num_frames"]} if "num_frames" in sizes else {}
+    # An encoder of another kind may normalise pixels in its own way.
+    normalised = {name: list(getattr(encoder, name)) for name in ("mean", "std") if hasattr(encoder, name)}
+    return {"image_size": encoder.image_size, **normalised, "resize": description.resize, **frames}
 
 
 def save(folder: str, description: Description) -> None:

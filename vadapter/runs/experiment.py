@@ -15,9 +15,11 @@ from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.loader import Loader
 from vadapter.evaluation import evaluators, protocols
 from vadapter.generation.decoding import DecodingConfig, make_generate
-from vadapter.models import classifier, flops, vlm
+from vadapter.models import flops
+from vadapter.models.configuration import ModelConfig
+from vadapter.models.losses import ObjectiveConfig
 from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, make_mesh
-from vadapter.runs.shapes import example, for_model
+from vadapter.runs.shapes import for_model
 from vadapter.training import loop, objectives
 from vadapter.training.program import Program
 from vadapter.training.sources import Source
@@ -52,7 +54,7 @@ class Experiment:
     """A whole run. `gin/runs/train.gin` fills it from the macros that experiments set.
 
     Attributes:
-        model: a VLM, a language model (a VLM without encoder) or a classifier.
+        model: for example a VLM, a language model (a VLM without encoder) or a classifier.
         model_dir: folder of the run.
         data: what it trains on; sizes are the model's.
         train: loop, freezing and optimizer.
@@ -65,11 +67,11 @@ class Experiment:
         bundle: folder of an adapter bundle that what is trained starts from.
     """
 
-    model: vlm.VLMConfig | classifier.ClassifierConfig
+    model: ModelConfig
     model_dir: str
     data: LoaderConfig
     train: loop.TrainConfig
-    objective: objectives.ObjectiveConfig = dataclasses.field(default_factory=objectives.ObjectiveConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     sources: tuple[Source, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -90,14 +92,11 @@ class Parts:
 
     @functools.cached_property
     def model(self) -> nn.Module:
-        config = self.experiment.model
-        return vlm.VLM(config) if isinstance(config, vlm.VLMConfig) else classifier.Classifier(config)
+        return self.experiment.model.make()
 
     @functools.cached_property
     def objective(self) -> objectives.Objective:
-        if isinstance(self.model, vlm.VLM):
-            return objectives.vlm_objective(self.model, self.experiment.objective)
-        return objectives.classifier_objective(self.model)
+        return objectives.make_objective(self.model, self.experiment.objective)
 
     @functools.cached_property
     def loader(self) -> Loader:
@@ -113,10 +112,10 @@ class Parts:
         self.partitioner.check_rows(data.batch_size)
         model = self.experiment.model
         loader = Loader(for_model(data, model), *self.partitioner.host_share)
-        if isinstance(model, vlm.VLMConfig) and loader.vocabulary.rows > model.decoder.vocab_size:
+        if model.vocab_size is not None and loader.vocabulary.rows > model.vocab_size:
             raise UserError(
                 f"{loader.vocabulary} has ids up to {loader.vocabulary.rows - 1}; the decoder's table has "
-                f"{model.decoder.vocab_size} rows. Give the tokenizer that belongs to the decoder (VOCABULARY)."
+                f"{model.vocab_size} rows. Give the tokenizer that belongs to the decoder (VOCABULARY)."
             )
         return loader
 
@@ -124,7 +123,7 @@ class Parts:
     def example(self) -> Any:
         """Shapes of a global batch."""
         data = self.experiment.data
-        return example(self.experiment.model, data.batch_size, data.lengths)
+        return self.experiment.model.example_batch(data.batch_size, data.lengths)
 
     @functools.cached_property
     def program(self) -> Program:
@@ -145,10 +144,7 @@ class Parts:
     def flops(self) -> flops.FlopsOf:
         """Counts the FLOPs of a batch by part."""
         abstract, trainable = trees.unflatten(self.program.shapes), self.program.storage.trained
-        config = self.experiment.model
-        if isinstance(config, vlm.VLMConfig):
-            return flops.vlm_flops(config, abstract, trainable)
-        return flops.classifier_flops(config, abstract, trainable)
+        return self.experiment.model.flops(abstract, trainable)
 
     def evaluators(self) -> list[Evaluator]:
         """Makes the experiment's evaluators."""
@@ -162,16 +158,17 @@ class Parts:
         common: dict[str, Any] = {"put": put, "name": evaluation.name, "every_steps": evaluation.every_steps}
         if evaluation.kind == "loss":
             return evaluators.LossEvaluator(self.loss_sums, batches, **common)
-        if not isinstance(self.model, vlm.VLM):
+        if self.experiment.model.vocab_size is None:
             raise UserError(
-                f"Evaluation {evaluation.name!r} is of the kind {evaluation.kind!r}, which needs a VLM; this model is "
-                "a classifier. Take it out of EVALUATIONS."
+                f"Evaluation {evaluation.name!r} is of the kind {evaluation.kind!r}, which needs a model that reads "
+                "and writes text; this one does not. Take it out of EVALUATIONS."
             )
         if evaluation.kind == "reliance":
             return evaluators.RelianceEvaluator(self.loss_sums, batches, **common)
         if evaluation.kind != "generation":
             raise UserError(f"Evaluation.kind is {evaluation.kind!r}; expected 'loss', 'generation' or 'reliance'.")
-        generate = make_generate(self.model, self.partitioner, evaluation.decoding, eos_id=loader.eos_id)
+        model: Any = self.model
+        generate = make_generate(model, self.partitioner, evaluation.decoding, eos_id=loader.eos_id)
         prompts: Any = functools.partial(loader.eval_batches, for_decoding=True)
         common["protocol"] = protocols.protocol(evaluation.benchmark) if evaluation.benchmark else None
         return evaluators.GenerationEvaluator(generate, prompts, vocabulary=loader.vocabulary, **common)

@@ -18,7 +18,6 @@ from vadapter.partitioning import abstract_params
 from vadapter.runs import bundle as bundles
 from vadapter.runs import description as descriptions
 from vadapter.runs.bundle import Backbone, Bundle
-from vadapter.runs.shapes import example
 from vadapter.training import checkpoints
 from vadapter.training.sources import Offer, Reference, Source, check_same, look
 
@@ -42,7 +41,7 @@ def export(checkpoint: str, out: str, step: int | None = None) -> Bundle:
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
         run, stored = checkpointer.run(step), checkpointer.shapes(step)
         own = checkpointer.read(step, stored)
-    abstract = trees.flatten(nn.unbox(abstract_params(VLM(description.model), example(description.model))))
+    abstract = trees.flatten(nn.unbox(abstract_params(VLM(description.model), description.model.example_batch())))
     frozen = {path: x for path, x in abstract.items() if path not in own}
     taken: dict[str, np.ndarray] = {}
     backbones = []

@@ -14,14 +14,13 @@ from vadapter.base.paths import resolve
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.rows import vocabulary as vocabularies
 from vadapter.models.attention import PLATFORMS
-from vadapter.models.classifier import Classifier
-from vadapter.models.vlm import VLM, VLMConfig
+from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import Partitioner, abstract_params
 from vadapter.runs import bundle as bundles
 from vadapter.runs import description as descriptions
 from vadapter.runs.bundle import Backbone, Bundle
 from vadapter.runs.description import Description, Text
-from vadapter.runs.shapes import example, for_model
+from vadapter.runs.shapes import for_model
 from vadapter.training import checkpoints, initialize
 from vadapter.training.sources import Reference, Source, look
 from vadapter.training.storage import Storage
@@ -125,8 +124,8 @@ def _load_run(path: str, step: int | None, given: Mapping[str, str], partitioner
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
         references = [Reference.from_json(r) for r in checkpointer.run(step)["sources"]]
     vocabulary = find_vocabulary(description.text, model_dir, given.values()) if description.text else None
-    model = make_model(description.model)
-    boxed = abstract_params(model, example(description.model))
+    model = description.model.make()
+    boxed = abstract_params(model, description.model.example_batch())
     found = _replaced(references, given, trees.flatten(nn.unbox(boxed)), model_dir)
     restored = initialize.restore(model_dir, boxed, partitioner, step, found)
     return TrainedModel(model, restored.params, partitioner, description, vocabulary, step, model_dir)
@@ -143,17 +142,12 @@ def _load_bundle(bundle: Bundle, given: Mapping[str, str], partitioner: Partitio
     references = [_locate(backbone, bundle, given) for backbone in bundle.backbones]
     folders = [*given.values(), *(reference.path for reference in references)]
     vocabulary = find_vocabulary(description.text, bundle.folder, folders) if description.text else None
-    model = make_model(description.model)
-    boxed = abstract_params(model, example(description.model))
+    model = description.model.make()
+    boxed = abstract_params(model, description.model.example_batch())
     arrays = bundle.arrays()
     storage = Storage.of(boxed, partitioner, arrays.keys() - set(bundle.frozen), description.frozen_dtype)
     params = initialize.assemble(arrays, references, boxed, storage, f"The bundle {bundle.folder}")
     return TrainedModel(model, params, partitioner, description, vocabulary, bundle.step, bundle.folder)
-
-
-def make_model(config: Any) -> nn.Module:
-    """Returns the module of a model's configuration."""
-    return VLM(config) if isinstance(config, VLMConfig) else Classifier(config)
 
 
 def _replaced(

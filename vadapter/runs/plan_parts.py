@@ -16,9 +16,7 @@ from vadapter.base import trees
 from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
 from vadapter.generation.decoding import DecodingConfig, make_generate
-from vadapter.models import flops
-from vadapter.models.adapters import LMAdapterConfig
-from vadapter.models.vlm import VLM, VLMConfig
+from vadapter.models import flops, stacks
 from vadapter.partitioning import Partitioner, make_mesh
 from vadapter.planning.search import Setting
 from vadapter.runs.experiment import Experiment, Parts
@@ -46,8 +44,15 @@ class PlannedParts(Parts):
 
     @functools.cached_property
     def example(self) -> Any:
-        """Shapes of a global batch."""
-        return with_frames(super().example, self.experiment.model) if self.video else super().example
+        """Shapes of a global batch.
+
+        Raises:
+            UserError: it is to hold videos, and the model reads none.
+        """
+        model, data = self.experiment.model, self.experiment.data
+        if self.video and (model.encoder is None or model.num_frames == 1):
+            raise UserError("--video plans batches of videos, and this model reads none (VLMConfig.num_frames).")
+        return model.example_batch(data.batch_size, data.lengths, frames=model.num_frames if self.video else 1)
 
     @functools.cached_property
     def program(self) -> Program:
@@ -61,11 +66,12 @@ class PlannedParts(Parts):
         Raises:
             UserError: the model generates no text, or `rows` do not fit the mesh.
         """
-        if not isinstance(self.model, VLM):
-            raise UserError("--decode plans the generation of text, and this model is a classifier. Leave it out.")
+        if self.experiment.model.vocab_size is None:
+            raise UserError("--decode plans the generation of text, and this model writes none. Leave it out.")
         self.partitioner.check_rows(rows)
         # No id is the end token: every row goes on to the limit, as the longest text does.
-        generate = make_generate(self.model, self.partitioner, decoding, eos_id=-1)
+        model: Any = self.model
+        generate = make_generate(model, self.partitioner, decoding, eos_id=-1)
         length = self.example.tokens.shape[1] - self.experiment.data.lengths["targets"]
         texts = ("tokens", "segment_ids", "positions", "media_index")
 
@@ -105,56 +111,20 @@ class PlannedParts(Parts):
         return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
 
 
-def with_frames(batch: Any, model: Any) -> Any:
-    """Returns shapes of a batch of videos, given one of still images.
-
-    Raises:
-        UserError: the model reads no videos.
-    """
-    if not isinstance(model, VLMConfig) or model.encoder is None or model.num_frames == 1:
-        raise UserError("--video plans batches of videos, and this model reads none (VLMConfig.num_frames).")
-    assert isinstance(batch, Batch)
-    rows, media, _, *pixels = batch.media.shape
-    longer = model.num_visual_tokens(model.num_frames) - model.num_visual_tokens(1)
-    row = jax.ShapeDtypeStruct((rows, batch.tokens.shape[1] + longer), batch.tokens.dtype)
-    return batch.replace(  # pyright: ignore[reportAttributeAccessIssue]
-        tokens=row,
-        segment_ids=row,
-        positions=row,
-        media_index=row,
-        media=jax.ShapeDtypeStruct((rows, media, model.num_frames, *pixels), batch.media.dtype),
-    )
-
-
-def stacks(model: Any) -> dict[str, Any]:
-    """Returns the configurations of the stacks of layers, by the name of their part."""
-    found = {"encoder": model.encoder}
-    if isinstance(model, VLMConfig):
-        adapter = model.adapter.lm if isinstance(model.adapter, LMAdapterConfig) else None
-        found |= {"adapter/lm": adapter, "decoder": model.decoder}
-    return {part: config for part, config in found.items() if config is not None}
-
-
-def has_backward(part: str, trained: Any) -> bool:
-    """Whether gradients go through a part: it, or something before it, is trained."""
-    order = ("encoder", "adapter", "decoder", "head")
-    before = order[: order.index(part.split("/")[0]) + 1]
-    return any(path.split("/")[0] in before for path in trees.flatten(trained))
-
-
 def setting_of(experiment: Experiment, parts: PlannedParts) -> Setting:
     """Returns what an experiment says of all that a search may change.
 
     Where there is no backward pass, because nothing up to there is trained, remat makes no difference and is left out.
     """
-    shape, trained = parts.partitioner.mesh.shape, parts.program.abstract_params[0]
-    found = stacks(experiment.model)
+    shape, model, program = parts.partitioner.mesh.shape, experiment.model, parts.program
+    found = stacks.layer_stacks(model)
+    counters = flops.counters(model.parts, trees.unflatten(program.shapes), program.storage.trained)
     return Setting(
         shape["data"],
         shape["fsdp"],
         shape["tensor"],
         experiment.train.optimizer.accumulate,
-        tuple((part, config.remat) for part, config in found.items() if has_backward(part, trained)),
+        tuple((part, config.remat) for part, config in found.items() if counters[part.split("/")[0]].flows),
         tuple((part, config.attention_impl) for part, config in found.items()),
     )
 
@@ -165,11 +135,7 @@ def with_setting(experiment: Experiment, setting: Setting) -> Experiment:
     optimizer = dataclasses.replace(experiment.train.optimizer, accumulate=setting.accumulate)
     train = dataclasses.replace(experiment.train, optimizer=optimizer)
     model: Any = experiment.model
-    for part, config in stacks(model).items():
+    for part, config in stacks.layer_stacks(model).items():
         remat = dict(setting.remat).get(part, config.remat)
-        changed = dataclasses.replace(config, remat=remat, attention_impl=dict(setting.attention)[part])
-        if part == "adapter/lm":
-            model = dataclasses.replace(model, adapter=dataclasses.replace(model.adapter, lm=changed))
-        else:
-            model = dataclasses.replace(model, **{part: changed})
+        model = stacks.with_stack(model, part, remat=remat, attention_impl=dict(setting.attention)[part])
     return dataclasses.replace(experiment, mesh=mesh, train=train, model=model)

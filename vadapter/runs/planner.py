@@ -9,13 +9,14 @@ from vadapter.base import quantization, trees
 from vadapter.base.errors import UserError
 from vadapter.generation.decoding import DecodingConfig
 from vadapter.models.attention import AttentionImpl
+from vadapter.models.stacks import layer_stacks
 from vadapter.planning import search
 from vadapter.planning.estimate import Work, estimate
 from vadapter.planning.plans import Decode, Part, Plan, gib
 from vadapter.planning.programs import Program, compile_program
 from vadapter.planning.topologies import Topology
 from vadapter.runs.experiment import Experiment
-from vadapter.runs.plan_parts import PlannedParts, setting_of, stacks, with_setting
+from vadapter.runs.plan_parts import PlannedParts, setting_of, with_setting
 from vadapter.training.compiler_options import compiler_options
 
 
@@ -126,7 +127,7 @@ class Planner:
             refusal=self.refusal,
             meshes=search.meshes(self.topology.num_devices // self.topology.slices),
             remat={part: search.POLICIES for part, _ in self.start.remat},
-            attention=dict.fromkeys(stacks(self.experiment.model), implementations),
+            attention=dict.fromkeys(layer_stacks(self.experiment.model), implementations),
         )
 
     def refusal(self, setting: search.Setting) -> str | None:

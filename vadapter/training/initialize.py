@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 from flax import linen as nn
+from jax.sharding import Sharding
 
 from vadapter.base import trees
 from vadapter.base.array_types import Array, PyTree
@@ -23,8 +24,6 @@ from vadapter.training.program import Program
 from vadapter.training.sources import Offer, Reference, Source, check_fits, check_same, look
 from vadapter.training.state import TrainState
 from vadapter.training.storage import FROZEN_DTYPE, Storage
-
-_QUERIES = "adapter/queries"
 
 
 def print_once(line: str) -> None:
@@ -70,25 +69,16 @@ def initial_params(
     if rest := [path for path in shapes if path not in taken]:
         random = init_params(program.model, program.example, rng, program.partitioner, only=rest)
         params |= {path: storage.keep(path, x) for path, x in trees.flatten(random).items()}
-    if _QUERIES in rest and _starts_at_positions(program.model):
-        params[_QUERIES] = _position_queries(program.model, trees.unflatten(params), storage.shardings[_QUERIES])
+    config = getattr(program.model, "config", None)
+    for path in [path for path in getattr(config, "starts", dict)() if path in rest]:
+        params[path] = _start(program.model, path, trees.unflatten(params), storage.shardings[path])
     return trees.unflatten(params), references
 
 
-def _starts_at_positions(model: Any) -> bool:
-    adapter = getattr(getattr(model, "config", None), "adapter", None)
-    return getattr(adapter, "query_init", None) == "positions"
-
-
-def _position_queries(model: Any, params: PyTree, sharding: Any) -> Array:
-    """What the adapter's front makes of a grey image at evenly spaced places: all that tells its tokens apart."""
-    size = model.config.encoder.image_size
-    grey = np.full((1, 1, 1, size, size, 3), 128, np.uint8)
-
-    def places(params: PyTree) -> Array:
-        return model.apply({"params": params}, grey, method="query_places")
-
-    return jax.jit(places, out_shardings=sharding)(params)
+def _start(model: nn.Module, path: str, params: PyTree, sharding: Sharding) -> Any:
+    """The first value of a parameter that starts from others; see `AdapterConfig`."""
+    run = jax.jit(lambda params: model.apply({"params": params}, path, method="start"), out_shardings=sharding)
+    return run(params)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from vadapter.training import state as states
 from vadapter.training import step as steps_lib
 from vadapter.training.checkpoints import Checkpointer
 from vadapter.training.compiler_options import compiler_options
-from vadapter.training.objectives import Objective
+from vadapter.training.objectives import Objective, make_objective
 from vadapter.training.optimizers import Optimizer, OptimizerConfig, make_optimizer
 from vadapter.training.sources import check_fits
 from vadapter.training.state import TrainState
@@ -37,9 +37,10 @@ class Program:
     """A training step of a model. Everything is made when it is first asked for, of shapes alone where these will do.
 
     Attributes:
-        model: a flax module that is called on a batch.
-        example: arrays or shape structs of one global batch; sizes of texts and the number of rows are free.
-        objective: what is minimised, a function of (all parameters, batch).
+        model: a flax module that is called on a batch, such as `VLMConfig.make` gives.
+        example: arrays or shape structs of one global batch; default as the model's configuration says. Sizes of texts
+            and the number of rows are free.
+        objective: what is minimised, a function of (all parameters, batch); default the model's own loss.
         partitioner: places parameters, state and batches; default all devices on the data axis.
         trainable: regexes; a parameter whose whole path one of them matches is trained, the others are frozen.
         frozen_dtype: how frozen parameters are kept, see `Storage`.
@@ -50,8 +51,8 @@ class Program:
     """
 
     model: nn.Module
-    example: Any
-    objective: Objective
+    example: Any = None
+    objective: Objective = None  # type: ignore[assignment]  # made below
     partitioner: Partitioner = dataclasses.field(default_factory=Partitioner)
     trainable: tuple[str, ...] = (".*",)
     frozen_dtype: str = FROZEN_DTYPE
@@ -61,6 +62,9 @@ class Program:
     boxed: PyTree = None
 
     def __post_init__(self):
+        model: Any = self.model
+        self.example = model.config.example_batch() if self.example is None else self.example
+        self.objective = make_objective(model) if self.objective is None else self.objective
         if self.boxed is None:
             self.boxed = abstract_params(self.model, self.example)
 

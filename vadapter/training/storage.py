@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from vadapter.base import quantization, trees
 from vadapter.base.array_types import PyTree
 from vadapter.base.errors import UserError
+from vadapter.models import stacks
 from vadapter.partitioning import Partitioner
 from vadapter.training import freezing
 
@@ -77,7 +78,7 @@ class Storage:
 
     def quantizes(self, path: str) -> bool:
         """Returns whether a parameter is kept as a quantised array."""
-        return self.frozen_dtype == "int8" and path not in self.trained and quantization.applies(path)
+        return self.frozen_dtype == "int8" and path not in self.trained and stacks.quantizes(path)
 
     def read_as(self, path: str, stored: Any) -> jax.ShapeDtypeStruct:
         """Returns what to read a parameter as. What is quantised afterwards keeps its dtype, and so its precision."""
@@ -89,7 +90,7 @@ class Storage:
         read = self.read_as(path, shape)
         if not self.quantizes(path):
             return read
-        made = jax.eval_shape(lambda x: quantization.quantize(path, x), jax.ShapeDtypeStruct(shape.shape, read.dtype))
+        made = jax.eval_shape(lambda x: stacks.quantize(path, x), jax.ShapeDtypeStruct(shape.shape, read.dtype))
         if not isinstance(read.sharding, NamedSharding):
             return made
         mesh, spec = read.sharding.mesh, [*read.sharding.spec, *[None] * (len(shape.shape) - len(read.sharding.spec))]
@@ -115,7 +116,7 @@ class Storage:
             x = x if x.dtype == struct.dtype else x.astype(struct.dtype)
             if struct.sharding is not None and not isinstance(x.sharding, NamedSharding):
                 x = jax.device_put(x, struct.sharding)
-        return quantization.quantize(path, x) if self.quantizes(path) else x
+        return stacks.quantize(path, x) if self.quantizes(path) else x
 
     def keep_all(self, params: trees.Tree) -> dict[str, Any]:
         """Returns a tree of parameters, each as it is kept."""

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from vadapter.base.errors import UserError
+from vadapter.models.stacks import is_stacked
 from vadapter.weights.tensors import Tensors
 
 Shape = tuple[int, ...]
 
 LAYER = "{i}"
-# Our parameters that are stacked on a leading layer axis.
-_STACKED = re.compile(r"(.*/)?(layers|Transformer/encoderblock)/.*")
 _BLOCK_BYTES = 64 << 20
 _LISTED = 50
 
@@ -204,7 +203,7 @@ def _nothing(path: str, shape: Shape) -> Parameter:
 
 def _names(rule: Rule, shape: Shape) -> tuple[list[str], bool]:
     """Names of the tensors of a rule, and whether the parameter is stacked."""
-    stacked = _STACKED.fullmatch(rule.target) is not None
+    stacked = is_stacked(rule.target)
     if LAYER in rule.source:
         return [rule.source.replace(LAYER, str(i)) for i in range(shape[0])], stacked
     return [rule.source], stacked
@@ -212,7 +211,7 @@ def _names(rule: Rule, shape: Shape) -> tuple[list[str], bool]:
 
 def _stored(rule: Rule, shape: Shape) -> Shape:
     """Shape that the tensors of a rule must have."""
-    if _STACKED.fullmatch(rule.target) is None:
+    if not is_stacked(rule.target):
         return rule.layout.stored(shape)
     one = rule.layout.stored(shape[1:])
     return one if LAYER in rule.source else (*one[: rule.layer_axis], shape[0], *one[rule.layer_axis :])

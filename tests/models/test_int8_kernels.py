@@ -5,6 +5,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vadapter.base import quantization
+from vadapter.models import stacks
 from vadapter.partitioning import MeshConfig, make_mesh
 
 QUERY, OUT, UP = (f"decoder/layers/{name}/kernel" for name in ("attention/query", "attention/out", "mlp/up"))
@@ -27,7 +28,7 @@ MLP = "encoder/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"
     ],
 )
 def test_only_kernels_of_stacked_layers_are_quantised(path, expected):
-    assert quantization.applies(path) == expected
+    assert stacks.quantizes(path) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_only_kernels_of_stacked_layers_are_quantised(path, expected):
 def test_each_layer_and_output_channel_has_a_scale(path, shape, scale):
     kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     kernel[1] *= 100  # one layer's size is not another's affair
-    made = quantization.quantize(path, jnp.asarray(kernel))
+    made = stacks.quantize(path, jnp.asarray(kernel))
     assert (made.qvalue.dtype, made.qvalue.shape, made.scale.dtype, made.scale.shape) == (
         jnp.int8,
         shape,
@@ -62,9 +63,9 @@ def test_values_and_scale_lie_as_the_kernel_does():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     kernel = np.random.default_rng(0).normal(size=(2, 8, 4, 6)).astype(np.float32)
     spec = PartitionSpec(None, "fsdp", "tensor")
-    made = quantization.quantize(QUERY, jax.device_put(kernel, NamedSharding(mesh, spec)))
+    made = stacks.quantize(QUERY, jax.device_put(kernel, NamedSharding(mesh, spec)))
     assert made.qvalue.sharding == NamedSharding(mesh, spec)
     assert made.scale.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(None, None, "tensor")), 4)
-    whole = quantization.quantize(QUERY, jnp.asarray(kernel))
+    whole = stacks.quantize(QUERY, jnp.asarray(kernel))
     np.testing.assert_array_equal(made.qvalue, whole.qvalue)
     np.testing.assert_array_equal(made.scale, whole.scale)

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vadapter.models.losses import cross_entropy, label_cross_entropy
 from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
-from vadapter.training.losses import cross_entropy, label_cross_entropy
 
 
 def example(vocab=23):

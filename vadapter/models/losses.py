@@ -1,5 +1,6 @@
 """Cross-entropy over a vocabulary, in chunks if asked, and over label groups."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.struct
@@ -10,6 +11,19 @@ from vadapter.base.array_types import Array, Float, Int
 from vadapter.partitioning import constrain, ways
 
 _LOWEST = -1e30  # stands for -inf, whose differences would be NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """Settings of the language-modelling loss; see `cross_entropy`.
+
+    Attributes:
+        z_loss: factor of the squared log-partition; 0 is off, 1e-4 is PaLM's.
+        vocab_chunk: rows of the vocabulary head at a time; None takes all at once.
+    """
+
+    z_loss: float = 0.0
+    vocab_chunk: int | None = None
 
 
 @flax.struct.dataclass
@@ -42,8 +56,8 @@ class _Running:
 def _add_chunk(
     state: _Running,
     hidden: Float[Array, "B L D"],
-    table: Float[Array, "C D"],
-    ids: Int[Array, " C"],
+    table: Float[Array, "chunk D"],
+    ids: Int[Array, " chunk"],
     targets: Int[Array, "B L"],
     vocab_size: int,
     softcap: float | None,
@@ -62,6 +76,29 @@ def _add_chunk(
     highest = jnp.maximum(state.highest, top)
     exp_sum = state.exp_sum * jnp.exp(state.highest - highest) + jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1)
     return _Running(highest, jnp.where(better, best, state.best), exp_sum, state.target + target)
+
+
+def vocab_chunks(
+    table: Float[Array, "V D"], vocab_chunk: int | None
+) -> tuple[Float[Array, "chunks chunk D"], Int[Array, "chunks chunk"]]:
+    """Cuts a vocabulary head into chunks that are equally large and split over the devices as the table is.
+
+    Chunk i has the rows i, i + n, i + 2n, ... of n chunks, so that every device has its part of every chunk.
+
+    Args:
+        table: the vocabulary head.
+        vocab_chunk: rows of a chunk, at most; None makes one chunk. V need not be a multiple.
+
+    Returns:
+        The chunks, and the ids of their rows. Ids of V and more are of rows that fill up the last ones.
+    """
+    vocab_size = table.shape[0]
+    count = -(-vocab_size // min(vocab_chunk or vocab_size, vocab_size))
+    devices = ways("loss_vocab")
+    size = -(-vocab_size // (count * devices)) * devices
+    padded = jnp.pad(table, ((0, count * size - vocab_size), (0, 0)))
+    chunks = padded.reshape(size, count, -1).swapaxes(0, 1)
+    return constrain(chunks, None, "loss_vocab", "activation_embed"), jnp.arange(count * size).reshape(size, count).T
 
 
 def cross_entropy(
@@ -99,15 +136,8 @@ def cross_entropy(
     # Each device has some rows of the vocabulary and the targets of all that share parameters: to gather the few hidden
     # states of the targets takes less than to gather the table, as fsdp would have it.
     hidden = constrain(hidden, "loss_batch", "length", "activation_embed")
-    count = -(-vocab_size // min(vocab_chunk or vocab_size, vocab_size))
-    parts = ways("loss_vocab")
-    size = -(-vocab_size // (count * parts)) * parts
-    padded = jnp.pad(table, ((0, count * size - vocab_size), (0, 0)))
-    # Chunk i has the rows i, i + count, i + 2 count, ...: so each chunk is split over the devices as the table is.
-    chunks = padded.reshape(size, count, -1).swapaxes(0, 1)
-    chunks = constrain(chunks, None, "loss_vocab", "activation_embed")
-    ids = jnp.arange(count * size).reshape(size, count).T
-    if count == 1:
+    chunks, ids = vocab_chunks(table, vocab_chunk)
+    if len(chunks) == 1:
         end = _add_chunk(start, hidden, chunks[0], ids[0], targets, vocab_size, softcap)
     else:
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.weights import families, published
+from tests.weights import families, published_configs
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.models import variants
@@ -180,21 +180,21 @@ def test_gate_and_up_of_the_giant_dinov2_may_be_two_tensors():
         np.testing.assert_array_equal(found[path], x, err_msg=path)
 
 
-@pytest.mark.parametrize("name", published.DECODERS)
+@pytest.mark.parametrize("name", published_configs.DECODERS)
 def test_published_decoders_are_our_variants(name):
-    assert recognise(described(published.DECODERS[name]), "decoder").config == variants.decoder(name)
+    assert recognise(described(published_configs.DECODERS[name]), "decoder").config == variants.decoder(name)
 
 
-@pytest.mark.parametrize("name", published.ENCODERS)
+@pytest.mark.parametrize("name", published_configs.ENCODERS)
 def test_published_encoders_are_our_variants(name):
-    settings = published.ENCODERS[name]
+    settings = published_configs.ENCODERS[name]
     anchor = ANCHORS[2 if "dino" in name else 1]
     opened = families.opened(settings, {anchor: np.zeros(1, np.float32)})
     assert recognise(opened, "encoder").config == variants.encoder(name)
 
 
 def test_the_encoder_of_gemma3_is_so400m_at_896_pixels():
-    config = recognise(described(published.DECODERS["gemma3_4b"]), "encoder").config
+    config = recognise(described(published_configs.DECODERS["gemma3_4b"]), "encoder").config
     assert config == variants.encoder("so400m_14_224", image_size=896)
 
 

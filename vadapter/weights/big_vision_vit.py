@@ -13,7 +13,7 @@ import numpy as np
 
 from vadapter.base.errors import UserError
 from vadapter.models.vit import ViTConfig
-from vadapter.weights import published
+from vadapter.weights import published_sizes
 from vadapter.weights.checkpoint import GEMMA
 from vadapter.weights.family import Place
 from vadapter.weights.mapping import LAYER, SAME, Layout, Rule, Shape
@@ -69,7 +69,7 @@ def config(place: Place) -> ViTConfig:
         UserError: it is a ViT of another kind than ours.
     """
     found = _found(_shapes(place), f"{place.tensors.where} ({place.prefix}embedding)")
-    return published.encoder(found, place.variant, place.tensors.where)
+    return published_sizes.encoder(found, place.variant, place.tensors.where)
 
 
 def rules(place: Place, config: ViTConfig) -> Iterator[Rule]:

@@ -220,8 +220,8 @@ class Family:
         wanted = ViTConfig if self.part == "encoder" else DecoderConfig
         if not isinstance(config, wanted):
             raise UserError(
-                f"Family {self.name!r}: `config` returned {type(config).__name__}; an {self.part} needs a "
-                f"{wanted.__name__}. Change the family's config function."
+                f"Family {self.name!r}: `config` returned {type(config).__name__}; expected a "
+                f"{wanted.__name__}, the configuration of our {self.part}s. Change the family's config function."
             )
         rules = tuple(self.rules(place, config))
         if wrong := [rule for rule in rules if not isinstance(rule, Rule)]:

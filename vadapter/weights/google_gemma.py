@@ -11,7 +11,7 @@ from typing import Any
 
 from vadapter.base.errors import UserError
 from vadapter.models.decoder import DecoderConfig
-from vadapter.weights import big_vision_vit, published
+from vadapter.weights import big_vision_vit, published_sizes
 from vadapter.weights.checkpoint import BIG_VISION, GEMMA
 from vadapter.weights.family import Place
 from vadapter.weights.mapping import LAYER, SAME, Layout, Rule, entry, transposed
@@ -51,7 +51,7 @@ def config(place: Place, variant: str | None) -> DecoderConfig:
     Raises:
         UserError: it is no Gemma 1, 2 or 3, or of a size that is not published while no variant is given.
     """
-    return published.decoder(_Table(place).found(), place.variant, place.tensors.where, variant)
+    return published_sizes.decoder(_Table(place).found(), place.variant, place.tensors.where, variant)
 
 
 def rules(place: Place, config: DecoderConfig) -> Iterator[Rule]:

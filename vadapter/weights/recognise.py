@@ -10,7 +10,7 @@ from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.models.decoder import Decoder
 from vadapter.models.vit import ViT, ViTConfig
-from vadapter.weights import published
+from vadapter.weights import published_sizes
 from vadapter.weights.checkpoint import HUGGING_FACE, Checkpoint
 from vadapter.weights.family import Architecture, Config, Family, ModelPart, ModelType, Place, families, refusals
 
@@ -38,9 +38,9 @@ def recognise(checkpoint: Checkpoint, part: ModelPart | None = None, variant: st
     for refusal in refusals():
         if checkpoint.kind in refusal.by.kinds and any(refusal.by.places(checkpoint, None)):
             raise UserError(f"{where} cannot be imported: {refusal.why}.")
-    found = _find(checkpoint, part or published.part_of(variant), variant)
+    found = _find(checkpoint, part or published_sizes.part_of(variant), variant)
     if not found:
-        raise _nothing(checkpoint, part or published.part_of(variant))
+        raise _nothing(checkpoint, part or published_sizes.part_of(variant))
     if len(found) > 1:
         raise _several(where, [family for family, _ in found])
     family, place = found[0]
@@ -72,7 +72,7 @@ def _check_variant(checkpoint: Checkpoint, part: ModelPart | None, variant: str 
     if checkpoint.config is not None:
         where = checkpoint.tensors.where
         raise UserError(f"The config.json of {where} says the model's shape; leave out variant {variant!r}.")
-    if part is not None and (other := published.part_of(variant)) != part:
+    if part is not None and (other := published_sizes.part_of(variant)) != part:
         raise UserError(f"The variant {variant!r} is one of a {other}, and part is {part!r}. Leave out one of the two.")
 
 

@@ -14,7 +14,7 @@ from vadapter.base.errors import UserError
 from vadapter.models import variants
 from vadapter.models.decoder import DecoderConfig
 from vadapter.models.vit import ViTConfig
-from vadapter.weights import published
+from vadapter.weights import published_sizes
 from vadapter.weights.checkpoint import T5X
 from vadapter.weights.family import Family, Place, Refusal, TensorNames, refuse, register
 from vadapter.weights.mapping import LAYER, SAME, Layout, Rule, Shape, transposed
@@ -68,12 +68,12 @@ def _own_ignored(place: Place, config: Any) -> tuple[str, ...]:
 
 def _own_decoder_config(place: Place) -> DecoderConfig:
     found = _own_decoder(_Shapes(place.tensors), place.prefix, place.tensors.where)
-    return published.decoder(found, place.variant, place.tensors.where)
+    return published_sizes.decoder(found, place.variant, place.tensors.where)
 
 
 def _own_encoder_config(place: Place) -> ViTConfig:
     found = _own_encoder(_Shapes(place.tensors), place.prefix, place.tensors.where)
-    return published.encoder(found, place.variant, place.tensors.where)
+    return published_sizes.encoder(found, place.variant, place.tensors.where)
 
 
 def _own_decoder(shapes: Mapping[str, Shape], root: str, where: str) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _example_config(place: Place) -> DecoderConfig:
             "examples are not supported."
         )
     found = _example_fields(place, shapes, layers, variants.decoder(variant).head_dim)
-    return published.decoder(found, variant, where)
+    return published_sizes.decoder(found, variant, where)
 
 
 def _embedding(place: Place) -> str:

@@ -22,8 +22,7 @@ def gin_files(config: Any, folder: str, header: str) -> dict[str, str]:
     if isinstance(config, ViTConfig):
         return {"encoder.gin": _file(config, "encoder", "ENCODER_WEIGHTS", folder, header)}
     return {
-        f"{size}.gin": _file(config, f"{size}/decoder", f"{size.upper()}_WEIGHTS", folder, header)
-        for size in ("tiny", "large")
+        f"{s}.gin": _file(config, f"{s}/decoder", f"{s.upper()}_WEIGHTS", folder, header) for s in ("tiny", "large")
     }
 
 

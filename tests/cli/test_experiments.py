@@ -11,14 +11,13 @@ from flax import linen as nn
 from tests.data.tokenizer_files import write_tokenizer
 from vadapter.base import resources, trees
 from vadapter.base.errors import UserError
-from vadapter.cli import experiments
+from vadapter.cli import experiments, gin_text
 from vadapter.cli.config import parse_gin
 from vadapter.models import variants
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import Partitioner
 from vadapter.runs import experiment
 from vadapter.training import freezing, sources
-from vadapter.weights import gin_text
 
 EXPERIMENTS = sorted(path.name for path in (resources.folder("gin") / "experiments").glob("*.gin"))
 SAMPLE = resources.folder("data") / "samples" / "captions.jsonl"

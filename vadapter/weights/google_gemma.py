@@ -1,4 +1,4 @@
-"""Gemma 1, 2 and 3 from Google's own checkpoints (Orbax); the decoder of PaliGemma has the same tensors.
+"""Gemma's tensors in Google's own names: the Orbax checkpoints of Gemma 1, 2 and 3, and big_vision's .npz files.
 
 The official checkpoints have flat keys (`transformer/layer_0/attn/q_einsum` over `w`), what the library saves is
 nested; both read as the same slash paths. The gate is number 0 of `gating_einsum` and the linear half is number 1, and
@@ -11,16 +11,18 @@ from typing import Any
 
 from vadapter.base.errors import UserError
 from vadapter.models.decoder import DecoderConfig
-from vadapter.weights import big_vision_vit, published
-from vadapter.weights.architecture import Architecture, Opened
-from vadapter.weights.mapping import LAYER, SAME, Rule, entry, transposed
-from vadapter.weights.tensors import Tensors
+from vadapter.weights import big_vision_vit, published_sizes
+from vadapter.weights.checkpoint import BIG_VISION, GEMMA
+from vadapter.weights.family import Place
+from vadapter.weights.mapping import LAYER, SAME, Layout, Rule, entry, transposed
 
-# Where the transformer lies, and where the vision encoder beside it, if there is one.
-_TRANSFORMER = re.compile(r"((?:params/)?(?:transformer/)?)embedder/input_embedding")
-_VISION = re.compile(r"((?:params/)?(?:SigLiPFromPatches_0|vision_encoder)/siglip_encoder/)embedding/kernel")
-# Not wanted with the decoder: the vision encoder, its projection (an adapter takes its place), and what a training run
-# has beside its parameters.
+PATTERNS = {
+    GEMMA: re.compile(r"((?:params/)?(?:transformer/)?)embedder/input_embedding"),
+    BIG_VISION: re.compile(big_vision_vit.TOP + r"(?:llm/)?)embedder/input_embedding"),
+}
+STACKED = re.compile(r"(.*)stacked_layers/.*")
+# Not wanted with the decoder of an Orbax checkpoint: the vision encoder, its projection (an adapter takes its place),
+# and what a training run has beside its parameters.
 _BESIDE = (
     r"(params/)?(SigLiPFromPatches_0|vision_encoder)/.*",
     r".*embedder/mm_.*",
@@ -29,72 +31,50 @@ _BESIDE = (
 _HEADS_FIRST = transposed(1, 0, 2)  # (N, D, H) to (D, N, H)
 
 
-def architectures(opened: Opened, variant: str | None) -> list[Architecture]:
-    """Recognises the decoder of a Gemma checkpoint and the vision encoder of a multimodal one.
+def has_post_norms(place: Place) -> bool:
+    """Whether there are norms on the results: in Gemma 2 and 3."""
+    return _Table(place).has("post_ffw_norm/scale")
+
+
+def has_qk_norm(place: Place) -> bool:
+    """Whether there are norms on queries and keys: in Gemma 3."""
+    return _Table(place).has("attn/_query_norm/scale")
+
+
+def config(place: Place, variant: str | None) -> DecoderConfig:
+    """Returns the configuration.
 
     Args:
-        opened: the source.
-        variant: the published model whose settings hold, where the sizes are not published ones. A decoder's name
-            leaves the vision encoder out, and the other way round.
+        place: where the decoder is.
+        variant: published size whose settings hold for every size of the family; None where they depend on it.
 
     Raises:
-        UserError: it is no Gemma 1, 2 or 3, or of a size that is not published while `variant` is None.
+        UserError: it is no Gemma 1, 2 or 3, or of a size that is not published while no variant is given.
     """
-    tensors = opened.tensors
-    wanted_vision, wanted_decoder = published.split(variant)
-    if any("stacked_layers/" in name for name in tensors.infos):
-        raise UserError(
-            f"{tensors.where} has its layers stacked by kind of attention (`stacked_layers`), a layout that Google "
-            "uses internally. Use a published checkpoint, or save it again with gemma's `gm.ckpts.save_params`."
-        )
-    found = []
-    for root in _roots(tensors, _VISION) if wanted_vision else ():
-        ignored = (r"(params/)?transformer/.*", r"(params/)?(embedder|layer_\d+|final_norm)/.*", _BESIDE[-1])
-        found.append(big_vision_vit.vision(tensors, root, variant, "siglip", ignored))
-    for root in _roots(tensors, _TRANSFORMER) if wanted_decoder else ():
-        found.append(decoder(tensors, root, f"layer_{LAYER}/", variant, _BESIDE))
-    return found
+    return published_sizes.decoder(_Table(place).found(), place.variant, place.tensors.where, variant)
 
 
-def _roots(tensors: Tensors, pattern: re.Pattern[str]) -> Iterator[str]:
-    for name in tensors.infos:
-        if match := pattern.fullmatch(name):
-            yield match.group(1)
+def rules(place: Place, config: DecoderConfig) -> Iterator[Rule]:
+    """Returns the table."""
+    return _Table(place).rules()
 
 
-def decoder(
-    tensors: Tensors, root: str, layer: str, variant: str | None, ignored: tuple[str, ...] = ()
-) -> Architecture:
-    """Recognises a Gemma decoder.
-
-    Args:
-        tensors: the checkpoint.
-        root: what comes before `embedder/input_embedding`.
-        layer: what comes between `root` and the name of a layer's tensor; with `{i}`, one tensor for each layer, else
-            the layers are on a leading axis.
-        variant: as for `architectures`.
-        ignored: regexes of what is known beside the decoder.
-
-    Raises:
-        UserError: as `architectures`.
-    """
-    table = _Table(tensors, root, layer)
-    found = table.found()
-    family, known = "gemma", "gemma_2b"
-    if found["post_norms"]:
-        # The settings of Gemma 2 do not depend on the size (but for the 27B's), those of Gemma 3 do.
-        family, known = ("gemma3", None) if found["qk_norm"] else ("gemma2", "gemma2_2b")
-    config: DecoderConfig = published.decoder(found, variant, tensors.where, known)
-    return Architecture("decoder", family, config, tuple(table.rules()), ignored)
+def ignored(place: Place, config: DecoderConfig) -> tuple[str, ...]:
+    """Returns what is known beside the decoder."""
+    if place.checkpoint.kind == GEMMA:
+        return _BESIDE
+    return big_vision_vit.beside(place, "llm/", "img/")
 
 
 class _Table:
     """The names of one checkpoint: several spellings are in use."""
 
-    def __init__(self, tensors: Tensors, root: str, layer: str):
-        self._tensors, self._root, self._layer = tensors, root, root + layer
-        self._stacked = LAYER not in layer
-        self._merged = self._has("attn/qkv_einsum")
+    def __init__(self, place: Place):
+        self._tensors, self._root = place.tensors, place.prefix
+        self._stacked = f"{place.prefix}layers/pre_attention_norm/scale" in place.tensors.infos
+        single = f"layer_{LAYER}/" if place.checkpoint.kind == GEMMA else f"layers/{LAYER}/"
+        self._layer = place.prefix + ("layers/" if self._stacked else single)
+        self._merged = self.has("attn/qkv_einsum")
 
     def _name(self, name: str) -> str | None:
         """Full name of a layer's tensor, which may be a module of its own with the weight `w`."""
@@ -103,7 +83,8 @@ class _Table:
                 return full
         return None
 
-    def _has(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
+        """Whether a layer has a tensor of that name."""
         return self._name(name) is not None
 
     def _shape(self, name: str, rank: int) -> tuple[int, ...]:
@@ -135,8 +116,8 @@ class _Table:
             "head_dim": head_dim,
             "mlp_dim": self._shape("mlp/linear", 2)[0],
             "norm": "rms_plus_one",
-            "post_norms": self._has("post_ffw_norm/scale"),
-            "qk_norm": self._has("attn/_query_norm/scale"),
+            "post_norms": self.has("post_ffw_norm/scale"),
+            "qk_norm": self.has("attn/_query_norm/scale"),
         }
 
     def _depth(self) -> int:
@@ -146,6 +127,7 @@ class _Table:
         return 1 + max(int(match.group(1)) for name in self._tensors.infos if (match := each.fullmatch(name)))
 
     def rules(self) -> Iterator[Rule]:
+        """The lines of the mapping."""
         yield Rule("embedder/embedding", f"{self._root}embedder/input_embedding")
         yield Rule("final_norm/scale", f"{self._root}final_norm/scale")
         if self._merged:
@@ -171,5 +153,5 @@ class _Table:
         ):
             yield self._rule(f"{ours}/scale", f"{theirs}/scale")
 
-    def _rule(self, target: str, name: str, layout: Any = SAME) -> Rule:
+    def _rule(self, target: str, name: str, layout: Layout = SAME) -> Rule:
         return Rule(f"layers/{target}", self._name(name) or self._layer + name, layout)

@@ -7,7 +7,7 @@ same shapes, or of the one that the user names.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from vadapter.base.errors import UserError
 from vadapter.models import variants
@@ -22,20 +22,20 @@ _DECODER_KIND = ("norm", "gated", "parallel_block", "post_norms", "qk_norm", "qk
 _ENCODER_KIND = ("gated", "class_token", "num_registers", "layer_scale", "pre_norm", "final_norm", "patch_bias")
 
 
-def split(variant: str | None) -> tuple[bool, bool]:
-    """Returns whether the vision part and the decoder may be meant: a variant's name says which of the two it is.
+def part_of(variant: str | None) -> Literal["encoder", "decoder"] | None:
+    """Returns the part that a variant is, which its name tells; None without a variant.
 
     Raises:
         UserError: there is no such variant.
     """
     if variant is None:
-        return True, True
+        return None
     if variant not in {**variants.ENCODERS, **variants.DECODERS}:
         raise UserError(
-            f"--variant {variant!r} is unknown. Decoders: {', '.join(variants.DECODERS)}. "
-            f"Vision encoders: {', '.join(variants.ENCODERS)}."
+            f"The variant {variant!r} is unknown. Decoders: {', '.join(variants.DECODERS)}. "
+            f"Encoders: {', '.join(variants.ENCODERS)}."
         )
-    return variant in variants.ENCODERS, variant in variants.DECODERS
+    return "encoder" if variant in variants.ENCODERS else "decoder"
 
 
 def decoder(found: Found, variant: str | None, where: str, family: str | None = None) -> DecoderConfig:
@@ -61,7 +61,7 @@ def decoder(found: Found, variant: str | None, where: str, family: str | None = 
     base = known[name] if name in known else variants.decoder(name)
     _check_kind(base, name, found, _DECODER_KIND, where)
     if same and name not in same:
-        raise UserError(f"{where} has the sizes of {' and of '.join(same)}, not of {name}. Give --variant {same[0]}.")
+        raise UserError(f"{where} has the sizes of {' and of '.join(same)}, not of {name}. Give variant {same[0]}.")
     return _complete(base, found, name in same)
 
 
@@ -73,7 +73,7 @@ def _complete(base: DecoderConfig, found: Found, same: bool) -> DecoderConfig:
 
 
 def encoder(found: Found, variant: str | None, where: str) -> ViTConfig:
-    """Completes a vision encoder's configuration.
+    """Completes an encoder's configuration.
 
     Sizes that are not published have the settings of big_vision's ViTs, if the network is of that kind.
 
@@ -114,7 +114,7 @@ def _check_kind(base: Any, variant: str, found: Found, names: tuple[str, ...], w
         differences = ", ".join(f"{name} {found[name]} (not {getattr(base, name)})" for name in wrong)
         raise UserError(
             f"{where} is another kind of network than {variant}: its tensors say {differences}. "
-            "Give the --variant that these weights are of."
+            "Give the variant that these weights are of."
         )
 
 
@@ -122,6 +122,6 @@ def _unknown(found: Found, same: list[str], where: str, table: Mapping[str, Any]
     sizes = ", ".join(f"{name} {value}" for name, value in found.items() if not isinstance(value, bool))
     which = f"the sizes of several published models ({', '.join(same)})" if same else "sizes that are not published"
     return UserError(
-        f"{where} has {which}: {sizes}. Its tensors do not tell the other settings. Give --variant, the name of the "
+        f"{where} has {which}: {sizes}. Its tensors do not tell the other settings. Give variant, the name of the "
         f"model whose settings it has: {', '.join(same or table)}."
     )

@@ -7,21 +7,25 @@ has relative position biases, which our decoders do not have, so only networks t
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from vadapter.base.errors import UserError
 from vadapter.models import variants
-from vadapter.weights import published
-from vadapter.weights.architecture import Architecture, Opened
+from vadapter.models.decoder import DecoderConfig
+from vadapter.models.vit import ViTConfig
+from vadapter.weights import published_sizes
+from vadapter.weights.checkpoint import T5X
+from vadapter.weights.family import Family, Place, Refusal, TensorNames, refuse, register
 from vadapter.weights.mapping import LAYER, SAME, Layout, Rule, Shape, transposed
 from vadapter.weights.tensors import Tensors
 
-_TOP = r"((?:optimizer/)?(?:target/|params/)?)"
-_OWN_DECODER = re.compile(_TOP + r"decoder/layers/attention/query/kernel")
-_OWN_ENCODER = re.compile(_TOP + r"encoder/Transformer/encoderblock/LayerNorm_0/scale")
-_EXAMPLE = re.compile(_TOP + r"decoder/(layers_0|layers|decoder)/self_attention/query/kernel")
-_ENCODER_DECODER = re.compile(r".*(?:^|/)(encoder/(layers_0|encoder)/attention|encoder_decoder_attention)/.*")
+# Where the parameters are in a train state. The group is left open for what stands after it.
+_TOP = r"((?:optimizer/)?(?:target/|params/)?"
+_OWN_ENCODER = re.compile(_TOP + r"encoder/)Transformer/encoderblock/LayerNorm_0/scale")
+_OWN_DECODER = re.compile(_TOP + r"decoder/)layers/attention/query/kernel")
+_EXAMPLE = re.compile(_TOP + r")decoder/(layers_0|layers|decoder)/self_attention/query/kernel")
+_ENCODER_DECODER = re.compile(r"(.*(?:^|/))((encoder/(layers_0|encoder)/attention|encoder_decoder_attention)/.*)")
 # Kernels of t5x have one axis for the inputs and one for the outputs.
 _JOINED_OUTPUTS = Layout(lambda s: (s[0], math.prod(s[1:])), lambda x, shape: x.reshape(shape))
 _JOINED_INPUTS = Layout(lambda s: (math.prod(s[:-1]), s[-1]), lambda x, shape: x.reshape(shape))
@@ -40,53 +44,36 @@ class _Shapes(dict[str, Shape]):
         )
 
 
-def architectures(opened: Opened, variant: str | None) -> list[Architecture]:
-    """Recognises the parts of a t5x checkpoint.
-
-    Args:
-        opened: the source.
-        variant: the published model whose settings hold. Needed for networks with t5x's names, and for ours where the
-            sizes are not published ones. A decoder's name leaves the vision encoder out, and the other way round.
-
-    Raises:
-        UserError: it is an encoder-decoder T5, or has relative position biases, or `variant` is needed.
-    """
-    tensors = opened.tensors
-    shapes = _Shapes(tensors)
-    wanted_vision, wanted_decoder = published.split(variant)
-    found = []
-    for top in _tops(shapes, _OWN_ENCODER) if wanted_vision else ():
-        config = published.encoder(_own_encoder(shapes, f"{top}encoder/", tensors.where), variant, tensors.where)
-        found.append(_own("vision", config, shapes, top, "encoder/"))
-    for top in _tops(shapes, _OWN_DECODER) if wanted_decoder else ():
-        config = published.decoder(_own_decoder(shapes, f"{top}decoder/", tensors.where), variant, tensors.where)
-        found.append(_own("decoder", config, shapes, top, "decoder/"))
-    if not found and wanted_decoder:
-        found += [_example(shapes, top, variant, tensors.where) for top in _tops(shapes, _EXAMPLE)]
-    if not found and not any(pattern.fullmatch(name) for name in shapes for pattern in (_OWN_ENCODER, _OWN_DECODER)):
-        _refuse_encoder_decoder(shapes, tensors.where)
-        raise UserError(
-            f"{tensors.where} has no model that is known: no tree in vadapter's own names (`decoder/layers/attention`, "
-            "`encoder/Transformer`), no decoder-only network in t5x's (`decoder/layers_0/self_attention`)."
-        )
-    return found
-
-
-def _tops(shapes: Mapping[str, Shape], pattern: re.Pattern[str]) -> list[str]:
-    return [match.group(1) for name in shapes if (match := pattern.fullmatch(name))]
-
-
 def _beside(top: str) -> tuple[str, ...]:
     """The optimizer's state and the step, beside the parameters."""
     return (rf"(?!{top}).*",) if top else (r"state/.*|step",)
 
 
-def _own(part: Any, config: Any, shapes: Mapping[str, Shape], top: str, tree: str) -> Architecture:
-    """A part that has our names: everything is taken as it is, and the other parts of the model are left."""
-    root = top + tree
-    rules = tuple(Rule(name[len(root) :], name) for name in shapes if name.startswith(root))
-    others = rf"{top}(?!{tree})(encoder|decoder|adapter)/.*"
-    return Architecture(part, "vadapter", config, rules, (*_beside(top), others))
+# ---- our own names
+
+
+def _own_rules(place: Place, config: Any) -> Iterator[Rule]:
+    """Everything is taken as it is."""
+    return (
+        Rule(name.removeprefix(place.prefix), name) for name in place.tensors.infos if name.startswith(place.prefix)
+    )
+
+
+def _own_ignored(place: Place, config: Any) -> tuple[str, ...]:
+    """The other parts of the model, and what is beside it."""
+    *before, tree = place.prefix.removesuffix("/").split("/")
+    top = "".join(f"{name}/" for name in before)
+    return (*_beside(top), rf"{top}(?!{tree}/)(encoder|decoder|adapter)/.*")
+
+
+def _own_decoder_config(place: Place) -> DecoderConfig:
+    found = _own_decoder(_Shapes(place.tensors), place.prefix, place.tensors.where)
+    return published_sizes.decoder(found, place.variant, place.tensors.where)
+
+
+def _own_encoder_config(place: Place) -> ViTConfig:
+    found = _own_encoder(_Shapes(place.tensors), place.prefix, place.tensors.where)
+    return published_sizes.encoder(found, place.variant, place.tensors.where)
 
 
 def _own_decoder(shapes: Mapping[str, Shape], root: str, where: str) -> dict[str, Any]:
@@ -97,6 +84,7 @@ def _own_decoder(shapes: Mapping[str, Shape], root: str, where: str) -> dict[str
         )
     vocab_size, width = shapes[f"{root}embedder/embedding"]
     layers = f"{root}layers/"
+    parallel = _is_parallel(shapes, f"{layers}pre_attention_norm/scale", f"{layers}pre_mlp_norm/scale", where)
     depth, _, num_heads, head_dim = shapes[f"{layers}attention/query/kernel"]
     found = {
         "vocab_size": vocab_size,
@@ -107,7 +95,7 @@ def _own_decoder(shapes: Mapping[str, Shape], root: str, where: str) -> dict[str
         "head_dim": head_dim,
         "mlp_dim": shapes[f"{layers}mlp/up/kernel"][2],
         "gated": f"{layers}mlp/gate/kernel" in shapes,
-        "parallel_block": f"{layers}pre_mlp_norm/scale" not in shapes,
+        "parallel_block": parallel,
         "post_norms": f"{layers}post_mlp_norm/scale" in shapes,
         "qk_norm": f"{layers}attention/query_norm/scale" in shapes,
         "qkv_bias": f"{layers}attention/query/bias" in shapes,
@@ -140,17 +128,26 @@ def _own_encoder(shapes: Mapping[str, Shape], root: str, where: str) -> dict[str
     }
 
 
-def _refuse_encoder_decoder(shapes: Mapping[str, Shape], where: str) -> None:
-    if any(_ENCODER_DECODER.fullmatch(name) for name in shapes):
+def _is_parallel(names: Container[str], pre_attention: str, pre_mlp: str, where: str) -> bool:
+    """Whether attention and MLP read the same norm (PaLM): it is there, and the MLP has none of its own.
+
+    Raises:
+        UserError: there is no norm before the attention. Such blocks, for example OLMo 2's, have norms on the results
+            only, and lack that of the MLP as PaLM's do.
+    """
+    if pre_attention not in names:
         raise UserError(
-            f"{where} is an encoder-decoder T5: its decoder reads its encoder by cross-attention. Here the decoder "
-            "reads visual tokens among the text. Use a decoder-only language model."
+            f"{where} has no norm before the attention ({pre_attention}), as models with norms on the results of "
+            "attention and MLP only have none (OLMo 2). Our decoders read a norm there; use another family."
         )
+    return pre_mlp not in names
 
 
-def _example(shapes: Mapping[str, Shape], top: str, variant: str | None, where: str) -> Architecture:
-    """A decoder with the names of t5x's `decoder_only` example."""
-    _refuse_encoder_decoder(shapes, where)
+# ---- the names of t5x's `decoder_only` example
+
+
+def _example_config(place: Place) -> DecoderConfig:
+    shapes, top, variant, where = _Shapes(place.tensors), place.prefix, place.variant, place.tensors.where
     if any("relpos_bias" in name for name in shapes):
         raise UserError(
             f"{where} has relative position biases (`relpos_bias`), as T5 has them. Our decoders have rotary "
@@ -159,21 +156,27 @@ def _example(shapes: Mapping[str, Shape], top: str, variant: str | None, where: 
     if variant is None:
         raise UserError(
             f"{where} has the names of t5x's decoder-only example and no `relpos_bias`: what it computes in place "
-            "of it is not known. Give --variant, the name of the model that it computes: rotary positions, factor on "
+            "of it is not known. Give variant, the name of the model that it computes: rotary positions, factor on "
             f"the attention logits (t5x's own layers have none), activation. Known: {', '.join(variants.DECODERS)}."
         )
-    embedding = next((n for n in (f"{top}{at}token_embedder/embedding" for at in ("", "decoder/")) if n in shapes), "")
-    if not embedding:
-        raise UserError(f"{where} lacks `token_embedder/embedding`, which a decoder-only network of t5x has.")
-    layers = _layers(shapes, top, width=shapes[embedding][1])
+    layers = _layers(shapes, top, width=shapes[_embedding(place)][1])
     if not {"mlp/wi/kernel", "mlp/wi_1/kernel"} & layers.one.keys():
         raise UserError(
             f"{where} has layers without `mlp/wi` and `mlp/wi_1`; networks with other MLPs than those of t5x's "
             "examples are not supported."
         )
-    found = _example_fields(shapes, top, embedding, layers, variants.decoder(variant).head_dim)
-    config = published.decoder(found, variant, where)
-    return Architecture("decoder", "t5x", config, tuple(_example_rules(top, embedding, layers)), _beside(top))
+    found = _example_fields(place, shapes, layers, variants.decoder(variant).head_dim)
+    return published_sizes.decoder(found, variant, where)
+
+
+def _embedding(place: Place) -> str:
+    names = (f"{place.prefix}{at}token_embedder/embedding" for at in ("", "decoder/"))
+    if found := next((name for name in names if name in place.tensors.infos), None):
+        return found
+    raise UserError(
+        f"{place.tensors.where} lacks `token_embedder/embedding`, which a decoder-only network of t5x has. Use a "
+        "complete checkpoint."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,16 +212,15 @@ def _layers(shapes: Mapping[str, Shape], top: str, width: int) -> _Layers:
     return _Layers(root, one, stacked[query][axis], axis)
 
 
-def _example_fields(
-    shapes: Mapping[str, Shape], top: str, embedding: str, layers: _Layers, head_dim: int
-) -> dict[str, Any]:
+def _example_fields(place: Place, shapes: Mapping[str, Shape], layers: _Layers, head_dim: int) -> dict[str, Any]:
     """Fields of the configuration. `head_dim` is that of kernels which do not tell it."""
     query = layers.one["self_attention/query/kernel"]
     key = layers.one.get("self_attention/key/kernel", query)
     if len(query) == 3:
         head_dim = query[2]
     gated = "mlp/wi_1/kernel" in layers.one
-    vocab_size, width = shapes[embedding]
+    vocab_size, width = shapes[_embedding(place)]
+    norms = ("pre_self_attention_layer_norm/scale", "pre_mlp_layer_norm/scale")
     return {
         "vocab_size": vocab_size,
         "width": width,
@@ -229,12 +231,14 @@ def _example_fields(
         "mlp_dim": layers.one[f"mlp/{'wi_1' if gated else 'wi'}/kernel"][1],
         "norm": "rms",
         "gated": gated,
-        "parallel_block": "pre_mlp_layer_norm/scale" not in layers.one,
-        "tied_head": f"{top}decoder/logits_dense/kernel" not in shapes,
+        "parallel_block": _is_parallel(layers.one, *norms, place.tensors.where),
+        "tied_head": f"{place.prefix}decoder/logits_dense/kernel" not in shapes,
     }
 
 
-def _example_rules(top: str, embedding: str, layers: _Layers) -> Iterator[Rule]:
+def _example_rules(place: Place, config: DecoderConfig) -> Iterator[Rule]:
+    top, embedding = place.prefix, _embedding(place)
+    layers = _layers(_Shapes(place.tensors), top, config.width)
     yield Rule("embedder/embedding", embedding)
     yield Rule("final_norm/scale", f"{top}decoder/decoder_norm/scale")
     yield Rule("head/embedding", f"{top}decoder/logits_dense/kernel", transposed(1, 0))
@@ -247,3 +251,42 @@ def _example_rules(top: str, embedding: str, layers: _Layers) -> Iterator[Rule]:
     gated = "mlp/wi_1/kernel" in layers.one
     for ours, theirs in (("gate", "wi_0"), ("up", "wi_1" if gated else "wi"), ("down", "wo")):
         yield layers.rule(f"mlp/{ours}/kernel", f"mlp/{theirs}/kernel")
+
+
+register(
+    Family(
+        "vadapter",
+        "encoder",
+        TensorNames({T5X: _OWN_ENCODER}, "an encoder in vadapter's own names (`encoder/Transformer`)"),
+        _own_encoder_config,
+        _own_rules,
+        _own_ignored,
+    )
+)
+register(
+    Family(
+        "vadapter",
+        "decoder",
+        TensorNames({T5X: _OWN_DECODER}, "a decoder in vadapter's own names (`decoder/layers/attention`)"),
+        _own_decoder_config,
+        _own_rules,
+        _own_ignored,
+    )
+)
+register(
+    Family(
+        "t5x",
+        "decoder",
+        TensorNames({T5X: _EXAMPLE}, "a decoder-only network in t5x's names (`decoder/layers_0/self_attention`)"),
+        _example_config,
+        _example_rules,
+        lambda place, config: _beside(place.prefix),
+    )
+)
+refuse(
+    Refusal(
+        TensorNames({T5X: _ENCODER_DECODER}, "T5"),
+        "it is an encoder-decoder T5, whose decoder reads its encoder by cross-attention; here the decoder reads "
+        "visual tokens among the text. Use a decoder-only language model",
+    )
+)

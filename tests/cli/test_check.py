@@ -7,7 +7,7 @@ import pytest
 from tests.data.files import picture
 from vadapter.cli.main import main
 
-MODEL = ["--gin_file=experiments/own_stage1.gin", "--gin.ENCODER_RUN='none'", "--gin.TINY_RUN='none'"]
+MODEL = ["--gin_file=experiments/own_stage1.gin", "--gin.ENCODER_WEIGHTS='none'", "--gin.TINY_WEIGHTS='none'"]
 
 
 @pytest.fixture

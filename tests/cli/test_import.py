@@ -162,7 +162,7 @@ def test_gin_files_describe_every_model(tmp_path):
             made = file.removesuffix(".gin")
             made = made if made == "encoder" else f"{made}/decoder"
             assert resolved(made, tmp_path / file) == config, name
-            assert gin.query_parameter(f"{file.removesuffix('.gin').upper()}_RUN/macro.value") == '/a "b"/c'
+            assert gin.query_parameter(f"{file.removesuffix('.gin').upper()}_WEIGHTS/macro.value") == '/a "b"/c'
             assert text.startswith(f"# vadapter import\n#\n# {name}\n")
 
 
@@ -180,7 +180,7 @@ def test_gin_files_name_the_folder_absolutely(llama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(llama, Path("out")) == 0
     text = (tmp_path / "out" / "large.gin").read_text()
-    assert f'LARGE_RUN = "{tmp_path}/out"' in text
+    assert f'LARGE_WEIGHTS = "{tmp_path}/out"' in text
     assert text.startswith(f"# vadapter import --source={llama} --out=out")
 
 

@@ -81,7 +81,7 @@ def _message(error: BaseException) -> str | None:
         from vadapter.cli import config
 
         if config.is_gin_error(error):
-            return config.friendly_gin_error(error)
+            return config.explain(error)
     return None
 
 

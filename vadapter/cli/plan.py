@@ -53,11 +53,15 @@ def run(args: argparse.Namespace) -> int:
 
     from vadapter.base.errors import UserError
     from vadapter.cli import experiments
+    from vadapter.cli.config import parse_gin_arguments
     from vadapter.runs import planner
 
     if args.price is not None and args.price < 0 or args.search_limit < 1:
         raise UserError("--price must not be negative, and --search_limit must be 1 or more.")
     topology = Topology.parse(args.topology, args.slices)
+    if args.print_config:
+        experiments.register()
+        parse_gin_arguments(args)  # prints and exits
     paths = [path for path in args.gin_search_paths.split(",") if path]
     experiment = experiments.unopened(args.gin_file, args.gin_bindings, paths)
     recipe = Path(args.gin_file[0]).stem if args.gin_file else "experiment"

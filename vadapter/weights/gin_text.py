@@ -20,14 +20,14 @@ def gin_files(config: Any, folder: str, header: str) -> dict[str, str]:
         header: lines of a comment.
     """
     if isinstance(config, ViTConfig):
-        return {"encoder.gin": _file(config, "encoder", "ENCODER_RUN", folder, header)}
-    return {f"{s}.gin": _file(config, f"{s}/decoder", f"{s.upper()}_RUN", folder, header) for s in ("tiny", "large")}
+        return {"encoder.gin": _file(config, "encoder", "ENCODER_WEIGHTS", folder, header)}
+    return {f"{s}.gin": _file(config, f"{s}/decoder", f"{s.upper()}_WEIGHTS", folder, header) for s in ("tiny", "large")}
 
 
-def _file(config: Any, name: str, run: str, folder: str, header: str) -> str:
+def _file(config: Any, name: str, macro: str, folder: str, header: str) -> str:
     comment = [f"# {line}".rstrip() for line in header.splitlines()]
     # A variant that the recipe names would fill in what is left at its default here.
-    lines = [f"{run} = {json.dumps(folder)}", "", f"{name}.variant = None", *_bindings(config, name)]
+    lines = [f"{macro} = {json.dumps(folder)}", "", f"{name}.variant = None", *_bindings(config, name)]
     return "\n".join([*comment, "", *lines, ""])
 
 

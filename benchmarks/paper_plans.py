@@ -4,9 +4,9 @@ python benchmarks/paper_plans.py
 python benchmarks/paper_plans.py --recipes 'paper_stage2_*' --topologies v5e:8x8 v5p:4x4x8 --workers 4
 
 A recipe is an experiment and its variants: paper_stage2_vitg_8b is gin/experiments/paper_stage2.gin with
-ENCODER_VARIANT = "vit_g" and LARGE_VARIANT = "palm_8b". The mesh is that of gin/meshes/<type>_<chips>.gin where there is one, else the recipe's own. A compilation takes about a
-minute or more of two cores; results are cached, so that an interrupted or repeated run goes on where it was. What is
-not asked for keeps its row of an earlier run. With
+ENCODER_VARIANT = "vit_g" and LARGE_VARIANT = "palm_8b". The mesh is that of gin/meshes/<type>_<chips>.gin where there
+is one, else the recipe's own. A compilation takes about a minute or more of two cores; results are cached, so that an
+interrupted or repeated run goes on where it was. What is not asked for keeps its row of an earlier run. With
 --search_limit above 0, a recipe whose setting does not fit is searched for one that does. Needs libtpu, no TPU.
 """
 
@@ -25,7 +25,8 @@ TOPOLOGIES = ("v4:8x8x8", "v5e:8x8", "v5e:16x16", "v5p:4x4x8", "v6e:8x8")
 _HEAD = """# Paper-scale recipes on TPU slices
 
 Recipes of the paper's scale, their real training steps compiled ahead of time for the slice: {about}.
-`python benchmarks/paper_plans.py` makes this page; docs/planning.md explains the figures.
+`python benchmarks/paper_plans.py` makes this page; docs/planning.md explains the figures. A recipe is an experiment and its variants:
+`paper_stage2_vitg_8b` is `gin/experiments/paper_stage2.gin` with `ENCODER_VARIANT = "vit_g"` and `LARGE_VARIANT = "palm_8b"`.
 
 Batches are of still images. The step time is the compiler's estimate; empty cells have not been compiled. {calibration}
 """

@@ -174,7 +174,12 @@ def test_own_photographs_train_both_stages(demo, tmp_path):
     (photos / "photos.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     macros = {"TRAIN_JSONL": photos / "photos.jsonl", "ENCODER_WEIGHTS": demo / "vit"}
     stage1 = {"MODEL_DIR": tmp_path / "own1", "TINY_WEIGHTS": demo / "tiny", **macros}
-    stage2 = {"MODEL_DIR": tmp_path / "own2", "LARGE_WEIGHTS": demo / "large", "STAGE1_RUN": tmp_path / "own1", **macros}
+    stage2 = {
+        "MODEL_DIR": tmp_path / "own2",
+        "LARGE_WEIGHTS": demo / "large",
+        "STAGE1_RUN": tmp_path / "own1",
+        **macros,
+    }
     small = [flag for flag in SMALL if "ScenesConfig" not in flag]
     for name, values in (("own_stage1", stage1), ("own_stage2", stage2)):
         given = [f"--gin.{macro}={str(value)!r}" for macro, value in values.items()]

@@ -120,12 +120,25 @@ def parse_gin(
         statements = gin_files.read(files, bindings)
         gin_files.check_macros(statements)
         if complete:
+            _leave_out_spare(statements)
             gin.finalize()
     except Exception as error:
         if isinstance(error, UserError) or not is_gin_error(error):
             raise
         raise UserError(explain(error)) from error
     return statements
+
+
+def _leave_out_spare(statements: gin_files.Statements) -> None:
+    """Gives None to what files leave to the user and the experiment does not reach: a data file that another replaces."""
+    keys = {name: f"{name}/gin.macro.value" for name in statements.macros}
+    required = [name for name, key in keys.items() if repr(gin.query_parameter(key)) == "%gin.REQUIRED"]
+    if not required or not any(name.startswith("Experiment.") for name in statements.places):
+        return
+    from vadapter.cli import settings
+
+    for name in {*required} - settings.macros_of_run(statements):
+        gin.bind_parameter(keys[name], None)
 
 
 def explain(error: BaseException) -> str:

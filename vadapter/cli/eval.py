@@ -8,7 +8,8 @@ vadapter eval --model_dir=runs/queries --gin.val/LoaderConfig.split='"test"' --g
 Or on a bundle: the gin files then say on which data, and with which evaluators.
 
 vadapter eval --bundle=owl --output=results --gin_file=runs/eval.gin --gin_file=data/jsonl.gin \
-  --gin.TRAIN_JSONL='"photos/train.jsonl"' --gin.VALIDATION_JSONL='"photos/test.jsonl"'
+  --gin.TRAIN_JSONL='"photos/train.jsonl"' --gin.VALIDATION_JSONL='"photos/test.jsonl"' \
+  --gin.VOCABULARY='"weights/large"'
 """
 
 import argparse

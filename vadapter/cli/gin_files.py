@@ -31,7 +31,18 @@ class Place(NamedTuple):
     line: int
 
     def __str__(self) -> str:
-        return f"{short(self.file)}:{self.line}" if self.line else self.file
+        return self.file if self.is_flag else f"{self.included_as}:{self.line}"
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether a flag set it, not a file."""
+        return not self.line
+
+    @property
+    def included_as(self) -> str:
+        """The name by which the file can be included: that of a shipped one is relative to the shipped folder."""
+        path = Path(self.file).absolute()
+        return str(path.relative_to(_shipped())) if _shipped() in path.parents else self.file
 
 
 @dataclasses.dataclass
@@ -42,10 +53,12 @@ class Statements:
         places: where each name was set; the last place wins. A name is a macro's, or a parameter's in the form
             `scope/configurable.parameter`.
         used: macros that some value refers to.
+        sets: the parameters that have a macro as their value or in it, by macro.
     """
 
     places: dict[str, list[Place]] = dataclasses.field(default_factory=dict)
     used: set[str] = dataclasses.field(default_factory=set)
+    sets: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def macros(self) -> list[str]:
@@ -67,12 +80,6 @@ def searched() -> list[str]:
     return ["the working directory", *map(str, _search_paths)]
 
 
-def short(file: str) -> str:
-    """Returns the name by which a file can be included: that of a shipped one is relative to the shipped folder."""
-    path = Path(file).absolute()
-    return str(path.relative_to(_shipped())) if _shipped() in path.parents else file
-
-
 def read(files: Sequence[str], flags: Sequence[str]) -> Statements:
     """Reads what gin has parsed before, so that it has no mistakes of form.
 
@@ -86,6 +93,15 @@ def read(files: Sequence[str], flags: Sequence[str]) -> Statements:
     for flag in flags:
         place = Place(FLAG + flag.partition("=")[0].strip(), 0)
         for _ in _statements(flag, place, found):
+            pass
+    return found
+
+
+def read_shipped() -> Statements:
+    """Reads all shipped files, each once and without what it includes."""
+    found = Statements()
+    for path in sorted(_shipped().rglob("*.gin")):
+        for _ in _statements(path.read_text(), Place(str(path), 1), found):
             pass
     return found
 
@@ -107,26 +123,21 @@ def check_macros(found: Statements) -> None:
             )
     if found.used - found.places.keys():
         return  # gin says which macro has no value
-    for name in found.macros:
-        places = found.places[name]
-        if name in found.used or any(map(_may_be_spare, places)):
-            continue
-        is_flag = not places[-1].line
-        if is_flag or name not in _shipped_macros():
-            raise UserError(_unused(name, places[-1], sorted(found.used)))
+    spare = {
+        name for name in found.macros if name not in found.used and not any(map(_may_be_spare, found.places[name]))
+    }
+    shipped = read_shipped() if spare else Statements()
+    known = shipped.used.union(name for name in shipped.macros if any(map(_may_be_spare, shipped.places[name])))
+    for name in sorted(spare):
+        place = found.places[name][-1]
+        if place.is_flag or name not in known:
+            raise UserError(_unused(name, place, sorted(found.used)))
 
 
 def _may_be_spare(place: Place) -> bool:
     path = Path(place.file).absolute()
     included = _shipped() in path.parents and path.parent.name != "experiments"
-    return bool(place.line) and (included or path.name in SAVED)
-
-
-def _shipped_macros() -> set[str]:
-    found = Statements()
-    for path in _shipped().rglob("*.gin"):
-        _read_file(str(path), found)
-    return {*found.macros, *found.used}
+    return not place.is_flag and (included or path.name in SAVED)
 
 
 def _unused(name: str, place: Place, used: Sequence[str]) -> str:
@@ -143,6 +154,13 @@ def _unused(name: str, place: Place, used: Sequence[str]) -> str:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Macro:
+    """A macro as the value of something."""
+
+    name: str
+
+
 class _Uses(config_parser.ParserDelegate):
     """Notes which macros a value refers to, and makes nothing of it."""
 
@@ -152,9 +170,11 @@ class _Uses(config_parser.ParserDelegate):
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> None:
         return None
 
-    def macro(self, macro_name: str) -> None:
-        if not macro_name.startswith("gin."):  # %gin.REQUIRED is a constant
-            self.used.add(macro_name)
+    def macro(self, macro_name: str) -> "_Macro | None":
+        if macro_name.startswith("gin."):  # %gin.REQUIRED is a constant
+            return None
+        self.used.add(macro_name)
+        return _Macro(macro_name)
 
 
 def _read_file(path: str, found: Statements) -> None:
@@ -167,9 +187,20 @@ def _statements(text: str, place: Place, found: Statements) -> Iterator[Any]:
     """Parses text, enters what it binds into `found`, and yields each statement in its turn."""
     for statement in config_parser.ConfigParser(text, _Uses(found.used)):
         if isinstance(statement, config_parser.BindingStatement):
-            at = Place(place.file, place.line and statement.location.line_num)
-            found.places.setdefault(_name(statement), []).append(at)
+            name = _name(statement)
+            found.places.setdefault(name, []).append(Place(place.file, place.line and statement.location.line_num))
+            for macro in _macros_in(statement.value):
+                if name not in found.sets.setdefault(macro, []):
+                    found.sets[macro].append(name)
         yield statement
+
+
+def _macros_in(value: Any) -> Iterator[str]:
+    if isinstance(value, _Macro):
+        yield value.name
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _macros_in(item)
 
 
 def _name(statement: config_parser.BindingStatement) -> str:

@@ -1,11 +1,11 @@
 r"""Compiles a run's real training step for a TPU slice, on a machine without TPU, and says what it needs.
 
-vadapter plan --gin_file=experiments/paper_stage2_vitg_8b.gin --topology=v5e:8x8 --price=1.2 --html=plan.html
+vadapter plan --gin_file=experiments/paper_stage2.gin --topology=v5e:8x8 --price=1.2 --html=plan.html
 
 Memory is known to the byte, the time of a step as the compiler estimates it. No data are read and no weights opened:
 their places in the gin files need no values. With --search it also looks for a faster setting, or for one that fits:
 
-vadapter plan --gin_file=experiments/paper_stage2_vitg_8b.gin --topology=v5e:8x8 --search
+vadapter plan --gin_file=experiments/paper_stage2.gin --topology=v5e:8x8 --search
 
 Needs libtpu: pip install 'vadapter[tpu]'. Exit status 1 says that nothing fits.
 """

@@ -18,7 +18,7 @@ class ClassifierConfig:
     """An encoder and its label groups.
 
     Attributes:
-        encoder: the ViT.
+        encoder: the vision encoder, a ViT.
         num_classes: classes in each label group of a cell.
         cells: the image is divided into cells x cells, and each has the label groups. 1 labels the whole image.
     """

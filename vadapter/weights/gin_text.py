@@ -21,7 +21,9 @@ def gin_files(config: Any, folder: str, header: str) -> dict[str, str]:
     """
     if isinstance(config, ViTConfig):
         return {"encoder.gin": _file(config, "encoder", "ENCODER_WEIGHTS", folder, header)}
-    return {f"{s}.gin": _file(config, f"{s}/decoder", f"{s.upper()}_WEIGHTS", folder, header) for s in ("tiny", "large")}
+    return {
+        f"{s}.gin": _file(config, f"{s}/decoder", f"{s.upper()}_WEIGHTS", folder, header) for s in ("tiny", "large")
+    }
 
 
 def _file(config: Any, name: str, macro: str, folder: str, header: str) -> str:

@@ -25,8 +25,9 @@ TOPOLOGIES = ("v4:8x8x8", "v5e:8x8", "v5e:16x16", "v5p:4x4x8", "v6e:8x8")
 _HEAD = """# Paper-scale recipes on TPU slices
 
 Recipes of the paper's scale, their real training steps compiled ahead of time for the slice: {about}.
-`python benchmarks/paper_plans.py` makes this page; docs/planning.md explains the figures. A recipe is an experiment and its variants:
-`paper_stage2_vitg_8b` is `gin/experiments/paper_stage2.gin` with `ENCODER_VARIANT = "vit_g"` and `LARGE_VARIANT = "palm_8b"`.
+`python benchmarks/paper_plans.py` makes this page; docs/planning.md explains the figures.
+A recipe is an experiment and its variants: `paper_stage2_vitg_8b` is `gin/experiments/paper_stage2.gin` with
+`ENCODER_VARIANT = "vit_g"` and `LARGE_VARIANT = "palm_8b"`.
 
 Batches are of still images. The step time is the compiler's estimate; empty cells have not been compiled. {calibration}
 """

@@ -151,8 +151,8 @@ def test_the_pairs_of_open_weights_have_the_documented_sizes(pair, stage, large,
 def test_a_mesh_include_fits_its_slice_and_the_paper_s_recipes(mesh_file, data_dir):
     chips = int(Path(mesh_file).stem.split("_")[1])
     small = {"ENCODER_VARIANT": "vit_b", "LARGE_VARIANT": "palm_1b"}
-    for recipe, variants in (("paper_stage1", {}), ("paper_stage2", small), ("paper_perceiver", {})):
-        config = resolve(f"{recipe}.gin", data_dir, [f"meshes/{mesh_file}"], BATCH_SIZE=2048, **variants)
+    for recipe, chosen in (("paper_stage1", {}), ("paper_stage2", small), ("paper_perceiver", {})):
+        config = resolve(f"{recipe}.gin", data_dir, [f"meshes/{mesh_file}"], BATCH_SIZE=2048, **chosen)
         mesh = config.mesh
         assert mesh.data * mesh.fsdp * mesh.tensor == chips
         sizes = (1, mesh.data, mesh.fsdp, mesh.tensor)

@@ -43,7 +43,7 @@ def benchmark_task(
             none. Captions have none.
         shots_seed: seed of the choice of examples.
         shots_fixed: whether all questions have the same examples.
-        example_prompt: how an example is written: a name in data/prompts, or a template with `<question>` and `<answer>`.
+        example_prompt: form of an example: a name in data/prompts, or a template with `<question>` and `<answer>`.
         resize: stretch, crop or pad.
         frame_sampling: uniform, centre or random; see `video.decode`.
         vocabulary: a tokeniser's file or folder; see `tasks.jsonl_task`.

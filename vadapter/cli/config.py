@@ -130,7 +130,7 @@ def parse_gin(
 
 
 def _leave_out_spare(statements: gin_files.Statements) -> None:
-    """Gives None to what files leave to the user and the experiment does not reach: a data file that another replaces."""
+    """Gives None to what is REQUIRED and not reached by the experiment, such as that of a replaced data file."""
     keys = {name: f"{name}/gin.macro.value" for name in statements.macros}
     required = [name for name, key in keys.items() if repr(gin.query_parameter(key)) == "%gin.REQUIRED"]
     if not required or not any(name.startswith("Experiment.") for name in statements.places):

@@ -123,21 +123,24 @@ def check_macros(found: Statements) -> None:
             )
     if found.used - found.places.keys():
         return  # gin says which macro has no value
-    spare = {
-        name for name in found.macros if name not in found.used and not any(map(_may_be_spare, found.places[name]))
-    }
-    shipped = read_shipped() if spare else Statements()
-    known = shipped.used.union(name for name in shipped.macros if any(map(_may_be_spare, shipped.places[name])))
-    for name in sorted(spare):
+    unused = sorted({*found.macros} - found.used - _spare(found))
+    shipped = read_shipped() if unused else Statements()
+    known = shipped.used | _spare(shipped)
+    for name in unused:
         place = found.places[name][-1]
         if place.is_flag or name not in known:
             raise UserError(_unused(name, place, sorted(found.used)))
 
 
-def _may_be_spare(place: Place) -> bool:
-    path = Path(place.file).absolute()
-    included = _shipped() in path.parents and path.parent.name != "experiments"
-    return not place.is_flag and (included or path.name in SAVED)
+def _spare(found: Statements) -> set[str]:
+    """The macros that nothing has to use: those of shipped files for experiments to include, and of saved ones."""
+
+    def may_be(place: Place) -> bool:
+        path = Path(place.file).absolute()
+        included = _shipped() in path.parents and path.parent.name != "experiments"
+        return not place.is_flag and (included or path.name in SAVED)
+
+    return {name for name in found.macros if any(map(may_be, found.places[name]))}
 
 
 def _unused(name: str, place: Place, used: Sequence[str]) -> str:
@@ -149,8 +152,8 @@ def _unused(name: str, place: Place, used: Sequence[str]) -> str:
             "--gin_file=experiments/scenes_stage1.gin; the shipped ones are listed in docs/gin.md."
         )
     return (
-        f"Nothing uses the macro {name}, so it would have no effect; the nearest are: {', '.join(nearest(name, used))}. "
-        f"Correct the name, or remove it. Found in {place}."
+        f"Nothing uses the macro {name}, so it would have no effect; the nearest are: "
+        f"{', '.join(nearest(name, used))}. Correct the name, or remove it. Found in {place}."
     )
 
 

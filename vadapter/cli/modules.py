@@ -43,9 +43,9 @@ def _reason(name: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
         places = ", ".join(path for path in sys.path if os.path.isdir(path))
         return (
-            f"--module={name}: no module {error.name} was found in the working directory or in any of: {places}. Expected "
-            "the dotted name of a module, such as my_package.my_adapter for my_package/my_adapter.py. Correct the name, "
-            "or add its folder to PYTHONPATH."
+            f"--module={name}: no module {error.name} was found in the working directory or in any of: {places}. "
+            "Expected the dotted name of a module, such as my_package.my_adapter for my_package/my_adapter.py. "
+            "Correct the name, or add its folder to PYTHONPATH."
         )
     last = traceback.extract_tb(error.__traceback__)[-1]
     return (

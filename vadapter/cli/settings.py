@@ -1,12 +1,12 @@
 """The settings of a run, one a line: its value, where it was set, and what it means.
 
-`--print_config` prints those of a run. `python -m vadapter.cli.settings` prints docs/settings.md: all that there are.
+`--print_config` prints those of a run; `benchmarks/settings_page.py` makes docs/settings.md of all that there are.
 """
 
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import gin
@@ -67,14 +67,14 @@ class Parameter(NamedTuple):
 def parameters(thing: Callable[..., Any]) -> list[Parameter]:
     """Returns the parameters of a dataclass or function, with the meanings that its docstring gives."""
     meanings = dict(_meanings(inspect.getdoc(thing) or ""))
-    fields = {f.name: f for f in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else {}
+    signature: Any = inspect.signature(thing)
+    factories = {f.name: f.default_factory for f in getattr(thing, "__dataclass_fields__", {}).values()}
     found = []
-    for name, parameter in inspect.signature(thing).parameters.items():
+    for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             continue
-        default = parameter.default
-        if name in fields and fields[name].default_factory is not dataclasses.MISSING:
-            default = fields[name].default_factory()
+        factory: Any = factories.get(name, dataclasses.MISSING)
+        default = parameter.default if factory is dataclasses.MISSING else factory()
         found.append(Parameter(name, default, meanings.get(name, "")))
     return found
 
@@ -149,10 +149,10 @@ class _Reader:
             origin = "default" if value == default else "the variant"
             if made is not None and "/".join(scope) not in self._places:  # each scope has a variant of its own
                 key = "/".join([*scope, key])
-            self.add(Setting(self._group, key, _text(value), origin, parameter.meaning))
+            self.add(Setting(self._group, key, value_text(value), origin, parameter.meaning))
             return
         if (macro := _macro_of(value)) is None:
-            self.add(Setting(self._group, key, _text(value), self._origin(key), parameter.meaning))
+            self.add(Setting(self._group, key, value_text(value), self._origin(key), parameter.meaning))
             self.follow(value, scope, parameter.meaning, key)
         else:
             self.read_macro(macro, parameter.meaning, key)
@@ -163,7 +163,7 @@ class _Reader:
         while (inner := _macro_of(value := _query(f"{through[-1]}/gin.macro.value"))) is not None:
             through.append(inner)
         self.macros.update(through)
-        text = _text(value) + "".join(f" (%{name})" for name in through[1:])
+        text = value_text(value) + "".join(f" (%{name})" for name in through[1:])
         self.add(Setting(self._group, macro, text, self._origin(macro), meaning, (sets,)))
         self.follow(value, through[-1:], meaning, sets)
 
@@ -222,7 +222,8 @@ def _macro_of(value: Any) -> str | None:
     return "/".join(value.scopes) if is_macro else None
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Returns a value as gin writes it, cut to one line."""
     if value is _MISSING or value is _UNBOUND or repr(value) == _REQUIRED:
         return "REQUIRED"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -254,85 +255,3 @@ def text(settings: Sequence[Setting]) -> str:
         sets = f" ({', '.join(setting.sets)})" if setting.sets else ""
         lines.append(f"  {name:<{widths[0]}}  {setting.origin:<{widths[1]}}  {setting.meaning}{sets}".rstrip())
     return "\n".join(lines[1:])
-
-
-# Everything that can be set, for docs/settings.md.
-
-_GROUP_OF_PACKAGE = {
-    "models": "Model",
-    "data": "Data",
-    "benchmarks": "Data",
-    "training": "Training",
-    "generation": "Evaluation",
-    "partitioning": "Devices",
-}
-_GROUP_OF_THING = {"Experiment": "The run", "Evaluation": "Evaluation", "Source": "Folders"}
-_HEAD = """# Settings
-
-All that a run can be told, as gin knows it. `vadapter train --print_config ...` prints the settings of one run, each with
-its value and the file and line that set it. [gin.md](gin.md) explains how to set them. This page is made by
-`python -m vadapter.cli.settings > docs/settings.md`.
-
-## Macros
-
-A macro is one name that sets one or several parameters: `--gin.BATCH_SIZE=64`, or `BATCH_SIZE = 64` in a file.
-
-"""
-
-
-def markdown() -> str:
-    """Returns docs/settings.md: the macros of the shipped files, then all configurables with their parameters."""
-    from vadapter.cli import gin_files
-
-    groups: dict[str, list[str]] = {group: [] for group in ("The run", *GROUPS)}
-    for name, thing in sorted(config.registered().items()):
-        library, package, *_ = [*thing.__module__.split("."), ""]
-        if library == "vadapter":
-            groups[_GROUP_OF_THING.get(name) or _GROUP_OF_PACKAGE.get(package, "The run")].append(name)
-    lines = [_HEAD + _table(("macro", "what it is", "sets", "set in"), _macro_rows(gin_files.read_shipped()))]
-    for group, names in groups.items():
-        lines.append(f"## {group}\n")
-        lines += [_section(name) for name in names]
-    return "\n".join(lines)
-
-
-def _macro_rows(found: Statements) -> Iterator[tuple[str, ...]]:
-    for macro in sorted(found.used):
-        sets = found.sets.get(macro, [])
-        files = dict.fromkeys(place.included_as for place in found.places.get(macro, []))
-        meaning = next((_meaning_of(name) for name in sets if "." in name), "")
-        yield f"`{macro}`", meaning, ", ".join(f"`{name}`" for name in sets), ", ".join(_but_few(list(files)))
-
-
-def _but_few(files: list[str]) -> list[str]:
-    return files if len(files) <= 4 else [*files[:3], f"{len(files) - 3} more"]
-
-
-def _meaning_of(name: str) -> str:
-    thing, _, parameter = name.rpartition("/")[2].partition(".")
-    found = config.registered()[thing]
-    known = [*parameters(found), *(parameters(made) if (made := made_by(found)) else ())]
-    return next(p.meaning for p in known if p.name == parameter)
-
-
-def _section(name: str) -> str:
-    thing = config.registered()[name]
-    summary = (inspect.getdoc(thing) or "").partition("\n\n")[0].replace("\n", " ")
-    rows = []
-    for parameter in parameters(thing):
-        default = "required" if parameter.default is _MISSING else f"`{_text(parameter.default)}`"
-        rows.append((f"`{parameter.name}`", default, parameter.meaning))
-    more = f"\n`{name}` takes the fields of `{made.__name__}` as well.\n" if (made := made_by(thing)) else ""
-    return f"### {name}\n\n{summary}\n\n" + _table(("parameter", "default", "meaning"), rows) + more
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
-if __name__ == "__main__":
-    from vadapter.cli import experiments
-
-    experiments.register()
-    print(markdown(), end="")

@@ -25,7 +25,7 @@ def prepare(name: str, data_dir: str):
     from vadapter.runs import experiment
 
     experiments.register()
-    runs = [f"{run}='unused'" for run in ("MODEL_DIR", "ENCODER_RUN", "LARGE_RUN", "STAGE1_RUN")]
+    runs = [f"{run}='unused'" for run in ("MODEL_DIR", "ENCODER_WEIGHTS", "LARGE_WEIGHTS", "STAGE1_RUN")]
     text = [b for b in runs if not (b.startswith("STAGE1") and name == "perceiver")]
     parse_gin([f"experiments/scenes_{name}.gin"], [*text, f"DATA_DIR={data_dir!r}", "SCENES_TASK='scenes_images'"])
     config = experiments.made()

@@ -247,7 +247,7 @@ def scores(name, folder, model, meteor=True):
     assert len(references) == ITEMS
     assert main(["build", f"--dataset={name}", f"--manual_dir={official}", f"--data_dir={folder / 'data'}"]) == 0
     macros = {"BENCHMARK": name, "DATA_DIR": str(folder / "data"), "MANUAL_DIR": None, "BATCH_SIZE": ITEMS}
-    macros |= {"MAX_NEW_TOKENS": 2, "SHOTS": 2}
+    macros |= {"MAX_NEW_TOKENS": 2, "SHOTS": 2, "VOCABULARY": "scenes"}
     files = ["--gin_file=runs/benchmark.gin"]
     given = [f"--gin.{macro}={value!r}" for macro, value in macros.items()]
     without = {"meteor": "slow", "spice": "slow"}.get

@@ -264,5 +264,10 @@ def split(name: str, which: str) -> Split:
 
 
 def benchmark_split(name: str, split: str = "") -> str:
-    """Returns `split`, or for the empty text the split of the benchmark that papers report: for .gin files."""
+    """Returns the name of a split: for .gin files.
+
+    Args:
+        name: the benchmark.
+        split: returned as it is; empty is the split that papers report.
+    """
     return split or benchmark(name).evaluated

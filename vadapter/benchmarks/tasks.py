@@ -41,10 +41,13 @@ def benchmark_task(
         prompt: a name in data/prompts or a template; default the paper's of the kind.
         shots: text-only examples of the training split before a question (its official file must be there too); 0 is
             none. Captions have none.
-        shots_seed, shots_fixed, example_prompt: see `few_shot.Examples`.
+        shots_seed: seed of the choice of examples.
+        shots_fixed: whether all questions have the same examples.
+        example_prompt: form of an example: a name in data/prompts, or a template with `<question>` and `<answer>`.
         resize: stretch, crop or pad.
-        frame_sampling: see `video.decode`.
-        vocabulary, prompt_format: as of `tasks.jsonl_task`.
+        frame_sampling: uniform, centre or random; see `video.decode`.
+        vocabulary: a tokeniser's file or folder; see `tasks.jsonl_task`.
+        prompt_format: `plain`, `chat` or a family; see `tasks.jsonl_task`.
         max_bad_share: share of the rows that may have no file.
 
     Raises:

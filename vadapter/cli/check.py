@@ -1,7 +1,7 @@
 """Reads the data of a run and says what would spoil it, before any accelerator is used.
 
 vadapter check --gin_file=experiments/own_stage1.gin --gin.TRAIN_JSONL='"photos/photos.jsonl"' \\
-  --gin.ENCODER_RUN='"demo/vit"' --gin.TINY_RUN='"demo/tiny"'
+  --gin.ENCODER_WEIGHTS='"demo/vit"' --gin.TINY_WEIGHTS='"demo/tiny"'
 
 It takes the gin files of `vadapter train`, so that it checks the very task, vocabulary, lengths and model of the run.
 The exit status is 1 where something would spoil the run. MODEL_DIR is not needed and nothing is written there.
@@ -55,9 +55,8 @@ def run(args: argparse.Namespace) -> int:
     from vadapter.data.check import scan as preflight
 
     experiments.register()
-    args.gin_bindings.insert(0, "MODEL_DIR=''")  # required by gin, used by nothing here
     with _warnings() as warnings:
-        parse_gin_arguments(args)
+        parse_gin_arguments(args, bindings=["MODEL_DIR=''"])  # required by gin, used by nothing here
         parts = parts_of(experiments.made(), args.split)
     with _progress() as progress:
         report = preflight.check(parts, limit=args.limit, examples=args.examples, warnings=warnings, progress=progress)

@@ -121,11 +121,11 @@ def bindings(part: str, output: Path, seed: int) -> list[str]:
     """Returns the macros that an experiment of the demo leaves open."""
     macros = {"MODEL_DIR": output / part, "DATA_DIR": output / "data"}
     if part not in PRETRAINING:
-        macros["ENCODER_RUN"] = output / "vit"
+        macros["ENCODER_WEIGHTS"] = output / "vit"
     if part == "stage1":
-        macros["TINY_RUN"] = output / "tiny"
+        macros["TINY_WEIGHTS"] = output / "tiny"
     if part in (*ARMS, VIDEO):
-        macros["LARGE_RUN"] = output / "large"
+        macros["LARGE_WEIGHTS"] = output / "large"
         if part in ("paper", "queries", "queries_frozen"):
             macros["STAGE1_RUN"] = output / "stage1"
         if part == VIDEO:

@@ -8,7 +8,8 @@ vadapter eval --model_dir=runs/queries --gin.val/LoaderConfig.split='"test"' --g
 Or on a bundle: the gin files then say on which data, and with which evaluators.
 
 vadapter eval --bundle=owl --output=results --gin_file=runs/eval.gin --gin_file=data/jsonl.gin \
-  --gin.TRAIN_JSONL='"photos/train.jsonl"' --gin.VALIDATION_JSONL='"photos/test.jsonl"'
+  --gin.TRAIN_JSONL='"photos/train.jsonl"' --gin.VALIDATION_JSONL='"photos/test.jsonl"' \
+  --gin.VOCABULARY='"weights/large"'
 """
 
 import argparse
@@ -112,15 +113,14 @@ def parse_run(args: argparse.Namespace) -> None:
     from etils import epath
 
     from vadapter.base.errors import UserError
-    from vadapter.cli.config import parse_gin
+    from vadapter.cli.config import parse_gin_arguments
     from vadapter.training import checkpoints
 
     model_dir, _ = checkpoints.locate(args.model_dir, args.step)
     saved = epath.Path(model_dir) / "config.gin"
     if not saved.is_file():
         raise UserError(f"{model_dir} has a checkpoint but no config.gin, which vadapter train writes. Put it back.")
-    paths = [path for path in args.gin_search_paths.split(",") if path]
-    parse_gin([str(saved), *args.gin_file], [f"MODEL_DIR={model_dir!r}", *args.gin_bindings], paths)
+    parse_gin_arguments(args, [str(saved)], [f"MODEL_DIR={model_dir!r}"])
 
 
 def _facts(

@@ -72,7 +72,12 @@ def add_task(
 
 
 def add_mixture(name: str, rates: Sequence[tuple[str, float]]) -> str:
-    """Registers a seqio mixture of (task, rate), replacing one of the same name, and returns the name."""
+    """Registers a seqio mixture of tasks, replacing one of the same name, and returns the name.
+
+    Args:
+        name: letters, digits and underscores.
+        rates: (task, rate); a task's share of the rows is its rate over the sum of all.
+    """
     _remove(name)
     seqio.MixtureRegistry.add(name, list(rates))
     return name
@@ -114,7 +119,17 @@ def register_scenes(data_dir: str, config: ScenesConfig | None = None, vocabular
 def scenes_task(
     name: str = "scenes_images", data_dir: str = "scenes_data", config: ScenesConfig | None = None, vocabulary: str = ""
 ) -> str:
-    """`register_scenes`, then returns `name`, one of its tasks or mixtures: for .gin files."""
+    """Registers the scenes as `register_scenes` does and returns `name`: for .gin files.
+
+    Args:
+        name: one of its tasks or mixtures.
+        data_dir: folder where the data sets are or will be written.
+        config: which scenes.
+        vocabulary: path of a SentencePiece model; the default is the scenes vocabulary.
+
+    Raises:
+        UserError: there is no such task or mixture.
+    """
     register_scenes(data_dir, config, vocabulary)
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in known:
@@ -147,9 +162,9 @@ def jsonl_task(
         name: letters, digits and underscores.
         train: the JSONL file to train on.
         validation: the JSONL file to evaluate on. Without, the share `holdout` of the media of `train` is held out.
-        holdout: see `validation`.
+        holdout: share of the media of `train` to evaluate on, where `validation` is not given.
         caption_prompt: a name in data/prompts, or a template with `<media>`.
-        question_prompt, video_question_prompt: the same, with `<question>` too.
+        question_prompt, video_question_prompt: a name in data/prompts, or a template with `<media>` and `<question>`.
         resize: stretch, crop or pad.
         frame_sampling: uniform, centre or random, see `video.decode`.
         vocabulary: a SentencePiece model, a tokenizer.json, or a folder with one, such as an imported language model's;
@@ -215,12 +230,12 @@ def pairs_task(
         media_field: feature or column with the encoded file or frames, or the path of a file; empty is `media`.
         caption_field: feature, column or JSON field with the caption or several; empty is `caption`. For tar, empty
             takes KEY.txt where there is one, and a name looks into KEY.json only.
-        holdout: see `validation`; 0 holds nothing out.
+        holdout: share of the records of `files` to evaluate on, where `validation` is not given; 0 is none.
         prompt: a name in data/prompts, or a template with `<media>`.
         resize: stretch, crop or pad.
         frame_sampling: uniform, centre or random, see `video.decode`.
-        vocabulary: see `jsonl_task`.
-        prompt_format: see `jsonl_task`.
+        vocabulary: a tokeniser's file or folder; see `jsonl_task`.
+        prompt_format: `plain`, `chat` or a family; see `jsonl_task`.
         cache_dir: where the indexes of the files are kept, see `shards.indexes`. Hosts that share it share the work.
         threads: records that are read at once; 0 is one a core, and 32 for remote files.
         max_bad_share: share of the records that may be unusable for reasons seen without reading their media.

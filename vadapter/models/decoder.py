@@ -30,14 +30,14 @@ class DecoderConfig:
 
     Attributes:
         vocab_size: rows of the embedding table.
-        width: D.
-        depth: layers.
-        num_heads: query heads.
+        width: channels of a token, D.
+        depth: number of layers.
+        num_heads: number of query heads, N.
         num_kv_heads: key/value heads; 1 is multi-query, num_heads is multi-head.
-        head_dim: H.
+        head_dim: channels of a head, H.
         mlp_dim: hidden size of the MLP.
-        norm: see `layers.Norm`.
-        norm_eps: see `layers.Norm`.
+        norm: `rms`, `rms_plus_one`, `layer` or `layer_no_bias`; see `layers.Norm`.
+        norm_eps: added to the variance or mean square in each norm.
         activation: of the MLP; with `gated` this names GeGLU (`gelu`, `gelu_tanh`) or SwiGLU (`silu`).
         gated: whether the MLP has a gate.
         parallel_block: attention and MLP read the same norm and are added together (PaLM).
@@ -55,7 +55,7 @@ class DecoderConfig:
         tied_head: the embedding table is also the vocabulary head; else that is a table of its own, `head/embedding`.
         scale_embedding: text embeddings are multiplied by sqrt(width) (Gemma, PaLM).
         causal: whether slots see earlier ones only.
-        attention_impl: see `attention.attend`.
+        attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs; see `attention.attend`.
         dtype: of the computation: `float32` or `bfloat16`.
         remat: what the backward pass recomputes: `none`, `full` or `dots`.
     """

@@ -29,7 +29,7 @@ class PerceiverConfig:
 
     Attributes:
         num_layers: 6 in the baseline, 1 before the tiny LM.
-        num_queries: R.
+        num_queries: tokens that come out, R.
         query_dim: width of the queries, and of the result.
         hidden_dim: width of query, key and value inside the cross-attention.
         num_heads: heads of the cross-attention.
@@ -41,7 +41,7 @@ class PerceiverConfig:
         num_frames: frames that have a time embedding.
         concat_keys: queries are keys and values too, as in Flamingo. Whether the paper keeps that is open.
         zero_init: cross-attention and FFN results start at zero, so that the resampler starts as its queries.
-        attention_impl: see `attention.attend`.
+        attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs; see `attention.attend`.
         dtype: of the computation.
     """
 
@@ -88,7 +88,7 @@ class PoolerConfig:
     """CoCa's attentional pooler (arXiv 2205.01917): one cross-attention, then LayerNorm on what was queried.
 
     Attributes:
-        num_queries: R.
+        num_queries: tokens that come out, R.
         query_dim: width of the queries and of the result.
         num_heads: heads of the cross-attention.
         residual: the queries are added to what they read, and an FFN follows, both starting at zero: how a pooler of
@@ -96,7 +96,7 @@ class PoolerConfig:
         ffn_ratio: hidden size of that FFN over query_dim.
         time_embedding: as in `PerceiverConfig`, starting at zero.
         num_frames: frames that have a time embedding.
-        attention_impl: see `attention.attend`.
+        attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs; see `attention.attend`.
         dtype: of the computation.
     """
 

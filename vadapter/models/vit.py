@@ -26,9 +26,9 @@ class ViTConfig:
     Attributes:
         image_size: pixels of each side of the square input.
         patch_size: pixels of each side of a patch.
-        width: D.
-        depth: layers.
-        num_heads: N; the head dimension is width / num_heads.
+        width: channels of a token, D.
+        depth: number of layers.
+        num_heads: number of heads, N; the head dimension is width / num_heads.
         mlp_dim: hidden size of the MLP.
         activation: `gelu_tanh` (big_vision), `gelu` (DINOv2), `quick_gelu` (OpenAI CLIP); with `gated`, of the gate.
         gated: the MLP has a gate, `Dense_1(act(Gate(x)) * Dense_0(x))` (SwiGLU of DINOv2's giant size).
@@ -43,8 +43,8 @@ class ViTConfig:
         drop_edges: `image_size` may be no multiple of `patch_size`; the pixels right of and below the last whole patch
             are then not read (SigLIP so400m at 384 pixels sees 378 of them).
         mean: of the pixels in 0..1, for R, G, B; 0.5 with std 0.5 maps to -1..1 (big_vision, SigLIP).
-        std: likewise.
-        attention_impl: see `attention.attend`.
+        std: of the pixels in 0..1, for R, G, B.
+        attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs; see `attention.attend`.
         dtype: of the computation; patch and position embeddings are always in f32.
         remat: what the backward pass recomputes: `none`, `full` or `dots`.
     """

@@ -63,7 +63,7 @@ class Experiment:
         evaluations: in training and at its end.
         mesh: how devices are laid out.
         rules: where logical axes lie on the mesh.
-        seed: of random parameters.
+        seed: seed of the random parameters.
         bundle: folder of an adapter bundle that what is trained starts from.
     """
 

@@ -37,7 +37,7 @@ class TrainConfig:
         trainable: regexes of the paths to train; the rest is frozen.
         frozen_dtype: dtype in which frozen parameters are kept: `bfloat16`, `float32`, or `int8`, which quantises the
             kernels of the encoder's, the decoder's and the LM adapter's layers and keeps the rest in bf16.
-        optimizer: see there.
+        optimizer: the optimizer and its learning-rate schedule.
         log_every: steps between two lines of metrics. Between them nothing waits for the device.
         eval_every: steps between two calls of the evaluators that have no interval of their own; 0: at the end only.
         checkpoint_every: steps between two checkpoints; 0: at the end only.

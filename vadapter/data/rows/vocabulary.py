@@ -23,6 +23,7 @@ from vadapter.base import resources
 from vadapter.base.errors import UserError
 from vadapter.data.rows import formats
 
+SCENES = "scenes"  # the shipped vocabulary of the demo
 _JSON = "tokenizer.json"
 _FOLDER = "tokenizer"  # of a folder that `vadapter import` wrote
 # What families call their tokens, for tokenisers that do not say.
@@ -339,13 +340,13 @@ def locate(path: str) -> epath.Path:
     """Finds the file that defines a vocabulary.
 
     Args:
-        path: the file; a folder with one; a folder that `vadapter import` wrote; or "" for the scenes vocabulary. May
-            be an address such as gs://bucket/folder.
+        path: the file; a folder with one; a folder that `vadapter import` wrote; or "scenes" (in old records "") for
+            the scenes vocabulary. May be an address such as gs://bucket/folder.
 
     Raises:
         UserError: there is none, or it cannot be reached.
     """
-    if not path:
+    if path in ("", SCENES):
         return epath.Path(resources.folder("data")) / "scenes" / "vocabulary.model"
     try:
         return _find(epath.Path(path).expanduser())
@@ -382,6 +383,7 @@ def load(path: str = "", prompt_format: str = formats.PLAIN) -> TextVocabulary:
     Raises:
         UserError: there is none, it cannot be read, or it does not have the format's tokens.
     """
+    path = "" if path == SCENES else path  # what records call it
     return (TokenizerVocabulary if locate(path).suffix == ".json" else SentencePieceVocabulary)(path, prompt_format)
 
 

@@ -11,7 +11,9 @@ from vadapter.cli import config
 from vadapter.data import tasks
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.reading.tfds import tfds_task
+from vadapter.data.rows import preprocessors
 from vadapter.data.scenes.config import ScenesConfig
+from vadapter.data.scenes.tasks import scenes_task
 from vadapter.generation.config import DecodingConfig
 from vadapter.models import adapters, classifier, resampler, variants, vlm
 from vadapter.models.decoder import DecoderConfig
@@ -32,8 +34,9 @@ def register() -> None:
         [ViTConfig, DecoderConfig, RopeScaling, classifier.ClassifierConfig, vlm.VLMConfig],
         [adapters.MlpConfig, adapters.LMAdapterConfig, resampler.PerceiverConfig, resampler.PoolerConfig],
         [loop.TrainConfig, objectives.ObjectiveConfig, optimizers.OptimizerConfig, initialize.Source],
-        [variants.encoder, variants.decoder, tasks.scenes_task, tasks.jsonl_task, tasks.pairs_task],
+        [variants.encoder, variants.decoder, scenes_task, tasks.jsonl_task, tasks.pairs_task],
         [benchmark_task, benchmark_split, tasks.add_mixture, tfds_task],
+        list(preprocessors.REGISTRY.values()),
     )
 
 

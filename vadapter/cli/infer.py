@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     import jax
 
     from vadapter.data.reading import video
-    from vadapter.data.rows.requests import request
+    from vadapter.data.rows import memory
     from vadapter.evaluation.evaluators import local_rows
     from vadapter.generation.decoding import DecodingConfig, make_generate
     from vadapter.partitioning import MeshConfig, Partitioner, hosts, make_mesh
@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> None:
     for path in args.media:
         prompt = args.prompt or trained.prompt(bool(args.question), video.is_video(path))
         rows = partitioner.batch_ways // partitioner.host_share[1]  # copies, one for each part of the batch here
-        batch = request(path, trained.data, vocabulary, prompt, args.question, rows, trained.resize)
+        row = {"vocabulary": vocabulary, "lengths": trained.text.lengths, "sizes": trained.sizes}
+        batch = memory.batch([path], prompt, None, args.question, **row, resize=trained.resize, copies=rows)
         ids = generate(trained.params, partitioner.put_batch(batch))
         text = vocabulary.decode(local_rows(ids)[0].tolist()).strip()
         if jax.process_index() == 0:

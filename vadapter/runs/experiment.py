@@ -110,7 +110,7 @@ class Parts:
         """
         self.partitioner.check_rows(data.batch_size)
         model = self.experiment.model
-        loader = Loader(for_model(data, model), *self.partitioner.host_share)
+        loader = Loader(data, for_model(model), *self.partitioner.host_share)
         if isinstance(model, vlm.VLMConfig) and loader.vocabulary.rows > model.decoder.vocab_size:
             raise UserError(
                 f"{loader.vocabulary} has ids up to {loader.vocabulary.rows - 1}; the decoder's table has "

@@ -9,8 +9,8 @@ from etils import epath
 
 from vadapter.base.errors import UserError
 from vadapter.base.paths import resolve
-from vadapter.data.order.config import LoaderConfig
 from vadapter.data.rows import vocabulary as vocabularies
+from vadapter.data.rows.sizes import Sizes
 from vadapter.models.attention import PLATFORMS
 from vadapter.models.vlm import VLM, VLMConfig
 from vadapter.partitioning import Partitioner, abstract_params
@@ -33,7 +33,7 @@ class Trained:
         partitioner: places batches.
         text: what it reads and writes.
         vocabulary: of the text.
-        data: lengths and sizes of a row.
+        sizes: of what it sees.
         resize: how pictures became square in training.
     """
 
@@ -42,7 +42,7 @@ class Trained:
     partitioner: Partitioner
     text: Text
     vocabulary: vocabularies.TextVocabulary
-    data: LoaderConfig
+    sizes: Sizes
     resize: str
 
     def prompt(self, question: bool, video: bool) -> str:
@@ -89,7 +89,7 @@ def _trained(
     model: VLM, params: Any, partitioner: Partitioner, description: Description, vocabulary: vocabularies.TextVocabulary
 ) -> Trained:
     assert description.text is not None
-    sizes = for_model(LoaderConfig(lengths=description.text.lengths), model.config)
+    sizes = for_model(model.config)
     return Trained(model, params, partitioner, description.text, vocabulary, sizes, description.resize)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from vadapter.base.errors import UserError
-from vadapter.data.rows import description as data
+from vadapter.data import mixture_description
 from vadapter.runs import bundled, inference
 from vadapter.runs.experiment import Experiment, Parts
 from vadapter.training import initialize
@@ -48,7 +48,7 @@ def of_bundle(opened: bundled.Opened, experiment: Experiment) -> Run:
         UserError: the experiment's data have another vocabulary than the bundle, or as `bundled.Opened.params`.
     """
     bundle = opened.bundle
-    text, found = bundle.description.text, data.describe(experiment.data.mixture)
+    text, found = bundle.description.text, mixture_description.describe(experiment.data.mixture)
     if text and found.get("sha256") != text.sha256:
         raise UserError(
             f"The bundle {bundle.folder} was trained with a vocabulary whose sha256 is {text.sha256}; the data that "

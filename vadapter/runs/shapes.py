@@ -1,6 +1,5 @@
 """Sizes that follow from the model: those of its data, and the shapes of a batch. Reads no data."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,20 +7,18 @@ import jax
 import numpy as np
 
 from vadapter.base.batch import Batch, LabelledImages
-from vadapter.data.order.config import LoaderConfig
+from vadapter.data.rows.sizes import Sizes
 from vadapter.models.classifier import ClassifierConfig
 from vadapter.models.vlm import VLMConfig
 
 
-def for_model(data: LoaderConfig, model: VLMConfig | ClassifierConfig) -> LoaderConfig:
-    """Returns loader settings with the sizes that the model dictates: resolution, frames, visual tokens."""
-    if model.encoder is not None:
-        data = dataclasses.replace(data, image_size=model.encoder.image_size)
-    if isinstance(model, VLMConfig):
-        frames = model.num_frames
-        tokens = {n: model.num_visual_tokens(n) for n in {1, frames}}
-        data = dataclasses.replace(data, num_frames=frames, num_visual_tokens=tokens)
-    return data
+def for_model(model: VLMConfig | ClassifierConfig) -> Sizes:
+    """Returns what the model takes: resolution, frames, visual tokens."""
+    image_size = model.encoder.image_size if model.encoder else 1
+    if not isinstance(model, VLMConfig):
+        return Sizes(image_size)
+    tokens = {n: model.num_visual_tokens(n) for n in {1, model.num_frames}}
+    return Sizes(image_size, model.num_frames, tokens)
 
 
 def example(

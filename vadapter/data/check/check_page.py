@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jinja2
 
-from vadapter.data.check.report import MAX_NAMES, Lengths, Report
+from vadapter.data.check.findings import MAX_NAMES, Lengths, Report
 
 _WIDTH, _HEIGHT = 320, 90
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 from vadapter.data.rows import vocabulary as vocabularies
-from vadapter.data.rows.preprocessors import Preprocessor
 from vadapter.data.seqio_tasks import tasks_of
 
 
@@ -17,17 +16,16 @@ def describe(mixture: str) -> dict[str, Any]:
         as a task has them.
     """
     tasks = tasks_of(mixture)
-    ours = {task: [step for step in task.preprocessors if isinstance(step, Preprocessor)] for task in tasks}
     found: dict[str, Any] = {
         "resize": tasks[0].records.resize,
-        "preprocessors": {task.name: [step.describe() for step in steps] for task, steps in ours.items()},
+        "preprocessors": {task.name: [step.describe() for step in task.ours] for task in tasks},
     }
     vocabulary = tasks[0].rows.vocabulary
     if vocabulary is None:
         return found
     templates: dict[str, str] = {}
-    for task, steps in ours.items():
-        for step in steps:
+    for task in tasks:
+        for step in task.ours:
             templates = {**step.templates(task.records.media), **templates}  # the first task's
     return found | {
         "vocabulary": vocabulary.path,

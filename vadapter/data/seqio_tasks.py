@@ -9,7 +9,6 @@ a record at a time.
 import collections
 import contextlib
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -64,9 +63,11 @@ class SeqioVocabulary(seqio.Vocabulary):
         text = tf.convert_to_tensor(s)
         if text.shape.rank:
             return tf.map_fn(self._encode_tf, text, fn_output_signature=tf.RaggedTensorSpec([None], tf.int32))
-        ids = tf.numpy_function(
-            lambda x: np.asarray(self.words.encode(x.decode()), np.int32), [text], tf.int32, stateful=False
-        )
+
+        def call(x: Any) -> np.ndarray:
+            return np.asarray(self.words.encode(np.asarray(x).item().decode()), np.int32)
+
+        ids = tf.numpy_function(call, [text], tf.int32, stateful=False)
         ids.set_shape([None])
         return ids
 
@@ -162,11 +163,22 @@ class Task(seqio.Task):
         """Returns the number of records in a split; 0 where there is no such split."""
         return self.records.num_examples(split) if split in self.records.splits else 0
 
-    def examples_of(self) -> Callable[[Example], Example]:
-        """Returns a function that makes an example of a record: all the task's preprocessors, in Python."""
+    @property
+    def ours(self) -> list[Preprocessor]:
+        """Those of its preprocessors that are vadapter's."""
+        return [step.step for step in self.preprocessors if isinstance(step, SeqioPreprocessor)]
+
+    def examples_of(self, sequence_length: Mapping[str, Any]) -> Callable[[Example], Example]:
+        """Returns a function that makes an example of a record: all the task's preprocessors, in Python.
+
+        Args:
+            sequence_length: for seqio's own preprocessors, which may ask for it.
+        """
         words: Any = self.rows.vocabulary
         steps = [
-            (lambda x, step=step: step.example(x, words)) if isinstance(step, Preprocessor) else _Foreign(step, self)
+            (lambda x, step=step.step: step.example(x, words))
+            if isinstance(step, SeqioPreprocessor)
+            else _Foreign(step, self, sequence_length)
             for step in self.preprocessors
         ]
 
@@ -275,18 +287,24 @@ def examples_of(dataset: tf.data.Dataset) -> Iterator[Example]:
         yield {key: _from_numpy(value) for key, value in values.items()}
 
 
-def preprocess(step: Preprocessor, dataset: tf.data.Dataset, output_features: Mapping[str, Any]) -> tf.data.Dataset:
-    """Runs one of our preprocessors on a tf.data.Dataset."""
-    targets = output_features.get("targets")
-    words: Any = getattr(targets and targets.vocabulary, "words", None)
-    return dataset_of(lambda: (step.example(example, words) for example in examples_of(dataset)))
+class SeqioPreprocessor:
+    """A `Preprocessor` as seqio's, a function of a tf.data.Dataset."""
+
+    def __init__(self, step: Preprocessor):
+        self.step = step
+
+    def __call__(self, dataset: tf.data.Dataset, output_features: Mapping[str, Any]) -> tf.data.Dataset:
+        targets = output_features.get("targets")
+        words: Any = getattr(targets and targets.vocabulary, "words", None)
+        return dataset_of(lambda: (self.step.example(example, words) for example in examples_of(dataset)))
 
 
 class _Foreign:
     """A preprocessor of others, a function of a tf.data.Dataset, that is given a record at a time."""
 
-    def __init__(self, step: Callable[..., tf.data.Dataset], task: Task):
-        self._step, self._task = step, task
+    def __init__(self, step: Callable[..., tf.data.Dataset], task: Task, sequence_length: Mapping[str, Any]):
+        given = {"sequence_length": sequence_length, "output_features": task.output_features}
+        self._step, self._name = seqio.utils.add_kwargs_to_transform(step, **given), task.name
         self._fed: collections.deque[Example] = collections.deque()
         self._made: Iterator[Example] | None = None
 
@@ -298,7 +316,7 @@ class _Foreign:
         if found is None or found.get("choice") != record["choice"]:
             raise UserError(
                 f"Expected preprocessors that make one example of each record, in their order; those of "
-                f"{self._task.name} do not. Let them set `error` instead of leaving a record out."
+                f"{self._name} do not. Let them set `error` instead of leaving a record out."
             )
         return found
 
@@ -310,10 +328,7 @@ class _Foreign:
                 record = self._fed.popleft()
                 yield {key: _to_numpy(record[key]) for key in signature}
 
-        dataset = tf.data.Dataset.from_generator(fed, output_signature=signature)
-        known = {"output_features": self._task.output_features, "sequence_length": None}
-        asked = inspect.signature(self._step).parameters
-        return self._step(dataset, **{key: value for key, value in known.items() if key in asked})
+        return self._step(tf.data.Dataset.from_generator(fed, output_signature=signature))
 
 
 class VLMFeatureConverter(seqio.FeatureConverter):

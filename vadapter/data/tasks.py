@@ -59,7 +59,7 @@ def add_task(
         name,
         source=seqio_tasks.SeqioSource(source),
         output_features=seqio_tasks.features(made, source.media),
-        preprocessors=list(preprocessors),
+        preprocessors=[seqio_tasks.SeqioPreprocessor(p) if isinstance(p, Preprocessor) else p for p in preprocessors],
         task_cls=seqio_tasks.Task,
         rows=made,
     )

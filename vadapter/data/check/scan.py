@@ -20,7 +20,6 @@ from vadapter.data.check.findings import Example, Lengths, Report, TaskFigures
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.groups import Group
 from vadapter.data.reading.sources import Medium
-from vadapter.data.rows.preprocessors import Preprocessor
 from vadapter.data.rows.sizes import Sizes, layout_of
 from vadapter.data.seqio_tasks import Task, provider, share, tasks_of
 
@@ -139,11 +138,12 @@ def _spread(total: int, count: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A row, and the example that it was made of."""
+    """A row, the example that it was made of, and what tells its medium from others."""
 
     example: dict[str, Any]
     arrays: dict[str, np.ndarray]
     media: np.ndarray
+    medium: Medium | None
 
 
 class _Scan:
@@ -186,7 +186,7 @@ class _TaskScan:
         self._digests: set[bytes | None] = set()
         config, source = part.config, task.records
         self._words = task.rows.vocabulary
-        self._asks = any("question" in name for step in _ours(task) for name in step.templates(source.media))
+        self._asks = any("question" in name for step in task.ours for name in step.templates(source.media))
         self._group = Group(part.sizes.media_shape(source.media), (task,), (1.0,))
         self._layout = layout_of(config.lengths, part.sizes, self._group.media_shape)
         task.rows.check(self._layout)
@@ -216,14 +216,14 @@ class _TaskScan:
         )
         for rows in found:
             for i, example in enumerate(rows.examples):
-                yield _Row(example, {key: values[i] for key, values in rows.arrays.items()}, rows.media[i])
+                yield _Row(example, {key: values[i] for key, values in rows.arrays.items()}, rows.media[i], rows.mediums[i])
 
     def look(self, row: _Row) -> bool:
         """Counts what is right and wrong with a row. Returns whether something is wrong."""
         figures = self.figures
         before = sum(map(len, figures.found.values()))
         figures.checked += 1
-        seen: Medium | None = row.example.get("medium")
+        seen = row.medium
         name = self._name(row)
         if row.example["error"]:
             figures.add("corrupt", f"{name}: {row.example['error']}")
@@ -237,7 +237,7 @@ class _TaskScan:
 
     def _name(self, row: _Row) -> str:
         """The record's id with its file. Of one that could not be read only the place is known."""
-        seen = row.example.get("medium")
+        seen = row.medium
         name = row.example["id"]
         return name if seen is None or not seen.path or seen.path in name else f"{name} ({seen.path})"
 
@@ -287,7 +287,3 @@ class _TaskScan:
             target=tuple(target),
             references=tuple(row.example.get("references", ())),
         )
-
-
-def _ours(task: Task) -> Iterator[Preprocessor]:
-    return (step for step in task.preprocessors if isinstance(step, Preprocessor))

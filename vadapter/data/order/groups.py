@@ -8,6 +8,7 @@ import seqio
 
 from vadapter.base.errors import UserError
 from vadapter.data.reading.loading import Share, load
+from vadapter.data.reading.sources import Medium
 from vadapter.data.rows.converters import Arrays, Example, Rows, stacked
 from vadapter.data.rows.sizes import Layout, Shape, Sizes, layout_of
 from vadapter.data.seqio_tasks import Task, provider, tasks_of
@@ -21,11 +22,13 @@ class RowBatch:
         examples: of each row, with `id`, `error` and texts.
         arrays: of all rows, the batch as first axis.
         media: uint8 [B, M, F, h, w, 3].
+        mediums: what tells the media of each row from others', where that was asked for.
     """
 
     examples: list[Example]
     arrays: Arrays
     media: np.ndarray
+    mediums: list[Medium | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +61,13 @@ class Group:
             layout: of the rows.
             threads, with_medium: see `loading.load`.
         """
-        prepare = [task.examples_of() for task in self.tasks]
+        lengths = {**layout.lengths, "media": self.media_shape}
+        prepare = [task.examples_of(lengths) for task in self.tasks]
         sources = [task.records for task in self.tasks]
         for loaded in load(sources, split, plans, self.media_shape, threads=threads, with_medium=with_medium):
             examples = [prepare[which](x) for which, x in zip(loaded.which, loaded.records, strict=True)]
             rows = [self.tasks[i].rows.row(x, layout) for i, x in zip(loaded.which, examples, strict=True)]
-            yield RowBatch(examples, stacked(rows), loaded.media)
+            yield RowBatch(examples, stacked(rows), loaded.media, loaded.mediums)
 
 
 def tasks_with_records(mixture: str, split: str) -> list[Task]:

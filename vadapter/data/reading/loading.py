@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vadapter.data.reading.images import MediaError
-from vadapter.data.reading.sources import RandomAccessSource
+from vadapter.data.reading.sources import Medium, RandomAccessSource
 from vadapter.data.rows.sizes import Shape
 
 _In = TypeVar("_In")
@@ -45,14 +45,16 @@ class Loaded:
     """A batch of n records as they were read.
 
     Attributes:
-        records: features of each with `choice` and `error`; `medium` too where that was asked for.
+        records: features of each, with `choice` and `error`.
         which: index of the source of each, int64 [n].
         media: uint8 [n, M, F, h, w, 3]; zeros where there is an error.
+        mediums: what tells the media of each from others', where that was asked for and the record could be read.
     """
 
     records: list[dict[str, Any]]
     which: np.ndarray
     media: np.ndarray
+    mediums: list[Medium | None]
 
 
 def load(
@@ -72,14 +74,14 @@ def load(
         plans: the shares of each batch; together they have each of its rows once.
         shape: of a record's media.
         threads: records that are read at once; 0 is the largest number that a source asks for.
-        with_medium: whether records get `medium`, what tells their media from others'.
+        with_medium: whether `mediums` are asked for.
     """
     threads = threads or max(source.threads for source in sources)
 
     def pieces() -> Iterator[tuple[Loaded, Share, bool]]:
         for plan in plans:
             n = sum(len(share.rows) for share in plan)
-            batch = Loaded([{}] * n, np.zeros(n, np.int64), np.zeros((n, *shape), np.uint8))
+            batch = Loaded([{}] * n, np.zeros(n, np.int64), np.zeros((n, *shape), np.uint8), [None] * n)
             parts = [part for share in plan for part in share.split(threads)]
             yield from ((batch, part, k == len(parts)) for k, part in enumerate(parts, 1))
 
@@ -103,7 +105,7 @@ def _fill(batch: Loaded, share: Share, source: RandomAccessSource, split: str, w
             found["id"] = f"{split} record {index}"
         elif source.media != "none":
             if with_medium:
-                found["medium"] = source.medium(record)
+                batch.mediums[row] = source.medium(record)
             try:
                 batch.media[row] = source.read_media(record, batch.media.shape[1:], int(choice))
             except (MediaError, OSError) as e:

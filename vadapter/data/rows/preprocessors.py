@@ -65,12 +65,6 @@ class Preprocessor(abc.ABC):
         """Returns its name and settings, JSON-serialisable, for the record of a trained model."""
         return {"name": type(self).__name__, **_plain(self)}
 
-    def __call__(self, dataset: Any, output_features: Mapping[str, Any]) -> Any:
-        """The same as a seqio preprocessor, on a tf.data.Dataset."""
-        from vadapter.data import seqio_tasks
-
-        return seqio_tasks.preprocess(self, dataset, output_features)
-
 
 def _plain(settings: Any) -> dict[str, Any]:
     found = {}

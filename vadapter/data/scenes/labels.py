@@ -18,7 +18,7 @@ class Labels(Preprocessor):
     """Keeps `labels`, int32 [G], and nothing of the text."""
 
     def example(self, record: Mapping[str, Any], vocabulary: Any = None) -> Example:
-        kept = ("id", "choice", "error", "medium", "media")
+        kept = ("id", "choice", "error", "media")
         labels = np.asarray(record["labels"], np.int32)
         return {**{key: record[key] for key in kept if key in record}, "labels": labels}
 

@@ -168,3 +168,76 @@ def test_bad_arguments(folder, tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(UserError, match="found 0 such lines"):
         tasks.jsonl_task("own", str(tmp_path / "empty.jsonl"), vocabulary="scenes")
+
+
+# What is said once
+
+
+def test_a_file_is_read_and_complained_about_once_a_process(folder, caplog, monkeypatch):
+    from vadapter.data import tasks
+    from vadapter.data.reading import files
+
+    opened, read = [], files.read_file
+    monkeypatch.setattr(files, "read_file", lambda path: opened.append(path) or read(path))
+    lines = [{"image": "a.jpg", "caption": f"take {i}", "licence": "mine"} for i in range(300)]
+    path = write(folder, *lines[:100], "{not json", *lines[100:], {"image": "a.jpg"})
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):  # gin calls a task for training and for each evaluation
+            tasks.jsonl_task("own", path, path, vocabulary="scenes")
+        tasks.jsonl_task("other", path, vocabulary="scenes")
+    assert opened == [path]
+    said = [record.getMessage().split("all.jsonl")[1][:5] for record in caplog.records]
+    assert said == [":101:", ":302:", ": fie"]
+
+
+def test_a_file_that_has_changed_is_read_again(folder):
+    from vadapter.data.reading.jsonl import read_jsonl
+
+    path = write(folder, {"image": "a.jpg", "caption": "one"})
+    assert [line.record.captions for line in read_jsonl(path)] == [("one",)]
+    write(folder, {"image": "a.jpg", "caption": "another"})
+    assert [line.record.captions for line in read_jsonl(path)] == [("another",)]
+
+
+# Values of other kinds
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ({"image": "a.jpg", "video": None, "caption": "x", "question": None, "id": None}, ("x",)),
+        ({"image": "a.jpg", "caption": 7}, ("7",)),
+        ({"image": "a.jpg", "caption": [1.5, "x"]}, ("1.5", "x")),
+        ('{"image": "a.jpg", "caption": "a \\ud83d dog"}', ("a \ufffd dog",)),
+        ('{"image": "a.jpg", "caption": "a \\ud83d\\ude42 dog"}', ("a 🙂 dog",)),
+    ],
+)
+def test_values_that_tables_and_programs_write(folder, line, expected):
+    from vadapter.data.reading.jsonl import read_jsonl
+
+    (found,) = read_jsonl(write(folder, line))
+    assert (found.record.captions, found.record.id) == (expected, "all.jsonl:1")
+
+
+def test_answers_that_are_numbers_and_halves_of_letters_reach_the_rows(folder):
+    write(
+        folder,
+        {"image": "a.jpg", "question": "how many?", "answers": [2, 2.5]},
+        '{"image": "a.jpg", "question": "which \\ud83d ?", "answers": "\\ude00"}',
+    )
+    register(folder)
+    first, second = (row for _, _, row in rows("own_image_question"))
+    assert first["valid"] and first["answers"] == ["2", "2.5"]
+    assert second["valid"] and second["answers"] == ["\ufffd"] and "which \ufffd" in second["prompt"]
+
+
+def test_truth_values_are_no_text(folder):
+    write(folder, {"image": "a.jpg", "question": "is it?", "answers": [True]})
+    with pytest.raises(UserError, match="'answers' is empty or not text"):
+        register(folder)
+
+
+@pytest.mark.parametrize("vocabulary", ["", "nowhere"])
+def test_real_data_need_a_vocabulary(folder, vocabulary):
+    with pytest.raises(UserError, match="jsonl_task.vocabulary; found none.*'scenes'|nowhere; found no such file"):
+        register(folder, vocabulary=vocabulary)

@@ -273,3 +273,24 @@ def test_pairs_are_described_for_the_record_of_a_model(tmp_path):
 
     found = mixture_description.describe(register(write(tmp_path, "tar"), resize="crop", prompt="Say <media> :"))
     assert found["resize"] == "crop" and found["prompts"] == {"caption": "Say <media> :"}
+
+
+def test_parquet_with_a_list_of_one_picture(tmp_path):
+    images = [[{"bytes": png(i), "path": None}] for i in range(3)]
+    pair_files.write_parquet(tmp_path / "a.parquet", [], columns={"images": images, "text": ["a", "b", "c"]})
+    register(f"{tmp_path}/a.parquet", media_field="images", caption_field="text")
+    found = rows()
+    assert [row["references"] for row in found if row["valid"]] == [["a"], ["b"], ["c"]]
+    np.testing.assert_array_equal(found[2]["thumbnail"][0, 0, 0], colour(2))
+
+
+def test_lines_with_nulls_numbers_and_halves_of_letters(tmp_path):
+    pair_files.write_jsonl(tmp_path / "a.jsonl", [1])
+    lines = ['{"image": "1.png", "video": null, "caption": 7}', '{"image": "1.png", "caption": "a \\ud83d dog"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert read(f"{tmp_path}/a.jsonl") == ["7", "a \ufffd dog"]
+
+
+def test_pairs_need_a_vocabulary(tmp_path):
+    with pytest.raises(UserError, match="pairs_task.vocabulary; found none"):
+        register(write(tmp_path, "tar", 3, 1), vocabulary="")

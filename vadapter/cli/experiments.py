@@ -36,7 +36,7 @@ def register() -> None:
         [loop.TrainConfig, objectives.ObjectiveConfig, optimizers.OptimizerConfig, initialize.Source],
         [variants.encoder, variants.decoder, scenes_task, tasks.jsonl_task, tasks.pairs_task],
         [benchmark_task, benchmark_split, tasks.add_mixture, tfds_task],
-        list(preprocessors.REGISTRY.values()),
+        list(preprocessors.REGISTRY),
     )
 
 

@@ -67,7 +67,12 @@ def add_task(
 
 
 def add_mixture(name: str, rates: Sequence[tuple[str, float]]) -> str:
-    """Registers a seqio mixture of (task, rate), replacing one of the same name, and returns the name."""
+    """Registers a seqio mixture of tasks, replacing one of the same name, and returns the name.
+
+    Args:
+        name: letters, digits and underscores.
+        rates: (task, rate); a task's share of the rows is its rate over the sum of all.
+    """
     seqio_tasks.remove(name)
     seqio.MixtureRegistry.add(name, list(rates))
     return name
@@ -99,11 +104,11 @@ def jsonl_task(
         name: letters, digits and underscores.
         train: the JSONL file to train on.
         validation: the JSONL file to evaluate on. Without, the share `holdout` of the media of `train` is held out.
-        holdout: see `validation`.
+        holdout: share of the media of `train` to evaluate on, where `validation` is not given.
         caption_prompt: a name in data/prompts, or a template with `<media>`.
-        question_prompt, video_question_prompt: the same, with `<question>` too.
-        captions, questions: what is done with the text of captions and of questions, in place of `Caption` and
-            `Question` with these prompts.
+        question_prompt, video_question_prompt: a name in data/prompts, or a template with `<media>` and `<question>`.
+        captions, questions: preprocessors of captions and of questions, in place of `Caption` and `Question` with
+            these prompts.
         resize: stretch, crop or pad.
         frame_sampling: uniform, centre or random, see `video.decode`.
         vocabulary: a SentencePiece model, a tokenizer.json, or a folder with one, such as an imported language model's;
@@ -172,13 +177,13 @@ def pairs_task(
         media_field: feature or column with the encoded file or frames, or the path of a file; empty is `media`.
         caption_field: feature, column or JSON field with the caption or several; empty is `caption`. For tar, empty
             takes KEY.txt where there is one, and a name looks into KEY.json only.
-        holdout: see `validation`; 0 holds nothing out.
+        holdout: share of the records of `files` to evaluate on, where `validation` is not given; 0 is none.
         prompt: a name in data/prompts, or a template with `<media>`.
-        captions: what is done with the text of a record, in place of `Caption(prompt)`.
+        captions: preprocessor of the records, in place of `Caption(prompt)`.
         resize: stretch, crop or pad.
         frame_sampling: uniform, centre or random, see `video.decode`.
-        vocabulary: see `jsonl_task`.
-        prompt_format: see `jsonl_task`.
+        vocabulary: a tokeniser's file or folder; see `jsonl_task`.
+        prompt_format: `plain`, `chat` or a family; see `jsonl_task`.
         cache_dir: where the indexes of the files are kept, see `shards.indexes`. Hosts that share it share the work.
         threads: records that are read at once; 0 is one a core, and 32 for remote files.
         max_bad_share: share of the records that may be unusable for reasons seen without reading their media.

@@ -216,7 +216,9 @@ class _TaskScan:
         )
         for rows in found:
             for i, example in enumerate(rows.examples):
-                yield _Row(example, {key: values[i] for key, values in rows.arrays.items()}, rows.media[i], rows.mediums[i])
+                yield _Row(
+                    example, {key: values[i] for key, values in rows.arrays.items()}, rows.media[i], rows.mediums[i]
+                )
 
     def look(self, row: _Row) -> bool:
         """Counts what is right and wrong with a row. Returns whether something is wrong."""

@@ -12,7 +12,7 @@ class LoaderConfig:
 
     Attributes:
         mixture: name of a registered seqio task or mixture.
-        split: split of it.
+        split: the split of that task or mixture.
         batch_size: rows of the global batch, over all hosts.
         lengths: `inputs`, slots of the prompt's text with the bos slot that begins every row (so at least 1; the
             visual tokens come on top), and `targets`, slots of the text to predict with its eos.

@@ -184,12 +184,12 @@ class Loader:
         """Yields one pass over the split: (host-local batch, a dict a row), task by task.
 
         Every host makes the same number of batches. The last batch of a task is filled with rows without weight, whose
-        dict has `valid` False, as it has for records that cannot be read.
+        dict has `valid` False, as it has for records that cannot be read: theirs says in `error` why.
 
         Args:
             for_decoding: rows hold prompts only, to be continued.
 
-        A row's dict: `id`, `task`, `valid`, `prompt`, `references` (list), `question`, `answers` (list),
+        A row's dict: `id`, `task`, `valid`, `error`, `prompt`, `references` (list), `question`, `answers` (list),
         `question_type`, `answer_type`, `domain` and `image`, the file's name (where the data set has them) and
         `thumbnail`, the medium as uint8 [F, h, w, 3] (None without media). Rows without text have `id`, `task`,
         `valid` and `thumbnail`.
@@ -240,6 +240,7 @@ def _rows(found: RowBatch, task: Task, real: int) -> list[dict[str, Any]]:
             "id": example["id"],
             "task": task.name,
             "valid": i < real and not example["error"],
+            "error": example["error"] if i < real else "",
             "thumbnail": found.media[i, 0] if found.media.shape[1] else None,
         }
         rows.append(row | {key: example[key] for key in (*_ROW_TEXT, *_ROW_TEXTS) if key in example})

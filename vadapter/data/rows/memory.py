@@ -159,12 +159,12 @@ def _decode(image: Media, sizes: Sizes, resize: str) -> np.ndarray:
         return video.load(os.fspath(image), sizes.num_frames, sizes.image_size, resize)
     if not is_video(image):
         return _picture(image, sizes.image_size, resize)[None]
-    frames = list(image)
+    frames: list[Any] = [*image]  # type: ignore[misc] no path: see above
     if not frames:
         raise MediaError("has no frames")
     chosen = video.sample_indices(len(frames), sizes.num_frames)
-    frames = {k: _picture(frames[k], sizes.image_size, resize) for k in set(chosen)}
-    return np.stack([frames[k] for k in chosen])
+    decoded = {k: _picture(frames[k], sizes.image_size, resize) for k in set(chosen)}
+    return np.stack([decoded[k] for k in chosen])
 
 
 def _picture(image: Media, size: int, resize: str) -> np.ndarray:

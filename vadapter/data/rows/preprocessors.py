@@ -23,11 +23,12 @@ and give it to a task: `jsonl_task(..., captions=Headline())`.
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from vadapter.base.errors import UserError
+from vadapter.base.registry import Registry
 from vadapter.data.rows import prompts
 from vadapter.data.rows.converters import Example
 from vadapter.data.rows.few_shot import Examples
@@ -77,7 +78,7 @@ def _plain(settings: Any) -> dict[str, Any]:
     return found
 
 
-REGISTRY: dict[str, type[Preprocessor]] = {}
+REGISTRY = Registry("preprocessor")
 _Class = TypeVar("_Class", bound=type[Any])
 
 
@@ -85,11 +86,10 @@ def preprocessor(cls: _Class) -> _Class:
     """Registers a preprocessor under its class name, so that gin files can name it.
 
     Raises:
-        UserError: it is no frozen dataclass, no `Preprocessor`, lacks `example`, or another one has its name.
+        UserError: it is no frozen dataclass, no `Preprocessor`, lacks `example`, or one of another module has its name.
     """
-    name, where = cls.__name__, f"{cls.__module__}.{cls.__qualname__}"
-    found: Any = cls
-    if not issubclass(found, Preprocessor) or getattr(cls, "__abstractmethods__", ()):
+    where, found = f"{cls.__module__}.{cls.__qualname__}", cast(Any, cls)
+    if not issubclass(found, Preprocessor) or found.__abstractmethods__:
         raise UserError(
             f"Expected a preprocessor to be a subclass of Preprocessor with the method `example`; {where} is not. "
             "Write `class Mine(Preprocessor)` and `def example(self, record, vocabulary)`."
@@ -99,14 +99,7 @@ def preprocessor(cls: _Class) -> _Class:
             f"Expected a preprocessor to be a frozen dataclass, whose fields are its settings; {where} is not. Write "
             "@dataclasses.dataclass(frozen=True) below @preprocessor."
         )
-    other = REGISTRY.get(name)
-    # A notebook's cell that is run again defines its class again.
-    if other is not None and not (cls.__module__ == other.__module__ == "__main__"):
-        raise UserError(
-            f"Expected preprocessors of different names; {where} has the name of {other.__module__}."
-            f"{other.__qualname__}. Rename it."
-        )
-    REGISTRY[name] = found
+    REGISTRY.register(found)
     return cls
 
 

@@ -20,7 +20,7 @@ from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.data.rows import formats
 
-SHIPPED = "scenes"  # names the vocabulary that comes with vadapter
+SCENES = "scenes"  # names the vocabulary that comes with vadapter
 _JSON = "tokenizer.json"
 _FOLDER = "tokenizer"  # of a folder that `vadapter import` wrote
 # What families call their tokens, for tokenisers that do not say.
@@ -47,7 +47,7 @@ class TextVocabulary:
     pad_id = 0
 
     def __init__(self, path: str, prompt_format: str):
-        self.path = "" if path == SHIPPED else path
+        self.path = "" if path == SCENES else path
         # Some libraries find these in any text: user-defined pieces, and added tokens that are not special.
         turns = {token for f in formats.FORMATS.values() for token in f.tokens}
         self._guarded = sorted(token for token in turns if self.token_id(token) in self._library_ids(token))
@@ -339,7 +339,7 @@ def locate(path: str) -> epath.Path:
     Raises:
         UserError: there is none, or it cannot be reached.
     """
-    if path in ("", SHIPPED):
+    if path in ("", SCENES):
         return epath.Path(resources.folder("data")) / "scenes" / "vocabulary.model"
     try:
         return _find(epath.Path(path).expanduser())
@@ -398,7 +398,7 @@ def load_given(path: str, prompt_format: str, setting: str) -> TextVocabulary:
     if not path:
         raise UserError(
             f"Expected a vocabulary in {setting}; found none. Give the tokenizer of the language model: its file or "
-            f"folder, or the folder that vadapter import wrote (VOCABULARY). {SHIPPED!r} is the 512-piece vocabulary "
+            f"folder, or the folder that vadapter import wrote (VOCABULARY). {SCENES!r} is the 512-piece vocabulary "
             "of the demo's models."
         )
     return load(path, prompt_format)

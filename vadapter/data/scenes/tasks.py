@@ -12,7 +12,7 @@ from vadapter.data.scenes.labels import LabelRows, Labels
 from vadapter.data.tasks import add_mixture, add_task
 
 
-def register_scenes(data_dir: str, config: ScenesConfig | None = None, vocabulary: str = vocabularies.SHIPPED) -> None:
+def register_scenes(data_dir: str, config: ScenesConfig | None = None, vocabulary: str = vocabularies.SCENES) -> None:
     """Writes the scenes data sets if they are absent, and registers their tasks and mixtures.
 
     Tasks: scenes_caption, scenes_question, scenes_video_caption, scenes_video_question, scenes_labels, scenes_text.
@@ -43,9 +43,19 @@ def scenes_task(
     name: str = "scenes_images",
     data_dir: str = "scenes_data",
     config: ScenesConfig | None = None,
-    vocabulary: str = vocabularies.SHIPPED,
+    vocabulary: str = vocabularies.SCENES,
 ) -> str:
-    """`register_scenes`, then returns `name`, one of its tasks or mixtures: for .gin files."""
+    """Registers the scenes as `register_scenes` does and returns `name`: for .gin files.
+
+    Args:
+        name: one of its tasks or mixtures.
+        data_dir: folder where the data sets are or will be written.
+        config: which scenes.
+        vocabulary: a tokeniser's file or folder; the default is made for scenes.
+
+    Raises:
+        UserError: there is no such task or mixture.
+    """
     register_scenes(data_dir, config, vocabulary)
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in known:

@@ -28,9 +28,10 @@ def test_items_and_errors_come_as_they_are_made(count):
         yield from range(5)
         raise UserError("the sixth")
 
-    made, seen = read_ahead(items(), count), []
+    made = read_ahead(items(), count)
+    assert list(itertools.islice(made, 5)) == list(range(5))
     with pytest.raises(UserError, match="the sixth"):
-        seen.extend(made) or [seen.append(x) for x in made]
+        next(made)
     assert list(read_ahead(iter(range(7)), count)) == list(range(7))
 
 

@@ -53,7 +53,8 @@ made = memory.batch(
     lengths={LENGTHS}, sizes=Sizes(16, 4, 3),
 )
 clips = memory.batch(
-    [{str(folder / "d.mp4")!r}], "caption", vocabulary=vocabulary.load("scenes"), lengths={LENGTHS}, sizes=Sizes(16, 4, 3)
+    [{str(folder / "d.mp4")!r}], "caption", vocabulary=vocabulary.load("scenes"),
+    lengths={LENGTHS}, sizes=Sizes(16, 4, 3),
 )
 assert made.tokens.shape == (1, 23) and clips.media.shape == (1, 1, 4, 16, 16, 3)
 print(sorted({{"tensorflow", "seqio", "tensorflow_datasets"}} & set(sys.modules)))

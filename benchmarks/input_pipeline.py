@@ -91,13 +91,14 @@ def ours(kind: str, files: str, args: argparse.Namespace) -> Callable[[], Iterat
     from vadapter.data import tasks
     from vadapter.data.order.config import LoaderConfig
     from vadapter.data.order.loader import Loader
+    from vadapter.data.rows.sizes import Sizes
 
     name = f"bench_{kind}"
     media = "video" if kind == "clips" else "image"
-    tasks.pairs_task(name, files, media=media, holdout=0.0, threads=args.workers, cache_dir=f"{args.folder}/index")
+    reading = {"threads": args.workers, "cache_dir": f"{args.folder}/index"}
+    tasks.pairs_task(name, files, media=media, holdout=0.0, vocabulary="scenes", **reading)
     batch = args.clip_batch if kind == "clips" else args.batch
-    config = LoaderConfig(mixture=name, batch_size=batch, image_size=args.size, num_frames=args.frames)
-    loader = Loader(config)
+    loader = Loader(LoaderConfig(mixture=name, batch_size=batch), Sizes(args.size, args.frames, 16))
     return loader.batches
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import official_files
+from tests.data.loaders import make_loader
 from vadapter.base import resources
 from vadapter.base.errors import UserError
-from vadapter.data.order.config import LoaderConfig
 
 VIDEO = ("msrvtt_caption", "vatex_caption", "msvd_caption", "msrvtt_qa", "msvd_qa", "ivqa")
 
@@ -22,15 +22,8 @@ def register(name, folder, **settings):
 
 
 def rows(name, split, **changes):
-    from vadapter.data.order.loader import Loader
-
-    settings: dict[str, Any] = {
-        "batch_size": 2,
-        "num_visual_tokens": 3,
-        "image_size": 16,
-        "lengths": {"inputs": 400, "targets": 40},
-    }
-    made = Loader(LoaderConfig(mixture=name, split=split, **(settings | changes)))
+    settings: dict[str, Any] = {"batch_size": 2, "lengths": {"inputs": 400, "targets": 40}}
+    made = make_loader(name, split=split, **(settings | changes))
     found = [(batch, i, row) for batch, found in made.eval_batches() for i, row in enumerate(found) if row["valid"]]
     return found, made
 
@@ -84,12 +77,9 @@ def test_files_that_several_questions_show_are_kept_once(tmp_path):
 
 
 def test_training_and_several_splits(tmp_path):
-    from vadapter.data.order.loader import Loader
-
     official_files.write("vqav2", tmp_path / "official")
     register("vqav2", tmp_path, splits=("train", "validation", "test_dev"), shots=0)
-    settings: dict[str, Any] = {"batch_size": 4, "num_visual_tokens": 3, "image_size": 16}
-    batches = Loader(LoaderConfig(mixture="vqav2", **settings)).batches()
+    batches = make_loader("vqav2", batch_size=4).batches()
     assert next(batches).media.shape == (4, 1, 1, 16, 16, 3)
     found, _ = rows("vqav2", "test_dev")
     assert [(row["references"], row["answers"]) for _, _, row in found] == [([], [])] * 2

@@ -40,6 +40,7 @@ def test_mistakes_are_messages(tmp_path, official, capsys):
 def test_the_gin_file_of_benchmarks_follows_a_run(tmp_path, official):
     from vadapter.benchmarks import table, tasks
     from vadapter.data.order.loader import Loader
+    from vadapter.data.rows.sizes import Sizes
 
     experiments.register()
     register([tasks.benchmark_task, table.benchmark_split])
@@ -47,6 +48,6 @@ def test_the_gin_file_of_benchmarks_follows_a_run(tmp_path, official):
     parse_gin(["experiments/scenes_tiny.gin", "data/benchmarks.gin"], [*bindings, "SHOTS=2", "EVAL_LIMIT=2"])
     (evaluation,) = experiments.made().evaluations
     assert (evaluation.name, evaluation.kind, evaluation.data.split) == ("vqav2", "generation", "validation")
-    _, rows = next(Loader(evaluation.data).eval_batches(for_decoding=True))
+    _, rows = next(Loader(evaluation.data, Sizes(16, 1, 3)).eval_batches(for_decoding=True))
     assert [row["id"] for row in rows if row["valid"]] == ["262148000", "262148001"]
     assert rows[0]["prompt"].count("Given Question") == 2

@@ -19,8 +19,8 @@ SMALL = ScenesConfig(
 
 @pytest.fixture(scope="session")
 def scenes_dir(tmp_path_factory):
-    from vadapter.data import tasks
+    from vadapter.data.scenes.tasks import register_scenes
 
     data_dir = str(tmp_path_factory.mktemp("scenes"))
-    tasks.register_scenes(data_dir, SMALL)
+    register_scenes(data_dir, SMALL)
     return data_dir

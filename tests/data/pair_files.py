@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vadapter.data.order.config import LoaderConfig
+from tests.data.loaders import make_loader
 
 ENDINGS = {"tar": "tar", "tfrecord": "tfrecord", "array_record": "array_record", "parquet": "parquet", "jsonl": "jsonl"}
 
@@ -109,14 +109,11 @@ def write(folder, format_: str, count: int = 20, files: int = 3) -> str:
 def register(files, **settings):
     from vadapter.data import tasks
 
-    return tasks.pairs_task("pairs", files, **{"holdout": 0.0, **settings})
+    return tasks.pairs_task("pairs", files, **{"holdout": 0.0, "vocabulary": "scenes", **settings})
 
 
 def loader(name="pairs", index=0, count=1, **changes):
-    from vadapter.data.order.loader import Loader
-
-    settings = {"batch_size": 4, "num_visual_tokens": 3, "image_size": 16, "max_bad_share": 0.5}
-    return Loader(LoaderConfig(mixture=name, **(settings | changes)), process_index=index, process_count=count)
+    return make_loader(name, index, count, **({"batch_size": 4, "max_bad_share": 0.5} | changes))
 
 
 def rows(name="pairs", **changes):

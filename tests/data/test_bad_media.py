@@ -2,14 +2,13 @@
 
 import json
 
+from tests.data.loaders import make_loader
 from tests.data.test_odd_images import BAD, encode, plain
 from tests.data.test_odd_videos import BAD_VIDEOS
 
 
 def test_a_run_skips_every_bad_file_by_name_and_counts_it(tmp_path, caplog):
     from vadapter.data import tasks
-    from vadapter.data.order.config import LoaderConfig
-    from vadapter.data.order.loader import Loader
 
     lines = []
     for i, (name, make) in enumerate(BAD.items()):
@@ -21,8 +20,8 @@ def test_a_run_skips_every_bad_file_by_name_and_counts_it(tmp_path, caplog):
     (tmp_path / "good.jpg").write_bytes(encode(plain(), "JPEG"))
     lines.append({"image": "good.jpg", "caption": "x", "id": "good"})
     (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    name = tasks.jsonl_task("bad", str(tmp_path / "all.jsonl"), str(tmp_path / "all.jsonl"))
-    made = Loader(LoaderConfig(mixture=name, batch_size=8, num_visual_tokens=3, image_size=16, max_bad_share=1.0))
+    name = tasks.jsonl_task("bad", str(tmp_path / "all.jsonl"), str(tmp_path / "all.jsonl"), vocabulary="scenes")
+    made = make_loader(name, batch_size=8, max_bad_share=1.0)
     valid = {row["id"]: row["valid"] for _, part in made.eval_batches() for row in part if row["id"]}
     assert made.counters()["skipped"] == len(lines) - 1
     assert [id_ for id_, good in valid.items() if good] in (["good"], [])

@@ -1,16 +1,16 @@
 """A user's questions as the turns of a chat: whole rows, in words."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import tokenizers
 
 from tests.data.files import picture
+from tests.data.loaders import make_loader
 from tests.data.tokenizer_files import write_tokenizer
-from vadapter.data.order.config import LoaderConfig
-from vadapter.data.order.loader import Loader
-from vadapter.data.rows import vocabulary
-from vadapter.data.rows.requests import request
+from vadapter.data.rows import memory, vocabulary
 from vadapter.data.tasks import jsonl_task
 
 PROMPT = "See <media> . Question : <question> ? Answer:"
@@ -47,7 +47,7 @@ def chat_loader(folder, family, **lengths):
     settings = {"question_prompt": PROMPT, "vocabulary": str(folder / family), "prompt_format": "chat"}
     mixture = jsonl_task("chats", **files, **settings)
     lengths = {"inputs": 96, "targets": 32, **lengths}
-    return Loader(LoaderConfig(mixture, "validation", 1, lengths, num_visual_tokens=2, image_size=16))
+    return make_loader(mixture, split="validation", batch_size=1, lengths=lengths, num_visual_tokens=2)
 
 
 def written(folder, family, batch):
@@ -76,8 +76,13 @@ def test_a_row_is_what_the_family_s_template_writes(asked, family):
 def test_a_request_is_the_row_up_to_its_answer(asked, family):
     loader = chat_loader(asked, family)
     row, _ = next(loader.eval_batches(for_decoding=True))
-    made = request(str(asked / "a.png"), loader.config, loader.vocabulary, PROMPT, "what is it?", 1)
+    model = {"vocabulary": loader.vocabulary, "lengths": loader.config.lengths, "sizes": loader.sizes}
+    made = memory.batch([asked / "a.png"], PROMPT, None, "what is it?", **model)
     assert made.tokens[0].tolist() == row.tokens[0].tolist()
+    whole, _ = next(loader.eval_batches())
+    made = memory.batch([asked / "a.png"], PROMPT, "a red ring !", "what is it?", **model)
+    for field in dataclasses.fields(made):
+        np.testing.assert_array_equal(getattr(made, field.name), getattr(whole, field.name), err_msg=field.name)
 
 
 @pytest.mark.parametrize("family", ROWS)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from vadapter.base.errors import UserError
-from vadapter.data.rows.converters import VLMFeatureConverter
+from vadapter.data.seqio_tasks import VLMFeatureConverter
 
 LENGTHS = {"inputs": 5, "targets": 3, "media": (1, 1, 2, 2, 3)}
 

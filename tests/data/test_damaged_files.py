@@ -143,3 +143,27 @@ def test_a_record_that_vanishes_is_skipped(tmp_path, caplog):
     path.write_bytes(path.read_bytes()[:100])
     assert [row["valid"] for row in rows()] == [True, True, False, False]
     assert "cannot be read" in caplog.text
+
+
+TWICE = {
+    "names with dots": ["22.05.png", "22.05.txt", "22.15.png", "22.15.txt"],
+    "a key twice": ["cat.png", "cat.txt", "cat.png", "cat.txt"],
+    "two pictures": ["cat.a.png", "cat.b.png", "cat.txt"],
+    "two texts": ["cat.png", "cat.a.txt", "cat.b.txt"],
+    "capital letters": ["cat.png", "cat.PNG", "cat.txt"],
+}
+
+
+@pytest.mark.parametrize("names", TWICE.values(), ids=TWICE)
+def test_a_picture_is_never_joined_with_the_text_of_another(tmp_path, names, caplog):
+    members = [(name, png(9) if name.lower().endswith("png") else b"another", {}) for name in names]
+    assert read(tar_with(tmp_path / "a.tar", *members), max_bad_share=0.5) == [caption(0), caption(1)]
+    assert loader().counters()["left_out"] == 1
+    assert "2 members end in ." in caplog.text and "one name up to its first dot" in caplog.text
+    with pytest.raises(UserError, match="found 1 of 3"):
+        register(str(tmp_path / "a.tar"))
+
+
+def test_other_members_may_have_one_ending(tmp_path):
+    members = [("x.png", png(1), {}), ("x.a.npy", b"1", {}), ("x.b.npy", b"2", {}), ("x.txt", b"words", {})]
+    assert read(tar_with(tmp_path / "a.tar", *members)) == [caption(0), "words", caption(1)]

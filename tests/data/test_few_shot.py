@@ -89,14 +89,13 @@ def test_prompts_of_the_paper():
 
 
 def registered(tmp_path, name="vqav2", **settings):
+    from tests.data.loaders import make_loader
     from vadapter.benchmarks.tasks import benchmark_task
-    from vadapter.data.order.config import LoaderConfig
-    from vadapter.data.order.loader import Loader
 
     official_files.write(name, tmp_path / "official")
     benchmark_task(name, str(tmp_path / "built"), str(tmp_path / "official"), **settings)
     lengths = {"inputs": 300, "targets": 8}
-    made = Loader(LoaderConfig(mixture=name, split="validation", lengths=lengths, num_visual_tokens=3, batch_size=3))
+    made = make_loader(name, split="validation", lengths=lengths, batch_size=3, image_size=48)
     ((batch, rows),) = list(made.eval_batches(for_decoding=True))
     return batch, rows, made.vocabulary
 

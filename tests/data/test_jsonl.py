@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.data.files import clip, copy_to_ram, picture
+from tests.data.loaders import make_loader
 from vadapter.base import resources
 from vadapter.base.errors import UserError
-from vadapter.data.order.config import LoaderConfig
 
 
 @pytest.fixture
@@ -39,15 +39,13 @@ def write(folder, *lines):
 def register(folder, **settings):
     from vadapter.data import tasks
 
-    settings = {"validation": str(folder / "all.jsonl"), **settings}
+    settings = {"validation": str(folder / "all.jsonl"), "vocabulary": "scenes", **settings}
     return tasks.jsonl_task("own", str(folder / "all.jsonl"), **settings)
 
 
 def rows(mixture, **changes):
-    from vadapter.data.order.loader import Loader
-
-    settings = {"split": "validation", "batch_size": 2, "num_visual_tokens": 3, "image_size": 16, "max_bad_share": 1.0}
-    made = Loader(LoaderConfig(mixture=mixture, **(settings | changes)))
+    settings = {"split": "validation", "batch_size": 2, "max_bad_share": 1.0}
+    made = make_loader(mixture, **(settings | changes))
     return [(batch, i, row) for batch, found in made.eval_batches() for i, row in enumerate(found) if row["id"]]
 
 
@@ -68,24 +66,22 @@ def test_each_kind_of_record_becomes_a_task(folder):
 
 
 def test_training_batches_of_the_mixture(folder):
-    from vadapter.data.order.loader import Loader
-
-    made = Loader(LoaderConfig(mixture=register(folder), batch_size=4, num_visual_tokens=3, image_size=16))
+    made = make_loader(register(folder), batch_size=4)
     batches = made.batches()
     assert {next(batches).media.shape[2] for _ in range(10)} == {1, 4}
     assert made.counters()["skipped"] == 0
 
 
 def test_no_image_is_in_both_splits_of_a_hold_out(folder):
-    from vadapter.data.reading.jsonl import JsonlSource
+    from vadapter.data.reading.jsonl import read_splits
 
     lines = [{"image": f"{i // 2}.png", "caption": f"take {i}"} for i in range(40)]
     path = write(folder, *lines)
-    sources = [JsonlSource(path, media="image", question=False, holdout=0.25) for _ in range(2)]
-    parts = {s: {line["image"] for line in sources[0]._lines[s]} for s in ("train", "validation")}
+    splits = read_splits(path, holdout=0.25)
+    parts = {split: {line.record.path for line in some} for split, some in splits.items()}
     assert not parts["train"] & parts["validation"]
     assert (len(parts["train"]), len(parts["validation"])) == (15, 5)
-    assert sources[0]._lines == sources[1]._lines
+    assert read_splits(path, holdout=0.25) == splits
 
 
 def test_own_prompts_and_resize(folder):
@@ -99,7 +95,7 @@ def test_the_sample_folder_is_readable():
     from vadapter.data import tasks
 
     path = str(resources.folder("data") / "samples" / "captions.jsonl")
-    tasks.jsonl_task("samples", path, path)
+    tasks.jsonl_task("samples", path, path, vocabulary="scenes")
     assert sum(row["valid"] for _, _, row in rows("samples", max_bad_share=0.0)) == 7
 
 
@@ -121,14 +117,14 @@ def test_a_folder_in_a_bucket(folder, caplog):
     copy_to_ram(folder, remote)
     from vadapter.data import tasks
 
-    tasks.jsonl_task("own", f"{remote}/all.jsonl", validation=f"{remote}/all.jsonl")
+    tasks.jsonl_task("own", f"{remote}/all.jsonl", validation=f"{remote}/all.jsonl", vocabulary="scenes")
     found = {(row["task"], row["id"]): (batch, i) for batch, i, row in rows("own") if row["valid"]}
     assert len(found) == 5
     batch, i = found["own_image_caption", "sea"]
     np.testing.assert_allclose(batch.media[i, 0, 0, 8, 8], (0, 0, 250), atol=12)
     assert "skipped all.jsonl:2" in caplog.text and f"{remote}/b.png" in caplog.text
     with pytest.raises(UserError, match=f"at {remote}/none.jsonl"):
-        tasks.jsonl_task("own", f"{remote}/none.jsonl")
+        tasks.jsonl_task("own", f"{remote}/none.jsonl", vocabulary="scenes")
 
 
 @pytest.mark.parametrize(
@@ -166,25 +162,82 @@ def test_bad_arguments(folder, tmp_path):
     with pytest.raises(UserError, match="jsonl_task.train"):
         tasks.jsonl_task("own")
     with pytest.raises(UserError, match=r"none\.jsonl"):
-        tasks.jsonl_task("own", str(tmp_path / "none.jsonl"))
+        tasks.jsonl_task("own", str(tmp_path / "none.jsonl"), vocabulary="scenes")
     with pytest.raises(UserError, match="exactly one <media>"):
         register(folder, caption_prompt="no room here")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(UserError, match="found 0 such lines"):
-        tasks.jsonl_task("own", str(tmp_path / "empty.jsonl"))
+        tasks.jsonl_task("own", str(tmp_path / "empty.jsonl"), vocabulary="scenes")
 
 
-def test_one_file_and_a_prompt_without_a_data_set(folder):
-    from vadapter.data.rows import requests, vocabulary
+# What is said once
 
-    words = vocabulary.load()
-    config = LoaderConfig(lengths={"inputs": 12, "targets": 8}, num_visual_tokens={1: 3, 4: 5}, image_size=16)
-    batch = requests.request(str(folder / "a.jpg"), config, words, "caption", None, rows=2)
-    assert batch.tokens.shape == (2, 15) and batch.media.shape == (2, 1, 1, 16, 16, 3)
-    np.testing.assert_array_equal(batch.media_index[1, 5:9], [0, 1, 2, -1])
-    clip_batch = requests.request(str(folder / "d.mp4"), config, words, "caption", None, rows=1)
-    assert clip_batch.media.shape == (1, 1, 4, 16, 16, 3) and (clip_batch.media_index >= 0).sum() == 5
-    with pytest.raises(UserError, match="the model reads 12"):
-        requests.request(str(folder / "a.jpg"), config, words, "image_question", "what is it?", rows=1)
-    with pytest.raises(UserError, match="exactly one <media>"):
-        requests.request(str(folder / "a.jpg"), config, words, "what is it", None, rows=1)
+
+def test_a_file_is_read_and_complained_about_once_a_process(folder, caplog, monkeypatch):
+    from vadapter.data import tasks
+    from vadapter.data.reading import files
+
+    opened, read = [], files.read_file
+    monkeypatch.setattr(files, "read_file", lambda path: opened.append(path) or read(path))
+    lines = [{"image": "a.jpg", "caption": f"take {i}", "licence": "mine"} for i in range(300)]
+    path = write(folder, *lines[:100], "{not json", *lines[100:], {"image": "a.jpg"})
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):  # gin calls a task for training and for each evaluation
+            tasks.jsonl_task("own", path, path, vocabulary="scenes")
+        tasks.jsonl_task("other", path, vocabulary="scenes")
+    assert opened == [path]
+    said = [record.getMessage().split("all.jsonl")[1][:5] for record in caplog.records]
+    assert said == [":101:", ":302:", ": fie"]
+
+
+def test_a_file_that_has_changed_is_read_again(folder):
+    from vadapter.data.reading.jsonl import read_jsonl
+
+    path = write(folder, {"image": "a.jpg", "caption": "one"})
+    assert [line.record.captions for line in read_jsonl(path)] == [("one",)]
+    write(folder, {"image": "a.jpg", "caption": "another"})
+    assert [line.record.captions for line in read_jsonl(path)] == [("another",)]
+
+
+# Values of other kinds
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ({"image": "a.jpg", "video": None, "caption": "x", "question": None, "id": None}, ("x",)),
+        ({"image": "a.jpg", "caption": 7}, ("7",)),
+        ({"image": "a.jpg", "caption": [1.5, "x"]}, ("1.5", "x")),
+        ('{"image": "a.jpg", "caption": "a \\ud83d dog"}', ("a \ufffd dog",)),
+        ('{"image": "a.jpg", "caption": "a \\ud83d\\ude42 dog"}', ("a 🙂 dog",)),
+    ],
+)
+def test_values_that_tables_and_programs_write(folder, line, expected):
+    from vadapter.data.reading.jsonl import read_jsonl
+
+    (found,) = read_jsonl(write(folder, line))
+    assert (found.record.captions, found.record.id) == (expected, "all.jsonl:1")
+
+
+def test_answers_that_are_numbers_and_halves_of_letters_reach_the_rows(folder):
+    write(
+        folder,
+        {"image": "a.jpg", "question": "how many?", "answers": [2, 2.5]},
+        '{"image": "a.jpg", "question": "which \\ud83d ?", "answers": "\\ude00"}',
+    )
+    register(folder)
+    first, second = (row for _, _, row in rows("own_image_question"))
+    assert first["valid"] and first["answers"] == ["2", "2.5"]
+    assert second["valid"] and second["answers"] == ["\ufffd"] and "which \ufffd" in second["prompt"]
+
+
+def test_truth_values_are_no_text(folder):
+    write(folder, {"image": "a.jpg", "question": "is it?", "answers": [True]})
+    with pytest.raises(UserError, match="'answers' is empty or not text"):
+        register(folder)
+
+
+@pytest.mark.parametrize("vocabulary", ["", "nowhere"])
+def test_real_data_need_a_vocabulary(folder, vocabulary):
+    with pytest.raises(UserError, match="jsonl_task.vocabulary; found none.*'scenes'|nowhere; found no such file"):
+        register(folder, vocabulary=vocabulary)

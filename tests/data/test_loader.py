@@ -6,17 +6,15 @@ import itertools
 import numpy as np
 import pytest
 
+from tests.data.loaders import make_loader
 from vadapter.base.errors import UserError
-from vadapter.data.order.config import LoaderConfig
 
 pytestmark = pytest.mark.usefixtures("scenes_dir")
-BASE = LoaderConfig(mixture="scenes_images", batch_size=8, num_visual_tokens=3, image_size=32)
 
 
 def loader(index=0, count=1, **changes):
-    from vadapter.data.order.loader import Loader
-
-    return Loader(dataclasses.replace(BASE, **changes), index, count)
+    settings = {"mixture": "scenes_images", "batch_size": 8, "num_visual_tokens": 3, "image_size": 32}
+    return make_loader(index=index, count=count, **(settings | changes))
 
 
 def take(n, index=0, count=1, start=0, **changes):
@@ -42,9 +40,7 @@ def test_shapes_and_types():
 
 
 def test_a_row_is_bos_prompt_image_and_target():
-    from vadapter.data.order.loader import Loader
-
-    made = Loader(dataclasses.replace(BASE, mixture="scenes_caption"))
+    made = loader(mixture="scenes_caption")
     batch = next(made.batches())
     words = made.vocabulary
     row = batch.tokens[0]
@@ -161,7 +157,7 @@ def test_text_and_media_of_other_records_never_meet(rows):
     from vadapter.data import tasks
 
     whole = seqio.TaskRegistry.get("scenes_caption")
-    name = tasks.add_task("fewer", whole.source, [rows, *whole.preprocessors])
+    name = tasks.add_task("fewer", whole.records, [rows, *whole.preprocessors], rows=whole.rows)
     with pytest.raises(UserError, match="one example of each record, in their order; those of fewer do not"):
         list(itertools.islice(loader(mixture=name).batches(), 3))
 
@@ -226,7 +222,7 @@ def test_too_many_corrupt_records_stop_the_run(monkeypatch):
 def test_an_unreadable_file_of_records_is_named(monkeypatch):
     import seqio
 
-    source = seqio.TaskRegistry.get("scenes_caption").source
+    source = seqio.TaskRegistry.get("scenes_caption").records
     read = type(source).read
 
     def broken(self, split, indices):

@@ -10,14 +10,15 @@ import tensorflow as tf
 
 from tests.data.files import clip, picture
 from vadapter.base.errors import UserError
-from vadapter.data import tasks
-from vadapter.data.check import page as preflight_page
-from vadapter.data.check import scan as preflight
-from vadapter.data.check.report import Lengths
+from vadapter.data import seqio_tasks, tasks
+from vadapter.data.check import check_page, scan
+from vadapter.data.check.findings import Lengths
 from vadapter.data.check.scan import Part
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.reading.sources import RandomAccessSource
-from vadapter.data.rows import preprocessors as pre
+from vadapter.data.rows import vocabulary as vocabularies
+from vadapter.data.rows.preprocessors import Caption
+from vadapter.data.rows.sizes import Sizes
 
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250), "grey": (90, 90, 90)}
 
@@ -39,9 +40,10 @@ def captions(*names, text="a field"):
 
 
 def parts(splits=("train", "validation"), mixture="own", rows=None, **changes):
-    settings = {"num_visual_tokens": 4, "image_size": 16, "lengths": {"inputs": 24, "targets": 16}} | changes
+    sizes = Sizes(16, changes.pop("num_frames", 4), changes.pop("num_visual_tokens", 4))
+    settings = {"lengths": {"inputs": 24, "targets": 16}} | changes
     return [
-        Part(LoaderConfig(mixture=mixture, split=split, **settings), training=split == "train", rows=rows)
+        Part(LoaderConfig(mixture=mixture, split=split, **settings), sizes, training=split == "train", rows=rows)
         for split in splits
     ]
 
@@ -51,8 +53,8 @@ def checked(folder, train, validation=(), settings=None, **changes):
     files = {"train": lines(folder, *train)}
     if validation:
         files["validation"] = lines(folder, *validation, file="validation.jsonl")
-    tasks.jsonl_task("own", **files, holdout=0.0, **(settings or {}))
-    return preflight.check(parts(("train", "validation") if validation else ("train",), **changes))
+    tasks.jsonl_task("own", **files, holdout=0.0, vocabulary="scenes", **(settings or {}))
+    return scan.check(parts(("train", "validation") if validation else ("train",), **changes))
 
 
 def problem(report, kind):
@@ -72,7 +74,7 @@ def test_good_data_have_no_problems(folder):
 
 def test_lengths_are_those_of_the_texts_with_start_and_end(folder):
     report = checked(folder, [{"image": "red.png", "caption": "a red field"}], settings={"caption_prompt": "<media>"})
-    vocabulary = tasks.default_vocabulary()
+    vocabulary = vocabularies.load("scenes")
     assert dict(report.tasks[0].prompts.counts) == {1: 1}
     assert dict(report.tasks[0].targets.counts) == {len(vocabulary.encode(" a red field")) + 1: 1}
 
@@ -141,8 +143,8 @@ def test_videos_are_read_and_hashed(folder):
 
 
 def test_a_split_without_records_spoils(folder):
-    tasks.jsonl_task("own", lines(folder, *captions("red")), holdout=0.0)
-    report = preflight.check(parts())
+    tasks.jsonl_task("own", lines(folder, *captions("red")), holdout=0.0, vocabulary="scenes")
+    report = scan.check(parts())
     found = problem(report, "empty_split")
     assert report.spoils and found.where == "own/validation" and "train" in found.text
 
@@ -153,7 +155,7 @@ def test_an_adapter_without_tokens_for_the_frames_spoils(folder):
 
 
 def test_ids_outside_the_decoders_table_spoil(folder):
-    highest = max(tasks.default_vocabulary().encode(" a field"))
+    highest = max(vocabularies.load("scenes").encode(" a field"))
     assert not checked(folder, captions("red"), rows=512).problems
     found = problem(checked(folder, captions("red"), rows=highest), "outside_table")
     assert found.spoils and f"table of {highest} rows" in found.names[0]
@@ -163,10 +165,10 @@ class Texts(RandomAccessSource):
     """Grey images with the given captions; None cannot be read."""
 
     media = "image"
+    splits = ("train",)
 
     def __init__(self, *texts):
         self.texts = texts
-        super().__init__(splits=("train",), caching_permitted=False)
 
     def num_examples(self, split):
         return len(self.texts)
@@ -174,27 +176,31 @@ class Texts(RandomAccessSource):
     def read(self, split, indices):
         if any(self.texts[i] is None for i in indices):
             raise ValueError("a torn page")
-        return [self.texts[i].encode() for i in indices]
+        return [self.texts[i] for i in indices]
 
     def read_media(self, record, shape, choice=0):
         return np.full(shape, 128, np.uint8)
 
-    def parse(self, record):
-        return {"id": tf.strings.join(["the ", record]), "captions": record[None]}
+    def features(self, record):
+        return {"id": f"the {record}", "captions": [record]}
+
+
+def add_texts(*texts, then=()):
+    tasks.add_task("texts", Texts(*texts), [Caption(), *then], vocabulary=vocabularies.load("scenes"))
 
 
 def test_empty_targets_are_named_and_spoil_if_there_are_no_others():
-    tasks.add_task("texts", Texts("a field", "", "a field"), [pre.caption()])
-    report = preflight.check(parts(("train",), "texts"))
+    add_texts("a field", "", "a field")
+    report = scan.check(parts(("train",), "texts"))
     found = problem(report, "empty_target")
     assert found.names == ("the ",) and not report.spoils
-    tasks.add_task("texts", Texts("", ""), [pre.caption()])
-    assert preflight.check(parts(("train",), "texts")).spoils
+    add_texts("", "")
+    assert scan.check(parts(("train",), "texts")).spoils
 
 
 def test_records_that_cannot_be_read_are_named_by_their_place():
-    tasks.add_task("texts", Texts("a field", None, "a field"), [pre.caption()])
-    (name,) = problem(preflight.check(parts(("train",), "texts")), "corrupt").names
+    add_texts("a field", None, "a field")
+    (name,) = problem(scan.check(parts(("train",), "texts")), "corrupt").names
     assert "record 1" in name and "a torn page" in name
 
 
@@ -202,32 +208,32 @@ def test_a_prompt_without_room_for_the_medium_spoils():
     def no_medium(dataset):
         return dataset.map(lambda ex: {**ex, "inputs": tf.constant([5, 6], tf.int32)})
 
-    tasks.add_task("texts", Texts("a field"), [pre.caption(), no_medium])
-    found = problem(preflight.check(parts(("train",), "texts")), "misfit")
+    add_texts("a field", then=[no_medium])
+    found = problem(scan.check(parts(("train",), "texts")), "misfit")
     assert found.spoils and "0 slots for 4" in found.names[0]
 
 
 def test_tasks_of_ordinary_sources_are_refused():
     import seqio
 
-    tasks._remove("strange")
+    seqio_tasks.remove("strange")
     source = seqio.FunctionDataSource(lambda split, shuffle_files, seed=None: tf.data.Dataset.range(1), ("train",))
     seqio.TaskRegistry.add("strange", source=source, output_features={}, preprocessors=[])
     with pytest.raises(UserError, match="strange"):
-        preflight.check(parts(("train",), "strange"))
+        scan.check(parts(("train",), "strange"))
 
 
 def test_limit_reads_some_of_the_whole_split_and_reports_progress(folder):
-    tasks.jsonl_task("own", lines(folder, *captions("red", "green", "blue", "grey")), holdout=0.0)
+    tasks.jsonl_task("own", lines(folder, *captions("red", "green", "blue", "grey")), holdout=0.0, vocabulary="scenes")
     calls = []
-    report = preflight.check(parts(("train",)), limit=2, progress=lambda *call: calls.append(call))
+    report = scan.check(parts(("train",)), limit=2, progress=lambda *call: calls.append(call))
     assert report.tasks[0].records == 4 and report.tasks[0].checked == 2
     assert [e.name.split(" ")[0] for e in report.examples] == ["train.jsonl:1", "train.jsonl:4"]
     assert calls[-1] == ("own/train", 2, 2)
 
 
 def test_scenes_with_labels_and_with_text_only(scenes_dir):
-    labels, text = (preflight.check(parts(("train",), name)) for name in ("scenes_labels", "scenes_text"))
+    labels, text = (scan.check(parts(("train",), name)) for name in ("scenes_labels", "scenes_text"))
     assert labels.tasks[0].checked == 150 and not labels.spoils and labels.examples[0].picture
     assert text.tasks[0].checked == 60 and text.tasks[0].visual_tokens == 0 and text.examples[0].picture is None
 
@@ -244,7 +250,7 @@ def test_the_page_has_the_pictures_escaped_text_and_the_names(folder):
     (folder / "blue.png").write_bytes(b"")
     evil = {"image": "red.png", "caption": "<script>alert(1)</script>"}
     report = checked(folder, [evil, *captions("green", "blue")], lengths={"inputs": 24, "targets": 64})
-    preflight_page.write(report, folder / "check.html", "A <title>")
+    check_page.write(report, folder / "check.html", "A <title>")
     page = (folder / "check.html").read_text()
     assert page.count('<img src="data:image/png;base64,') == 2
     assert "<script" not in page and "&lt;" in page
@@ -265,7 +271,7 @@ def test_lengths_bins_cover_all_texts():
 def test_a_histogram_marks_what_is_cut_and_the_room():
     lengths = Lengths(room=10)
     lengths.counts.update([10, 10, 11])
-    drawn = preflight_page.bars(lengths)
+    drawn = check_page.bars(lengths)
     assert [(round(height), cut) for _, _, _, height, cut, _ in drawn["rectangles"]] == [(90, False), (45, True)]
     assert drawn["rectangles"][0][0] < drawn["limit"] <= drawn["rectangles"][1][0]
 
@@ -275,8 +281,8 @@ def test_media_inside_of_archives_are_hashed(tmp_path):
 
     write_tar(tmp_path / "train.tar", [1, 2, 3])
     write_tar(tmp_path / "validation.tar", [3, 4])
-    tasks.pairs_task("pairs", str(tmp_path / "train.tar"), str(tmp_path / "validation.tar"))
-    report = preflight.check(parts(mixture="pairs"))
+    tasks.pairs_task("pairs", str(tmp_path / "train.tar"), str(tmp_path / "validation.tar"), vocabulary="scenes")
+    report = scan.check(parts(mixture="pairs"))
     found = problem(report, "overlap")
     assert found.count == 1 and found.names[0].count("00003") == 2
     assert [task.distinct_media for task in report.tasks] == [3, 2]
@@ -289,6 +295,6 @@ def test_a_benchmark_built_of_official_files(tmp_path):
     (tmp_path / "official").mkdir()
     rows = official_files.vqav2(tmp_path / "official")
     benchmark_task("vqav2", str(tmp_path / "built"), str(tmp_path / "official"), shots=0)
-    (split,) = preflight.splits_of("vqav2")
-    (found,) = preflight.check(parts((split,), "vqav2", lengths={"inputs": 64, "targets": 32})).tasks
+    (split,) = scan.splits_of("vqav2")
+    (found,) = scan.check(parts((split,), "vqav2", lengths={"inputs": 64, "targets": 32})).tasks
     assert found.checked == found.whole_targets == len(rows) and 1 <= found.distinct_media <= len(rows)

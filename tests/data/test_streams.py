@@ -13,6 +13,7 @@ from tests.data.media_files import movie
 from tests.data.pair_files import add, caption, colour, example, loader, png, read, register, rows, write
 from vadapter.base.errors import UserError
 from vadapter.data.order.config import LoaderConfig
+from vadapter.data.reading import files as storage
 from vadapter.data.reading import shard_index, shards
 
 FORMATS = tuple(pair_files.ENDINGS)
@@ -149,7 +150,12 @@ def test_a_mixture_of_three_sources_in_gin(tmp_path):
     movie(tmp_path / "v" / "m.webm", [10, 200])
     (tmp_path / "v" / "a.jsonl").write_text('{"video": "m.webm", "caption": "video"}\n' * 3)
     clips = f'["{tmp_path}/v/a.jsonl"]'
-    bindings = [f"IMAGE_FILES='{write(tmp_path, 'tar')}'", f"VIDEO_FILES={clips}", f"CLIP_FILES={clips}"]
+    bindings = [
+        "VOCABULARY='scenes'",
+        f"IMAGE_FILES='{write(tmp_path, 'tar')}'",
+        f"VIDEO_FILES={clips}",
+        f"CLIP_FILES={clips}",
+    ]
     gin_front.parse_gin(["data/mixture.gin"], [*bindings, "LoaderConfig.mixture=%MIXTURE_OR_TASK_NAME"])
     import gin
 
@@ -218,7 +224,7 @@ def test_bad_settings(settings, message):
     from vadapter.data import tasks
 
     with pytest.raises(UserError, match=message):
-        tasks.pairs_task(**settings)
+        tasks.pairs_task(**{"vocabulary": "scenes", **settings})
 
 
 # Indexes
@@ -256,14 +262,35 @@ def test_checksums_are_those_of_the_format():
 def test_each_row_group_is_read_once_an_epoch(tmp_path, monkeypatch):
     register(write(tmp_path, "parquet"))
     opened = []
-    real = shards.open_file
-    monkeypatch.setattr(shards, "open_file", lambda path: opened.append(path) or real(path))
+    real = storage.open_file
+    monkeypatch.setattr(storage, "open_file", lambda path: opened.append(path) or real(path))
     list(itertools.islice(loader().batches(), 5))
     assert len(opened) == 6  # two row groups in each of three files
 
 
 def test_pairs_are_described_for_the_record_of_a_model(tmp_path):
-    from vadapter.data.rows import description
+    from vadapter.data import mixture_description
 
-    found = description.describe(register(write(tmp_path, "tar"), resize="crop", prompt="Say <media> :"))
+    found = mixture_description.describe(register(write(tmp_path, "tar"), resize="crop", prompt="Say <media> :"))
     assert found["resize"] == "crop" and found["prompts"] == {"caption": "Say <media> :"}
+
+
+def test_parquet_with_a_list_of_one_picture(tmp_path):
+    images = [[{"bytes": png(i), "path": None}] for i in range(3)]
+    pair_files.write_parquet(tmp_path / "a.parquet", [], columns={"images": images, "text": ["a", "b", "c"]})
+    register(f"{tmp_path}/a.parquet", media_field="images", caption_field="text")
+    found = rows()
+    assert [row["references"] for row in found if row["valid"]] == [["a"], ["b"], ["c"]]
+    np.testing.assert_array_equal(found[2]["thumbnail"][0, 0, 0], colour(2))
+
+
+def test_lines_with_nulls_numbers_and_halves_of_letters(tmp_path):
+    pair_files.write_jsonl(tmp_path / "a.jsonl", [1])
+    lines = ['{"image": "1.png", "video": null, "caption": 7}', '{"image": "1.png", "caption": "a \\ud83d dog"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert read(f"{tmp_path}/a.jsonl") == ["7", "a \ufffd dog"]
+
+
+def test_pairs_need_a_vocabulary(tmp_path):
+    with pytest.raises(UserError, match="pairs_task.vocabulary; found none"):
+        register(write(tmp_path, "tar", 3, 1), vocabulary="")

@@ -8,8 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from tests.data.loaders import make_loader
 from vadapter.base.errors import UserError
-from vadapter.data.order.config import LoaderConfig
 
 
 def png(shade):
@@ -56,24 +56,15 @@ def prepared(tmp_path_factory):
 
 
 def rows(name, split="val"):
-    from vadapter.data.order.loader import Loader
-
-    config = LoaderConfig(
-        mixture=name,
-        split=split,
-        batch_size=3,
-        num_visual_tokens=3,
-        image_size=16,
-        lengths={"inputs": 99, "targets": 40},
-    )
-    ((batch, found),) = Loader(config).eval_batches()
+    made = make_loader(name, split=split, batch_size=3, lengths={"inputs": 99, "targets": 40})
+    ((batch, found),) = made.eval_batches()
     return batch, found
 
 
 def test_captions(prepared):
     from vadapter.data.reading.tfds import tfds_task
 
-    batch, found = rows(tfds_task("small", "small_captions", prepared))
+    batch, found = rows(tfds_task("small", "small_captions", prepared, vocabulary="scenes"))
     assert [row["id"] for row in found] == ["100", "101", "102"]
     assert found[2]["references"] == ["Wall 2, 0", "Wall 2, 1", "Wall 2, 2"]
     assert batch.media[:, 0, 0, 8, 8, 0].tolist() == [0, 60, 120]
@@ -82,7 +73,7 @@ def test_captions(prepared):
 def test_questions(prepared):
     from vadapter.data.reading.tfds import tfds_task
 
-    fields = {"id_field": "image/filename", "question": "question", "answers": "answer"}
+    fields = {"id_field": "image/filename", "question": "question", "answers": "answer", "vocabulary": "scenes"}
     _, found = rows(tfds_task("small", "small_captions:1.0.0", prepared, **fields))
     assert [(row["id"], row["question"], row["answers"]) for row in found][1] == ("1.png", "How red is 1", ["1é"])
 
@@ -91,8 +82,8 @@ def test_mistakes_are_messages(prepared, tmp_path):
     from vadapter.data.reading.tfds import tfds_task
 
     with pytest.raises(UserError, match="found nothing. Prepare it: tfds build small_captions --file_format"):
-        tfds_task("small", "small_captions", str(tmp_path))
+        tfds_task("small", "small_captions", str(tmp_path), vocabulary="scenes")
     with pytest.raises(UserError, match="the feature 'caption' in small_captions; it has .*captions"):
-        tfds_task("small", "small_captions", prepared, captions="caption")
+        tfds_task("small", "small_captions", prepared, captions="caption", vocabulary="scenes")
     with pytest.raises(UserError, match="found 'smal_captions'"):
-        tfds_task("small", "smal_captions", prepared)
+        tfds_task("small", "smal_captions", prepared, vocabulary="scenes")

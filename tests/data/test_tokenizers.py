@@ -7,8 +7,9 @@ import tensorflow as tf
 
 from tests.data.tokenizer_files import write_sentencepiece, write_tokenizer
 from vadapter.base.errors import UserError
-from vadapter.data.rows import preprocessors, requests, vocabulary
-from vadapter.data.rows.preprocessors import MEDIA_ID
+from vadapter.data.rows import prompts, vocabulary
+from vadapter.data.rows.prompts import MEDIA_ID
+from vadapter.data.seqio_tasks import SeqioVocabulary
 
 FAMILIES = ["gemma", "llama2", "qwen", "llama3", "gemma.model", "llama2.model"]
 TEXTS = [
@@ -39,7 +40,7 @@ def test_text_inside_a_row_survives_a_round_trip(paths, family, text):
     # The tokenisers of Llama 2 drop the first space when they decode.
     expected = text.removeprefix(" ") if "llama2" in family else text
     assert words.decode(ids) == expected
-    assert words.more_tf(tf.constant(text)).numpy().tolist() == ids
+    assert SeqioVocabulary(words).encode_tf(tf.constant(text)).numpy().tolist() == words.encode(text)
     specials = {words.token_id(t) for t in ("<start_of_turn>", "<|im_end|>", "<|eot_id|>", "<eos>", "<s>")}
     assert not specials & set(ids)
 
@@ -145,17 +146,16 @@ def test_turns_of_the_official_templates(paths, family, name, found, before, bet
 
 def test_an_answer_follows_a_plain_prompt_after_a_space_and_a_chat_without(paths):
     plain, chat = vocabulary.load(paths["gemma"]), vocabulary.load(paths["gemma"], "chat")
-    answer = tf.constant("  a red ring ")
-    ids = preprocessors.target_ids(plain, answer).numpy().tolist()
+    ids = plain.answer("  a red ring ")
     assert ids == [*plain.more(" a red ring"), plain.token_id("<eos>")]
-    ids = preprocessors.target_ids(chat, answer).numpy().tolist()
+    ids = chat.answer("  a red ring ")
     assert ids == [*chat.more("a red ring"), chat.token_id("<end_of_turn>")]
 
 
 def test_a_request_is_written_as_the_training_rows_are(paths):
     words = vocabulary.load(paths["gemma"], "chat")
-    ids = requests.prompt_ids(words, "See <media> . Question: <question> ?", "what is it ?")
-    assert ids == [
+    ids, _ = prompts.write("See <media> . Question: <question> ?", words, "what is it ?")
+    assert ids.tolist() == [
         *words.head("See"),
         MEDIA_ID,
         *words.more(" . Question: what is it ?"),

@@ -218,7 +218,7 @@ def start(root, **changes):
     given = dict(
         model=CONFIG,
         model_dir=str(root / "more"),
-        data=LoaderConfig(),
+        data=LoaderConfig("none"),
         train=TrainConfig(trainable=FROZEN_LM),
         sources=tuple(sources(root)),
         bundle=os.path.relpath(root / "bundle"),

@@ -4,18 +4,19 @@ import functools
 import itertools
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from vadapter.benchmarks.builder import Benchmarks
-from vadapter.data.check import media
 from vadapter.data.reading import images, video
-from vadapter.data.reading.sources import ArrayRecordSource, RandomAccessSource, Shape
+from vadapter.data.reading.array_records import ArrayRecordSource
+from vadapter.data.reading.sources import Medium, RandomAccessSource
 from vadapter.data.rows import few_shot
+from vadapter.data.rows.sizes import Shape
 
 _READ = 10_000
-Record = tuple[bytes, bytes]  # a serialised tf.train.Example without its file, the file
+Record = tuple[Any, bytes]  # a tf.train.Example, and the file of its medium
 
 
 class BenchmarkSource(RandomAccessSource):
@@ -41,7 +42,7 @@ class BenchmarkSource(RandomAccessSource):
         self.threads = min(8, os.cpu_count() or 1)
         self._parts = {split: ArrayRecordSource(made, "id") for split, made in builders.items()}
         self.left_out = sum(len((made.info.metadata or {}).get("left_out", ())) for made in builders.values())
-        super().__init__(splits=tuple(builders), caching_permitted=False)
+        self.splits = tuple(builders)
 
     def __str__(self) -> str:
         return f"BenchmarkSource({', '.join(str(part) for part in self._parts.values())})"
@@ -51,40 +52,38 @@ class BenchmarkSource(RandomAccessSource):
 
     def read(self, split: str, indices: np.ndarray) -> list[Record]:
         part = self._parts[split]
-        found = [tf.train.Example.FromString(record) for record in part.read(split, indices)]
+        found = part.read(split, indices)
         owners = [example.features.feature["at"].int64_list.value[0] for example in found]
         own = [int(i) == at for i, at in zip(indices, owners, strict=True)]
         others = sorted({at for at, mine in zip(owners, own, strict=True) if not mine})
         files = dict(zip(others, map(_file, part.read(split, np.asarray(others))), strict=True)) if others else {}
-        records = []
-        for example, at, mine in zip(found, owners, own, strict=True):
-            file = example.features.feature.pop("file").bytes_list.value[0]
-            example.features.feature["file"].bytes_list.value.append(b"")
-            records.append((example.SerializeToString(), file if mine else files[at]))
-        return records
+        return [
+            (example, _file(example) if mine else files[at])
+            for example, at, mine in zip(found, owners, own, strict=True)
+        ]
 
-    def text_of(self, record: Record) -> bytes:
-        return record[0]
+    def features(self, record: Record) -> dict[str, Any]:
+        features = next(iter(self._parts.values())).features(record[0])
+        features["image"] = features.pop("file_name")
+        return {key: value for key, value in features.items() if key not in ("file", "at")}
+
+    def medium(self, record: Record) -> Medium:
+        return Medium.of_bytes(record[1:])
 
     def read_media(self, record: Record, shape: Shape, choice: int = 0) -> np.ndarray:
         if self.media == "video":
             return video.decode(record[1], shape[1], shape[2], self.resize, self.frame_sampling, choice)[None]
         return images.decode(record[1], shape[2], self.resize)[None, None]
 
-    def parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        features = next(iter(self._parts.values())).parse(record)
-        features["image"] = features.pop("file_name")
-        return {key: value for key, value in features.items() if key not in ("file", "at")}
 
-
-def _file(record: bytes) -> bytes:
-    return tf.train.Example.FromString(record).features.feature["file"].bytes_list.value[0]
+def _file(record: Any) -> bytes:
+    return record.features.feature["file"].bytes_list.value[0]
 
 
 class TrainingPairs:
     """Questions and answers of a built data set of text only: `few_shot.Pairs`.
 
-    They are kept in memory, serialised, from the first use on: 200 bytes a question, and a call that reads one record
+    They are kept in memory from the first use on: 200 bytes a question, and a call that reads one record
     takes as long as one that reads hundreds.
     """
 
@@ -96,17 +95,12 @@ class TrainingPairs:
         return self._source.num_examples(self._split)
 
     @functools.cached_property
-    def _records(self) -> list[bytes]:
+    def _records(self) -> list[Any]:
         starts = range(0, len(self), _READ)
         pieces = (self._source.read(self._split, np.arange(i, min(i + _READ, len(self)))) for i in starts)
         return list(itertools.chain.from_iterable(pieces))
 
     def __getitem__(self, index: int) -> tuple[str, str, str, str]:
-        values = tf.train.Example.FromString(self._records[index]).features.feature
+        values = self._records[index].features.feature
         name, image, question = (values[k].bytes_list.value[0].decode() for k in ("id", "file_name", "question"))
         return name, image, question, few_shot.usual([a.decode() for a in values["answers"].bytes_list.value])
-
-
-@media.medium.register
-def _(source: BenchmarkSource, record: tuple[bytes, bytes]) -> media.Medium:
-    return media.Medium(media.digest(record[1:]))

@@ -6,8 +6,8 @@ from vadapter.base.errors import UserError
 from vadapter.benchmarks import builder, table
 from vadapter.benchmarks.source import BenchmarkSource, TrainingPairs
 from vadapter.data.rows import few_shot, formats, prompts
-from vadapter.data.rows import preprocessors as pre
 from vadapter.data.rows import vocabulary as vocabularies
+from vadapter.data.rows.preprocessors import Caption, Question
 from vadapter.data.tasks import add_task
 
 
@@ -70,12 +70,12 @@ def benchmark_task(
     }
     source = BenchmarkSource(made, official.media, resize, frame_sampling)
     if not official.question:
-        return add_task(name, source, [pre.caption(prompt=prompt)], vocabulary=words)
+        return add_task(name, source, [Caption(prompt)], vocabulary=words)
     examples = None
     if with_examples:
         pairs = TrainingPairs(builder.prepare(data_dir, name, "train", manual_dir or "", text_only=True))
         examples = few_shot.Examples(pairs, shots, shots_seed, shots_fixed, example_prompt)
-    return add_task(name, source, [pre.question(prompt=prompt, examples=examples)], vocabulary=words)
+    return add_task(name, source, [Question(prompt, examples)], vocabulary=words)
 
 
 def default_prompt(name: str, shots: int) -> str:

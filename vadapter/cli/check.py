@@ -22,7 +22,7 @@ from vadapter.base.errors import UserError
 from vadapter.cli.config import add_gin_arguments, parse_gin_arguments
 
 if TYPE_CHECKING:
-    from vadapter.data.check.report import Problem, Report
+    from vadapter.data.check.findings import Problem, Report
     from vadapter.data.check.scan import Part
     from vadapter.runs.experiment import Experiment
 
@@ -51,19 +51,18 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, option) < 0:
             raise UserError(f"--{option} is {getattr(args, option)}; expected a number of at least 0.")
     from vadapter.cli import experiments
-    from vadapter.data.check import page as preflight_page
-    from vadapter.data.check import scan as preflight
+    from vadapter.data.check import check_page, scan
 
     experiments.register()
     with _warnings() as warnings:
         parse_gin_arguments(args, bindings=["MODEL_DIR=''"])  # required by gin, used by nothing here
         parts = parts_of(experiments.made(), args.split)
     with _progress() as progress:
-        report = preflight.check(parts, limit=args.limit, examples=args.examples, warnings=warnings, progress=progress)
+        report = scan.check(parts, limit=args.limit, examples=args.examples, warnings=warnings, progress=progress)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "check.json").write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
-    preflight_page.write(report, folder / "check.html", f"Data check of {parts[0].config.mixture}")
+    check_page.write(report, folder / "check.html", f"Data check of {parts[0].config.mixture}")
     _print(report)
     print(f"Wrote {folder / 'check.html'} and {folder / 'check.json'}.")
     return int(report.spoils)
@@ -88,15 +87,15 @@ def parts_of(experiment: "Experiment", split: str | None = None) -> list["Part"]
             "Expected an experiment with a model, whose sizes the data must fit; found MODEL = None. Give the gin "
             "files of `vadapter train`."
         )
-    rows = model.vocab_size
+    sizes, rows = for_model(model), model.vocab_size
     parts: dict[tuple[str, str], Part] = {}
     for data in (experiment.data, *(evaluation.data for evaluation in experiment.evaluations)):
         key = data.mixture, data.split
-        parts.setdefault(key, Part(for_model(data, model), training=not parts, rows=rows))
+        parts.setdefault(key, Part(data, sizes, training=not parts, rows=rows))
     for part in list(parts.values()):
         for other in splits_of(part.config.mixture):
             config = dataclasses.replace(part.config, split=other)
-            parts.setdefault((config.mixture, other), Part(config, required=False, rows=rows))
+            parts.setdefault((config.mixture, other), Part(config, sizes, required=False, rows=rows))
     if split is None:
         return list(parts.values())
     chosen = [part for part in parts.values() if part.config.split == split]

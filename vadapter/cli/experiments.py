@@ -11,7 +11,9 @@ from vadapter.cli import config
 from vadapter.data import tasks
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.reading.tfds import tfds_task
+from vadapter.data.rows import preprocessors
 from vadapter.data.scenes.config import ScenesConfig
+from vadapter.data.scenes.tasks import scenes_task
 from vadapter.generation.config import DecodingConfig
 from vadapter.models import classifier, variants, vlm  # noqa: F401  so that the shipped configurations are registered
 from vadapter.models.configuration import REGISTRY
@@ -35,9 +37,9 @@ def register() -> None:
         [Experiment, Evaluation, LoaderConfig, ScenesConfig, MeshConfig, hosts.HostsConfig, DecodingConfig],
         REGISTRY,
         [loop.TrainConfig, ObjectiveConfig, optimizers.OptimizerConfig, Source],
-        [variants.encoder, variants.decoder, tasks.scenes_task, tasks.jsonl_task, tasks.pairs_task],
+        [variants.encoder, variants.decoder, scenes_task, tasks.jsonl_task, tasks.pairs_task],
         [benchmark_task, benchmark_split, tasks.add_mixture, tfds_task],
-        # Here go the registries of configurations (base/registry.py) and of preprocessors: one list each.
+        preprocessors.REGISTRY,
     )
 
 

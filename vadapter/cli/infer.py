@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
     from vadapter.cli import arguments
     from vadapter.data.reading import video
-    from vadapter.data.rows.requests import request
+    from vadapter.data.rows import memory
     from vadapter.evaluation.evaluators import local_rows
     from vadapter.generation.decoding import DecodingConfig, make_generate
     from vadapter.partitioning import MeshConfig, Partitioner, hosts, make_mesh
@@ -73,13 +73,15 @@ def run(args: argparse.Namespace) -> None:
     partitioner = Partitioner(make_mesh(MeshConfig(*args.mesh)))
     trained = arguments.trained(args, partitioner)
     trained.check_speaks()
-    vocabulary = trained.vocabulary
-    assert vocabulary is not None
+    vocabulary, text = trained.vocabulary, trained.description.text
+    assert vocabulary is not None and text is not None
     generate = make_generate(trained.model, partitioner, decoding, eos_id=eos_id(vocabulary))
     for path in args.media:
         prompt = args.prompt or trained.prompt(bool(args.question), video.is_video(path))
         rows = partitioner.batch_ways // partitioner.host_share[1]  # copies, one for each part of the batch here
-        batch = request(path, trained.sizes, vocabulary, prompt, args.question, rows, trained.description.resize)
+        row = {"vocabulary": vocabulary, "lengths": text.lengths, "sizes": trained.sizes}
+        resize = trained.description.resize
+        batch = memory.batch([path], prompt, None, args.question, **row, resize=resize, copies=rows)
         ids = generate(trained.params, partitioner.put_batch(batch))
         text = vocabulary.decode(local_rows(ids)[0].tolist()).strip()
         if jax.process_index() == 0:

@@ -153,10 +153,10 @@ def _version(record: Any) -> str:
 
 def describe(experiment: "Experiment") -> Description:
     """Returns all that has to be known to use the model of an experiment. Its tasks are registered by now."""
-    from vadapter.data.rows import description as data
+    from vadapter.data import mixture_description
 
-    found = data.describe(experiment.data.mixture)
-    resize = found.pop("resize")
+    found = mixture_description.describe(experiment.data.mixture)
+    resize, steps = found.pop("resize"), found.pop("preprocessors")
     text = None
     if found:
         path = found.pop("vocabulary")
@@ -167,7 +167,7 @@ def describe(experiment: "Experiment") -> Description:
         text=text,
         resize=resize,
         frozen_dtype=experiment.train.frozen_dtype,
-        training=_training(experiment),
+        training={**_training(experiment), "preprocessors": steps},
     )
 
 

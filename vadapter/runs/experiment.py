@@ -111,7 +111,7 @@ class Parts:
         """
         self.partitioner.check_rows(data.batch_size)
         model = self.experiment.model
-        loader = Loader(for_model(data, model), *self.partitioner.host_share)
+        loader = Loader(data, for_model(model), *self.partitioner.host_share)
         if model.vocab_size is not None and loader.vocabulary.rows > model.vocab_size:
             raise UserError(
                 f"{loader.vocabulary} has ids up to {loader.vocabulary.rows - 1}; the decoder's table has "

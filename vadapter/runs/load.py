@@ -11,8 +11,8 @@ from flax import linen as nn
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.base.paths import resolve
-from vadapter.data.order.config import LoaderConfig
 from vadapter.data.rows import vocabulary as vocabularies
+from vadapter.data.rows.sizes import Sizes
 from vadapter.models.attention import PLATFORMS
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import Partitioner, abstract_params
@@ -57,10 +57,9 @@ class TrainedModel:
         return next((prompts[name] for name in names if name in prompts), _DEFAULTS[question][0])
 
     @property
-    def sizes(self) -> LoaderConfig:
-        """Lengths and sizes of a row."""
-        text = self.description.text
-        return for_model(LoaderConfig(lengths=text.lengths) if text else LoaderConfig(), self.description.model)
+    def sizes(self) -> Sizes:
+        """What the model takes: resolution, frames, visual tokens."""
+        return for_model(self.description.model)
 
     def check_speaks(self) -> None:
         """Raises `UserError` unless the model reads images and writes text."""
@@ -72,9 +71,9 @@ class TrainedModel:
 
     def check_data(self, mixture: str) -> None:
         """Raises `UserError` unless the data of a registered mixture have the vocabulary of the model."""
-        from vadapter.data.rows import description as data
+        from vadapter.data import mixture_description
 
-        text, found = self.description.text, data.describe(mixture)
+        text, found = self.description.text, mixture_description.describe(mixture)
         if text and found.get("sha256") != text.sha256:
             raise UserError(
                 f"{self.folder} was trained with a vocabulary whose sha256 is {text.sha256}; the data that it is to "

@@ -1,11 +1,9 @@
-"""Sizes that follow from the model: those of its data, and the shapes of a batch. Reads no data."""
+"""Sizes of data that follow from the model. Reads no data."""
 
-import dataclasses
-
-from vadapter.data.order.config import LoaderConfig
+from vadapter.data.rows.sizes import Sizes
 from vadapter.models.configuration import ModelConfig
 
 
-def for_model(data: LoaderConfig, model: ModelConfig) -> LoaderConfig:
-    """Returns loader settings with the sizes that the model dictates: resolution, frames, visual tokens."""
-    return dataclasses.replace(data, **model.data_sizes())
+def for_model(model: ModelConfig) -> Sizes:
+    """Returns what a model takes: resolution, frames, visual tokens."""
+    return Sizes(**model.data_sizes())

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """What a `Loader` reads and the shape of the batches it makes.
+    """What a `Loader` reads, and how much text a row holds. The sizes of media are the model's: see `Sizes`.
 
-    A row has `lengths["inputs"] + M * num_visual_tokens + lengths["targets"]` slots, M media a row.
+    A row has `lengths["inputs"] + M * R + lengths["targets"]` slots, for M media a row of R visual tokens.
 
     Attributes:
         mixture: name of a registered seqio task or mixture.
@@ -16,10 +16,6 @@ class LoaderConfig:
         batch_size: rows of the global batch, over all hosts.
         lengths: `inputs`, slots of the prompt's text with the bos slot that begins every row (so at least 1; the
             visual tokens come on top), and `targets`, slots of the text to predict with its eos.
-        num_visual_tokens: visual tokens a medium, R: what the model's adapter emits; `{frames: R}` where that depends
-            on the number of frames (1 for a still image).
-        image_size: width and height of the encoder's input in pixels.
-        num_frames: frames sampled from a video. A still image has 1.
         seed: seed of the order of the data and of the choice of references.
         long_text: `truncate` cuts text that does not fit and counts it; `error` stops the run. Visual tokens are
             never cut.
@@ -28,13 +24,10 @@ class LoaderConfig:
         prefetch: batches made ahead of their use.
     """
 
-    mixture: str = "scenes_images"
+    mixture: str
     split: str = "train"
     batch_size: int = 32
     lengths: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"inputs": 32, "targets": 32})
-    num_visual_tokens: int | Mapping[int, int] = 16
-    image_size: int = 48
-    num_frames: int = 4
     seed: int = 0
     long_text: str = "truncate"
     max_bad_share: float = 0.01

@@ -1,78 +1,102 @@
 """The tasks of a mixture, grouped by the shape of their media: a batch is made of one group."""
 
 import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import seqio
 
-from vadapter.base import trees
 from vadapter.base.errors import UserError
-from vadapter.data.order.config import LoaderConfig
-from vadapter.data.reading.sources import RandomAccessSource
-from vadapter.data.rows.converters import check_lengths
-from vadapter.data.rows.preprocessors import MediaFeature
+from vadapter.data.reading.loading import Share, load
+from vadapter.data.reading.sources import Medium
+from vadapter.data.rows.converters import Arrays, Example, Rows, stacked
+from vadapter.data.rows.sizes import Layout, Shape, Sizes, layout_of
+from vadapter.data.seqio_tasks import Task, provider, tasks_of
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBatch:
+    """Rows before they become a batch.
+
+    Attributes:
+        examples: of each row, with `id`, `error` and texts.
+        arrays: of all rows, the batch as first axis.
+        media: uint8 [B, M, F, h, w, 3].
+        mediums: what tells the media of each row from others', where that was asked for.
+    """
+
+    examples: list[Example]
+    arrays: Arrays
+    media: np.ndarray
+    mediums: list[Medium | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
     """Tasks whose examples have one shape, and their rates."""
 
-    media_shape: tuple[int, ...]
-    tasks: tuple[seqio.Task, ...]
+    media_shape: Shape
+    tasks: tuple[Task, ...]
     rates: tuple[float, ...]
 
     @property
-    def labelled(self) -> bool:
-        return "labels" in self.tasks[0].output_features
+    def rows(self) -> Rows:
+        """How their examples become a batch."""
+        return self.tasks[0].rows
+
+    def read(
+        self,
+        split: str,
+        plans: Iterable[Sequence[Share]],
+        layout: Layout,
+        *,
+        threads: int = 0,
+        with_medium: bool = False,
+    ) -> Iterator[RowBatch]:
+        """Yields the rows of the batches that `plans` describe, in order.
+
+        Args:
+            split: of the tasks.
+            plans: the shares of each batch; `which` is the index of a task.
+            layout: of the rows.
+            threads, with_medium: see `loading.load`.
+        """
+        lengths = {**layout.lengths, "media": self.media_shape}
+        prepare = [task.examples_of(lengths) for task in self.tasks]
+        sources = [task.records for task in self.tasks]
+        for loaded in load(sources, split, plans, self.media_shape, threads=threads, with_medium=with_medium):
+            examples = [prepare[which](x) for which, x in zip(loaded.which, loaded.records, strict=True)]
+            rows = [self.tasks[i].rows.row(x, layout) for i, x in zip(loaded.which, examples, strict=True)]
+            yield RowBatch(examples, stacked(rows), loaded.media, loaded.mediums)
 
 
-def provider(name: str) -> seqio.Task | seqio.Mixture:
-    """Returns the task or mixture of a name. A `UserError` with the nearest names where there is none."""
-    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-    if name not in known:
-        raise UserError(
-            f"Expected the name of a registered task or mixture; found {name!r}. The nearest of the {len(known)} known "
-            f"are {', '.join(trees.nearest(name, known)) or '(none)'}: correct the name, or register it "
-            "(register_scenes, jsonl_task)."
-        )
-    return seqio.get_mixture_or_task(name)
-
-
-def tasks(provider: seqio.Task | seqio.Mixture, split: str) -> list[seqio.Task]:
+def tasks_with_records(mixture: str, split: str) -> list[Task]:
     """Returns the tasks of a mixture that have records in a split.
 
     Raises:
-        UserError: no task has, or one is not of a `RandomAccessSource`.
+        UserError: no task has, or as `tasks_of`.
     """
-    every = list(seqio.get_subtasks(provider))
-    for task in every:
-        if not isinstance(task.source, RandomAccessSource) or not isinstance(
-            task.output_features.get("media"), MediaFeature
-        ):
-            raise UserError(
-                "Expected tasks with a source that is a RandomAccessSource and with the output feature `media`; "
-                f"task {task.name} has a {type(task.source).__name__} and {sorted(task.output_features)}. Register it "
-                "with vadapter.data.tasks.add_task."
-            )
-    found = [t for t in every if split in t.source.splits and t.source.num_examples(split)]
+    every = tasks_of(mixture)
+    found = [task for task in every if task.num_examples(split)]
     if not found:
-        splits = sorted({s for t in every for s in t.source.splits})
-        raise UserError(
-            f"Expected a split of {provider.name}, one of {', '.join(splits)}; found {split!r}. Choose one."
-        )
+        splits = sorted({s for task in every for s in task.records.splits})
+        raise UserError(f"Expected a split of {mixture}, one of {', '.join(splits)}; found {split!r}. Choose one.")
     return found
 
 
-def grouped(provider: seqio.Task | seqio.Mixture, tasks: list[seqio.Task], config: LoaderConfig) -> list[Group]:
-    """Groups tasks by the shape of their media, in the order of the tasks' names."""
-    found: dict[tuple, list[seqio.Task]] = {}
-    for task in sorted(tasks, key=lambda t: t.name):
-        labelled = "labels" in task.output_features
-        if not labelled:
-            check_lengths(config.lengths)
-        shape = task.output_features["media"].shape(config.image_size, config.num_frames)
-        found.setdefault((labelled, shape), []).append(task)
-    mixture = provider if isinstance(provider, seqio.Mixture) else None
-    return [
-        Group(shape, tuple(group), tuple(float(mixture.get_rate(t)) if mixture else 1.0 for t in group))
-        for (_, shape), group in found.items()
-    ]
+def grouped(mixture: str, tasks: Sequence[Task], lengths: Mapping[str, int], sizes: Sizes) -> list[Group]:
+    """Groups tasks by the shape of their media and the kind of their batches, in the order of the tasks' names.
+
+    Raises:
+        UserError: lengths without room, or media that the model was not made for.
+    """
+    found: dict[tuple, list[Task]] = {}
+    for task in tasks:
+        shape = sizes.media_shape(task.records.media)
+        if shape[0]:
+            sizes.check_frames(shape[1])
+        task.rows.check(layout_of(lengths, sizes, shape))
+        found.setdefault((task.rows.batch_type, shape), []).append(task)
+    whole = provider(mixture)
+    rates = {t.name: float(whole.get_rate(t)) if isinstance(whole, seqio.Mixture) else 1.0 for t in tasks}
+    return [Group(shape, tuple(some), tuple(rates[t.name] for t in some)) for (_, shape), some in found.items()]

@@ -6,69 +6,27 @@ host h of n makes the h-th contiguous block of its rows.
 """
 
 import collections
-import contextlib
-import dataclasses
+import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
-import seqio
-import tensorflow as tf
 
 from vadapter.base.batch import Batch, LabelledImages
 from vadapter.base.errors import UserError
 from vadapter.data.order import groups
 from vadapter.data.order.config import LoaderConfig
-from vadapter.data.order.groups import Group
+from vadapter.data.order.groups import Group, RowBatch
 from vadapter.data.order.schedule import Schedule, mix, shuffled
-from vadapter.data.reading.sources import Chunk, Loaded, Shape
-from vadapter.data.rows.converters import VLMFeatureConverter
+from vadapter.data.reading.loading import Share, read_ahead
+from vadapter.data.rows.sizes import Layout, Sizes, layout_of
+from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.seqio_tasks import Task
 
-Arrays = dict[str, Any]  # of a batch, on the host
-_BATCH_FIELDS = tuple(f.name for f in dataclasses.fields(Batch))
-_KEPT = ("id", "choice", "error")  # of a record, by every preprocessor
+AnyBatch: TypeAlias = Batch | LabelledImages
 _ROW_TEXT = ("prompt", "question", "question_type", "answer_type", "domain", "image")
 _ROW_TEXTS = ("references", "answers")
-_ABSENT = b"\0"  # pads lists of texts, which may have empty ones
-
-
-class _Part:
-    """Records of one task: their text goes through tf.data, their media wait here until it has come out."""
-
-    def __init__(self, task: seqio.Task, split: str, chunks: Callable[[], Iterable[Chunk]], media_shape: Shape):
-        """`chunks`: those of one batch each."""
-        self.task, self._split, self._chunks, self._shape = task, split, chunks, media_shape
-        self._waiting: collections.deque[Loaded] = collections.deque()
-
-    def features(self) -> tf.data.Dataset:
-        def loaded() -> Iterator[Loaded]:
-            for found in self.task.source.load(self._split, self._chunks(), self._shape):
-                self._waiting.append(found)
-                yield found
-
-        return self.task.source.features(loaded)
-
-    def take(self, choices: np.ndarray) -> np.ndarray:
-        """Returns the media of the next chunk, which has the given choices."""
-        found = self._waiting.popleft()
-        if not np.array_equal(found.choices, choices):
-            raise UserError(
-                f"Expected preprocessors that make one example of each record, in their order; those of "
-                f"{self.task.name} do not. Let them set `error` instead of leaving a record out."
-            )
-        return found.media
-
-
-def _joined(parts: Sequence[_Part], which: np.ndarray, choices: np.ndarray) -> np.ndarray:
-    """Returns the media of a batch, uint8 [B, M, F, h, w, 3], whose rows are of the parts `which` [B]."""
-    if len(parts) == 1:
-        return parts[0].take(choices)
-    taken = {i: parts[i].take(choices[which == i]) for i in np.unique(which)}
-    media = np.empty((len(which), *next(iter(taken.values())).shape[1:]), np.uint8)
-    for i, some in taken.items():
-        media[which == i] = some
-    return media
 
 
 class Loader:
@@ -77,15 +35,18 @@ class Loader:
     `batches` and `eval_batches` can be called any number of times; the counters count on.
     """
 
-    def __init__(self, config: LoaderConfig, process_index: int = 0, process_count: int = 1):
-        """Raises:
-        UserError: no such mixture or split, a batch that does not divide over the hosts, or lengths without room.
+    def __init__(self, config: LoaderConfig, sizes: Sizes, process_index: int = 0, process_count: int = 1):
+        """Args:
+            config: what is read.
+            sizes: what the model takes.
+            process_index, process_count: this host's share of the rows, and the number of shares.
+
+        Raises:
+            UserError: no such mixture or split, a batch that does not divide over the hosts, lengths without room, or
+                media that the model was not made for.
         """
-        with contextlib.suppress(RuntimeError):  # TensorFlow is running already
-            tf.config.set_visible_devices([], "GPU")  # or it takes the memory of the GPU that jax needs
-        self.config = config
-        self._provider = groups.provider(config.mixture)
-        self._tasks = groups.tasks(self._provider, config.split)
+        self.config, self.sizes = config, sizes
+        self._tasks = groups.tasks_with_records(config.mixture, config.split)
         if config.batch_size < 1 or config.batch_size % process_count:
             raise UserError(
                 f"Expected a batch size that {process_count} processes can share equally; found {config.batch_size}. "
@@ -97,31 +58,26 @@ class Loader:
             )
         self._local = config.batch_size // process_count
         self._first = process_index * self._local
-        self._groups = groups.grouped(self._provider, self._tasks, config)
+        self._groups = groups.grouped(config.mixture, self._tasks, config.lengths, sizes)
         self._bad: collections.deque[str] = collections.deque(maxlen=3)
         self._counts = {"seen": 0, "skipped": 0, "truncated": 0}
-        self._small = min(1000, sum(task.source.num_examples(config.split) for task in self._tasks))
 
     @property
-    def vocabulary(self) -> seqio.Vocabulary:
-        """Vocabulary of the targets. A `UserError` where the tasks have labels instead of text."""
-        features = self._tasks[0].output_features
-        if "targets" not in features:
-            raise UserError(f"Expected a mixture with text; {self.config.mixture} has labels. Choose another mixture.")
-        return features["targets"].vocabulary
+    def vocabulary(self) -> TextVocabulary:
+        """Vocabulary of the targets. A `UserError` where the tasks have no text."""
+        found = self._tasks[0].rows.vocabulary
+        if found is None:
+            raise UserError(f"Expected a mixture with text; {self.config.mixture} has none. Choose another mixture.")
+        return found
 
     @property
     def eos_id(self) -> int:
         """Id that ends a text. A `UserError` where the vocabulary has none: then nothing would end."""
-        if self.vocabulary.eos_id is None:
-            raise UserError(
-                f"Expected a vocabulary with an end token; {self.vocabulary} has none. Choose another vocabulary."
-            )
-        return self.vocabulary.eos_id
+        return self.vocabulary.end
 
     def num_examples(self) -> int:
         """Returns the number of records in the split, all tasks together."""
-        return sum(task.source.num_examples(self.config.split) for task in self._tasks)
+        return sum(task.num_examples(self.config.split) for task in self._tasks)
 
     def counters(self) -> dict[str, float]:
         """Returns what this host counted so far: rows seen, skipped (unreadable), truncated, and the shares.
@@ -131,8 +87,11 @@ class Loader:
         seen = max(self._counts["seen"], 1)
         counts: dict[str, float] = {k: self._counts[k] / seen for k in ("skipped", "truncated")}
         counts = {f"{k}_share": share for k, share in counts.items()}
-        counts["left_out"] = sum({id(t.source): t.source.left_out for t in self._tasks}.values())
+        counts["left_out"] = sum({id(t.records): t.records.left_out for t in self._tasks}.values())
         return {k: float(v) for k, v in (self._counts | counts).items()}
+
+    def _layout(self, group: Group, for_decoding: bool = False) -> Layout:
+        return layout_of(self.config.lengths, self.sizes, group.media_shape, for_decoding)
 
     # Training
 
@@ -140,114 +99,78 @@ class Loader:
         """Returns an endless iterator of the batches of steps `start_step`, `start_step + 1`, ..."""
         return BatchIterator(self, start_step)
 
-    def _train_batches(self, start_step: int) -> Iterator[Batch | LabelledImages]:
+    def _train_batches(self, start_step: int) -> Iterator[AnyBatch]:
         schedule = Schedule([sum(g.rates) for g in self._groups], seed=int(mix(self.config.seed, 1) >> np.uint64(1)))
-        streams: dict[int, Iterator[Arrays]] = {}
-        step = start_step
-        while True:
-            chosen = int(schedule.at(np.asarray([step]))[0][0])
-            if chosen not in streams:
-                first = schedule.before(step, chosen)
-                streams[chosen] = self._stream(chosen, first)
-            yield self._finish(self._groups[chosen], next(streams[chosen]))
-            step += 1
+        streams: dict[int, Iterator[RowBatch]] = {}
+        try:
+            for step in itertools.count(start_step):
+                chosen = int(schedule.at(np.asarray([step]))[0][0])
+                if chosen not in streams:
+                    plans = self._plans(chosen, schedule.before(step, chosen))
+                    rows = self._groups[chosen].read(self.config.split, plans, self._layout(self._groups[chosen]))
+                    streams[chosen] = read_ahead(rows, self.config.prefetch)
+                yield self._finish(self._groups[chosen], next(streams[chosen]))
+        finally:
+            for stream in streams.values():
+                stream.close()  # type: ignore[attr-defined] a generator
 
-    def _stream(self, group_index: int, first_batch: int) -> Iterator[Arrays]:
-        """Returns this host's batches `first_batch`, ... of a group."""
+    def _plans(self, group_index: int, first_batch: int) -> Iterator[list[Share]]:
+        """Yields which records are in which rows of this host's batches `first_batch`, ... of a group."""
         group, config = self._groups[group_index], self.config
         seed = int(mix(config.seed, 2, group_index) >> np.uint64(1))
         schedule = Schedule(group.rates, seed)
-        sizes = [task.source.num_examples(config.split) for task in group.tasks]
-        blocks = [task.source.blocks(config.split) for task in group.tasks]
+        sizes = [task.num_examples(config.split) for task in group.tasks]
+        blocks = [task.records.blocks(config.split) for task in group.tasks]
+        for batch in itertools.count(first_batch):
+            slots = np.arange(self._first, self._first + self._local) + batch * config.batch_size
+            tasks, ordinals = schedule.at(slots)
+            plan = []
+            for which in np.unique(tasks):
+                rows = np.flatnonzero(tasks == which)
+                mine, task_seed = ordinals[rows], int(mix(seed, 3, which) >> np.uint64(1))
+                choices = (mix(task_seed, 4, mine) >> np.uint64(1)).astype(np.int64)
+                records = shuffled(mine, sizes[which], task_seed, blocks[which])
+                plan.append(Share(int(which), rows, records, choices))
+            yield plan
 
-        def slots() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-            batch = first_batch
-            while True:
-                rows = np.arange(self._first, self._first + self._local) + batch * config.batch_size
-                yield rows, *schedule.at(rows)
-                batch += 1
-
-        def chunks(which: int) -> Iterator[Chunk]:
-            task_seed = int(mix(seed, 3, which) >> np.uint64(1))
-            for _, task, ordinal in slots():
-                mine = ordinal[task == which]
-                if len(mine):
-                    choices = (mix(task_seed, 4, mine) >> np.uint64(1)).astype(np.int64)
-                    yield shuffled(mine, sizes[which], task_seed, blocks[which]), choices
-
-        parts = [_Part(t, config.split, lambda i=i: chunks(i), group.media_shape) for i, t in enumerate(group.tasks)]
-        streams = [self._examples(part, group, for_decoding=False, keep=_KEPT) for part in parts]
-        examples = streams[0]
-        if len(streams) > 1:
-            spec = tf.TensorSpec([None], tf.int64)
-            order: Any = tf.data.Dataset.from_generator(lambda: (task for _, task, _ in slots()), output_signature=spec)
-            examples = tf.data.Dataset.choose_from_datasets(streams, order.unbatch())
-        examples = _tuned(examples.batch(self._local, drop_remainder=True).prefetch(config.prefetch))
-        for (_, tasks, _), arrays in zip(slots(), _arrays(examples), strict=False):
-            yield {**arrays, "media": _joined(parts, tasks, arrays["choice"])}
-
-    def _examples(self, part: _Part, group: Group, for_decoding: bool, keep: tuple) -> tf.data.Dataset:
-        """Returns converted examples of a task, in their order, without media."""
-        task = part.task
-        lengths = {**self.config.lengths, "media": group.media_shape}
-        ds = task.preprocess_postcache(part.features(), sequence_length=lengths)
-        passthrough = {k: ds.element_spec[k] for k in keep if k in ds.element_spec}
-        if group.labelled:
-            wanted = ("labels", *passthrough)
-            return ds.map(lambda ex: {k: ex[k] for k in wanted})
-        vocabulary: Any = task.output_features["targets"].vocabulary
-        converter = VLMFeatureConverter(
-            self._visual_tokens(group), vocabulary.bos_id, for_decoding, passthrough, len(vocabulary.tail(""))
-        )
-        lengths |= dict.fromkeys(passthrough, 1)
-        lengths["media"] = (group.media_shape[0], 1, 1, 1, 3)  # a pixel, in place of what comes later
-        pixel = tf.zeros(lengths["media"], tf.uint8)
-        ds = ds.map(lambda ex: {**ex, "media": pixel})
-        return converter(ds, lengths)
-
-    def _visual_tokens(self, group: Group) -> int:
-        """R for the group's number of frames."""
-        tokens = self.config.num_visual_tokens
-        return tokens if isinstance(tokens, int) else tokens.get(group.media_shape[1], 0)
-
-    def _finish(self, group: Group, arrays: Arrays, real: int | None = None) -> Batch | LabelledImages:
+    def _finish(self, group: Group, found: RowBatch, real: int | None = None) -> AnyBatch:
         """Counts and checks a batch, and wraps it. Rows from `real` on are padding, without weight."""
-        real = len(arrays["error"]) if real is None else real
-        errors = arrays["error"]
-        self._count(errors[:real], arrays["id"][:real], arrays.get("truncated", np.zeros(0))[:real])
-        valid = (errors == b"") & (np.arange(len(errors)) < real)
-        if group.labelled:
-            labels = np.where(valid[:, None], arrays["labels"], -1).astype(np.int32)
-            rows: Any = (arrays["media"][:, 0, 0], labels, valid.astype(np.float32))
-            return LabelledImages(*rows)
-        visual = np.count_nonzero(arrays["media_index"] >= 0, axis=1)
-        expected = group.media_shape[0] * self._visual_tokens(group)
+        count = len(found.examples)
+        real = count if real is None else real
+        self._count(found.examples[:real], found.arrays.get("truncated", np.zeros(count))[:real])
+        errors = np.asarray([bool(example["error"]) for example in found.examples])
+        if "media_index" in found.arrays:
+            self._check_visual(group, found)
+        return group.rows.batch(found.arrays, found.media, ~errors & (np.arange(count) < real))
+
+    def _check_visual(self, group: Group, found: RowBatch) -> None:
+        """Refuses rows without room for exactly their visual tokens."""
+        visual, expected = np.count_nonzero(found.arrays["media_index"] >= 0, axis=1), self._layout(group).visual
         if (visual != expected).any():
             row = int(np.flatnonzero(visual != expected)[0])
             raise UserError(
                 f"Expected room for {expected} visual tokens in every prompt of {self.config.mixture}; found "
-                f"{visual[row]} in {arrays['id'][row].decode()!r}. Its inputs need one marker "
-                "(preprocessors.MEDIA_ID) a medium."
+                f"{visual[row]} in {found.examples[row]['id']!r}. Its inputs need one marker (prompts.MEDIA_ID) a "
+                "medium."
             )
-        arrays = {**arrays, "target_weights": arrays["target_weights"] * valid[:, None].astype(np.float32)}
-        return Batch(**{k: arrays[k] for k in _BATCH_FIELDS})
 
-    def _count(self, errors: np.ndarray, ids: np.ndarray, truncated: np.ndarray) -> None:
+    def _count(self, examples: list[dict[str, Any]], truncated: np.ndarray) -> None:
         """Counts rows, names bad ones, and stops when they are too many."""
         counts = self._counts
-        counts["seen"] += len(errors)
+        counts["seen"] += len(examples)
         counts["truncated"] += int(np.count_nonzero(truncated))
         if self.config.long_text == "error" and truncated.any():
             row = int(np.flatnonzero(truncated)[0])
             raise UserError(
-                f"Expected text within lengths {dict(self.config.lengths)}; {ids[row].decode()!r} has {truncated[row]} "
-                "tokens more. Raise LoaderConfig.lengths, or set long_text to 'truncate'."
+                f"Expected text within lengths {dict(self.config.lengths)}; {examples[row]['id']!r} has "
+                f"{truncated[row]} tokens more. Raise LoaderConfig.lengths, or set long_text to 'truncate'."
             )
-        for row in np.flatnonzero(errors != b""):
-            counts["skipped"] += 1
-            self._bad.append(f"{ids[row].decode()}: {errors[row].decode()}")
-            logging.warning("skipped %s", self._bad[-1])
-        if counts["skipped"] > self.config.max_bad_share * max(counts["seen"], self._small):
+        for example in examples:
+            if example["error"]:
+                counts["skipped"] += 1
+                self._bad.append(f"{example['id']}: {example['error']}")
+                logging.warning("skipped %s", self._bad[-1])
+        if counts["skipped"] > self.config.max_bad_share * max(counts["seen"], min(1000, self.num_examples())):
             raise UserError(
                 f"Expected at most {self.config.max_bad_share:.1%} of the records of {self.config.mixture} "
                 f"({self.config.split}) to be unreadable; found {counts['skipped']} of {counts['seen']}, last "
@@ -257,47 +180,36 @@ class Loader:
 
     # Evaluation
 
-    def eval_batches(self, for_decoding: bool = False) -> Iterator[tuple[Batch | LabelledImages, list[dict[str, Any]]]]:
+    def eval_batches(self, for_decoding: bool = False) -> Iterator[tuple[AnyBatch, list[dict[str, Any]]]]:
         """Yields one pass over the split: (host-local batch, a dict a row), task by task.
 
         Every host makes the same number of batches. The last batch of a task is filled with rows without weight, whose
-        dict has `valid` False, as it has for records that cannot be read.
+        dict has `valid` False, as it has for records that cannot be read: theirs says in `error` why.
 
         Args:
             for_decoding: rows hold prompts only, to be continued.
 
-        A row's dict: `id`, `task`, `valid`, `prompt`, `references` (list), `question`, `answers` (list),
+        A row's dict: `id`, `task`, `valid`, `error`, `prompt`, `references` (list), `question`, `answers` (list),
         `question_type`, `answer_type`, `domain` and `image`, the file's name (where the data set has them) and
-        `thumbnail`, the medium as uint8 [F, h, w, 3] (None without media). Labelled images have `id`, `task`, `valid`
-        and `thumbnail`.
+        `thumbnail`, the medium as uint8 [F, h, w, 3] (None without media). Rows without text have `id`, `task`,
+        `valid` and `thumbnail`.
         """
         for group in self._groups:
             for task in group.tasks:
-                yield from self._eval_task(group, task, for_decoding)
+                yield from self._eval_task(Group(group.media_shape, (task,), (1.0,)), for_decoding)
 
-    def _eval_task(self, group: Group, task: seqio.Task, for_decoding: bool) -> Iterator[tuple[Any, list[dict]]]:
-        total = task.source.num_examples(self.config.split)
+    def _eval_task(self, group: Group, for_decoding: bool) -> Iterator[tuple[AnyBatch, list[dict]]]:
+        (task,), size = group.tasks, self.config.batch_size
+        total = task.num_examples(self.config.split)
         total = min(total, self.config.eval_limit or total)
-        starts = range(
-            self._first, -(-total // self.config.batch_size) * self.config.batch_size, self.config.batch_size
-        )
-
-        def chunks() -> Iterator[Chunk]:
-            for start in starts:
-                rows = np.arange(start, start + self._local) % total
-                yield rows, rows.astype(np.int64)
-
-        part = _Part(task, self.config.split, chunks, group.media_shape)
-        keep = _KEPT if group.labelled else (*_KEPT, *_ROW_TEXT, *_ROW_TEXTS)
-        ds = self._examples(part, group, for_decoding, keep)
-        specs: Any = ds.element_spec
-        fill: Any = {k: _ABSENT if spec.dtype == tf.string else None for k, spec in specs.items()}
-        ds = ds.padded_batch(self._local, padding_values=fill, drop_remainder=True)
-        ds = _tuned(ds.prefetch(self.config.prefetch))
-        for start, arrays in zip(starts, _arrays(ds), strict=True):
-            arrays = {**arrays, "media": part.take(arrays["choice"])}
+        starts = range(self._first, -(-total // size) * size, size)
+        here = np.arange(self._local)
+        indices = ((start + here) % total for start in starts)
+        plans = ([Share(0, here, some, some.astype(np.int64))] for some in indices)
+        rows = group.read(self.config.split, plans, self._layout(group, for_decoding))
+        for start, found in zip(starts, read_ahead(rows, self.config.prefetch), strict=True):
             real = min(max(total - start, 0), self._local)
-            yield self._finish(group, arrays, real), _rows(arrays, task.name, real, group.media_shape[0])
+            yield self._finish(group, found, real), _rows(found, task, real)
 
 
 class BatchIterator:
@@ -310,7 +222,7 @@ class BatchIterator:
     def __iter__(self) -> "BatchIterator":
         return self
 
-    def __next__(self) -> Batch | LabelledImages:
+    def __next__(self) -> AnyBatch:
         return next(self._batches)
 
     def counters(self) -> dict[str, float]:
@@ -320,35 +232,16 @@ class BatchIterator:
         self._batches.close()
 
 
-def _rows(arrays: Arrays, task: str, real: int, num_media: int) -> list[dict[str, Any]]:
+def _rows(found: RowBatch, task: Task, real: int) -> list[dict[str, Any]]:
+    """What is known of each row beside its arrays."""
     rows = []
-    for i in range(len(arrays["id"])):
+    for i, example in enumerate(found.examples):
         row: dict[str, Any] = {
-            "id": arrays["id"][i].decode(),
-            "task": task,
-            "valid": bool(i < real and arrays["error"][i] == b""),
-            "thumbnail": arrays["media"][i, 0] if num_media else None,
+            "id": example["id"],
+            "task": task.name,
+            "valid": i < real and not example["error"],
+            "error": example["error"] if i < real else "",
+            "thumbnail": found.media[i, 0] if found.media.shape[1] else None,
         }
-        for key in _ROW_TEXT:
-            if key in arrays:
-                row[key] = arrays[key][i].decode()
-        for key in _ROW_TEXTS:
-            if key in arrays:
-                row[key] = [t.decode() for t in arrays[key][i] if t != _ABSENT]
-        rows.append(row)
+        rows.append(row | {key: example[key] for key in (*_ROW_TEXT, *_ROW_TEXTS) if key in example})
     return rows
-
-
-def _arrays(ds: tf.data.Dataset) -> Iterator[Arrays]:
-    return iter(ds.as_numpy_iterator())  # type: ignore[return-value]
-
-
-def _tuned(ds: tf.data.Dataset) -> tf.data.Dataset:
-    """One thread a stream and no hand-over between threads: examples are cheap and the device needs the cores."""
-    options = tf.data.Options()
-    options.deterministic = True
-    options.threading.private_threadpool_size = 1
-    options.threading.max_intra_op_parallelism = 1
-    options.autotune.enabled = False
-    options.experimental_optimization.map_fusion = True
-    return ds.with_options(options)

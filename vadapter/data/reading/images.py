@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from vadapter.base.errors import UserError
+from vadapter.data.reading import files
 
 # Twice Pillow's own warning limit, where it stops too: half a gigabyte as RGB.
 MAX_PIXELS = 178_956_970
@@ -134,6 +135,19 @@ def decode(data: bytes, size: int | None = None, mode: str = "stretch") -> np.nd
     return resize(rgb, size, mode) if size else np.asarray(rgb)
 
 
+def from_pil(image: Image.Image, size: int, mode: str = "stretch") -> np.ndarray:
+    """Returns a picture that Pillow has opened or made as uint8 [size, size, 3]; `mode` as of `resize`.
+
+    Raises:
+        MediaError: its file turns out to be damaged.
+    """
+    try:
+        rgb = _to_rgb(image)
+    except Exception as e:  # Pillow's decoders raise many types on damaged data
+        raise MediaError(f"not a readable image ({type(e).__name__}: {e})") from e
+    return resize(rgb, size, mode)
+
+
 def load(path: str | Path, size: int | None = None, mode: str = "stretch") -> np.ndarray:
     """Decodes an image file: uint8 [h, w, 3]. See `decode`.
 
@@ -141,6 +155,6 @@ def load(path: str | Path, size: int | None = None, mode: str = "stretch") -> np
         UserError: the file is missing or not a readable image.
     """
     try:
-        return decode(Path(path).read_bytes(), size, mode)
+        return decode(files.read_file(str(path)), size, mode)
     except (OSError, MediaError) as e:
         raise UserError(f"Expected an image (JPEG, PNG, WebP) in {path}; {e}. Replace the file or leave it out.") from e

@@ -5,12 +5,10 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
-
-import tensorflow as tf
+from collections.abc import Callable, Iterator, Sequence
 
 from vadapter.data.reading import shard_index, video
+from vadapter.data.reading.records import Record, make_record, without_nulls
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
@@ -44,45 +42,6 @@ class Fields:
         return IMAGE_ENDINGS if self.kind == "image" else video.SUFFIXES
 
 
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """One record.
-
-    Attributes:
-        id: names it: file and key, number or row.
-        media: an encoded file, or encoded frames.
-        path: of the medium, where it lies outside of the record.
-        captions: at least one, where there is no error.
-        error: why it cannot be used.
-    """
-
-    id: str
-    media: tuple[bytes, ...] = ()
-    path: str = ""
-    captions: tuple[str, ...] = ()
-    error: str = ""
-
-
-def to_pair(id_: str, media: Any, captions: Any, folder: str) -> Pair:
-    """Makes a record of values as they come: one or several, bytes or text."""
-    texts = captions if isinstance(captions, list | tuple) else [captions]
-    texts = [t.decode(errors="replace") if isinstance(t, bytes) else t for t in texts]
-    texts = tuple(t.strip() for t in texts if isinstance(t, str) and t.strip())
-    values = media if isinstance(media, list | tuple) else [media]
-    if isinstance(media, Mapping):  # as Hugging Face datasets keep images
-        values = [media.get("bytes") or media.get("path")]
-    values = [v for v in values if v]
-    if not values:
-        return Pair(id_, captions=texts, error="has no image or video")
-    if not texts:
-        return Pair(id_, error="has no caption")
-    if isinstance(values[0], str):
-        if "://" in values[0] and values[0].startswith("http"):
-            return Pair(id_, captions=texts, error=f"has the address {values[0]} instead of a file: download it first")
-        return Pair(id_, path=os.path.join(folder, values[0]), captions=texts)
-    return Pair(id_, tuple(values), captions=texts)
-
-
 def _plain_members(raw: bytes) -> list[tuple[str, bytes]] | None:
     """`_members` where every header is a plain one of an ordinary file, as most are: many times as fast; else None."""
     found, at = [], 0
@@ -112,7 +71,7 @@ def _members(raw: bytes) -> Iterator[tuple[str, bytes]]:
                 yield member.name, content.read()
 
 
-def parse_tar(raw: bytes, id_: str, fields: Fields) -> Pair:
+def parse_tar(raw: bytes, id_: str, fields: Fields) -> Record:
     """Reads a sample of a WebDataset; the id gets its key."""
     media, text, described = None, None, None
     key = ""
@@ -131,8 +90,8 @@ def parse_tar(raw: bytes, id_: str, fields: Fields) -> Pair:
         try:
             text = json.loads(described or b"{}").get(fields.caption_name)
         except (ValueError, AttributeError) as e:
-            return Pair(id_, error=f"has a .json that is not a JSON object ({e})")
-    return to_pair(id_, media, text, "")
+            return Record(id_, error=f"has a .json that is not a JSON object ({e})")
+    return make_record(id_, media, text, "")
 
 
 def tar_check(fields: Fields) -> Callable[[Sequence[str]], str]:
@@ -141,6 +100,12 @@ def tar_check(fields: Fields) -> Callable[[Sequence[str]], str]:
 
     def check(names: Sequence[str]) -> str:
         endings = [os.path.splitext(name)[1].lower() for name in names]
+        if twice := [e for e in dict.fromkeys(endings) if endings.count(e) > 1 and e in {*fields.endings, *captions}]:
+            alike = ", ".join(name for name, e in zip(names, endings, strict=True) if e == twice[0])
+            return (
+                f"{endings.count(twice[0])} members end in {twice[0]} ({alike}): a sample is what has one name up to "
+                "its first dot, so it may have one of each ending"
+            )
         if not any(e in fields.endings for e in endings):
             return f"no {fields.kind} among {', '.join(endings)}"
         return "" if captions & set(endings) else f"no {' or '.join(sorted(captions))} with a caption"
@@ -148,22 +113,24 @@ def tar_check(fields: Fields) -> Callable[[Sequence[str]], str]:
     return check
 
 
-def parse_example(raw: bytes, id_: str, fields: Fields, folder: str) -> Pair:
+def parse_example(raw: bytes, id_: str, fields: Fields, folder: str) -> Record:
     """Reads a serialised tf.train.Example."""
+    import tensorflow as tf
+
     try:
         features = tf.train.Example.FromString(raw).features.feature
     except Exception as e:  # protobuf's error is of no public type
-        return Pair(id_, error=f"not a tf.train.Example ({e})")
+        return Record(id_, error=f"not a tf.train.Example ({e})")
     if missing := [n for n in (fields.media_name, fields.caption_name) if n not in features]:
-        return Pair(id_, error=f"has no feature {missing[0]!r}; its features are {', '.join(sorted(features))}")
+        return Record(id_, error=f"has no feature {missing[0]!r}; its features are {', '.join(sorted(features))}")
     media = list(features[fields.media_name].bytes_list.value)
-    return to_pair(id_, media, list(features[fields.caption_name].bytes_list.value), folder)
+    return make_record(id_, media, list(features[fields.caption_name].bytes_list.value), folder)
 
 
-def parse_line(raw: bytes, id_: str, fields: Fields, folder: str) -> Pair:
+def parse_line(raw: bytes, id_: str, fields: Fields, folder: str) -> Record:
     """Reads a line of a JSONL file whose media are paths beside it."""
-    line = json.loads(raw)
-    return to_pair(
+    line = without_nulls(json.loads(raw))
+    return make_record(
         line.get("id") and str(line["id"]) or id_, line[fields.media_name], line[fields.caption_name], folder
     )
 
@@ -178,10 +145,11 @@ def line_check(fields: Fields) -> Callable[[bytes], str | None]:
             return f"not JSON ({e})"
         if not isinstance(line, dict):
             return "not a JSON object"
+        line = without_nulls(line)
         if fields.media_name not in line and ("image" in line or "video" in line):
             return None
         if fields.caption_name not in line and "question" in line:
             return None
-        return to_pair("", line.get(fields.media_name), line.get(fields.caption_name), "").error
+        return make_record("", line.get(fields.media_name), line.get(fields.caption_name), "").error
 
     return check

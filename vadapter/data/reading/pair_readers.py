@@ -12,17 +12,17 @@ from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.data.order import schedule
+from vadapter.data.reading import files as storage
 from vadapter.data.reading import shard_index, shards
 from vadapter.data.reading.pair_formats import (
     Fields,
-    Pair,
     line_check,
     parse_example,
     parse_line,
     parse_tar,
     tar_check,
-    to_pair,
 )
+from vadapter.data.reading.records import Record, make_record
 
 FORMATS = ("tar", "tfrecord", "array_record", "parquet", "jsonl")
 
@@ -34,7 +34,7 @@ class Reader(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: np.ndarray) -> list[Pair]: ...
+    def read(self, indices: np.ndarray) -> list[Record]: ...
 
     def blocks(self) -> np.ndarray | None: ...
 
@@ -77,13 +77,13 @@ class RangeReader:
     def blocks(self) -> np.ndarray | None:
         return None
 
-    def read(self, indices: np.ndarray) -> list[Pair]:
+    def read(self, indices: np.ndarray) -> list[Record]:
         return [self._one(int(i)) for i in indices]
 
-    def _one(self, i: int) -> Pair:
+    def _one(self, i: int) -> Record:
         which, number = self._places.find(i)
         index, file = self._indexes[which], self._places.files[which]
-        raw = shards.read_range(file, int(index.offsets[number]), int(index.sizes[number]))
+        raw = storage.read_range(file, int(index.offsets[number]), int(index.sizes[number]))
         id_ = self._places.name(which, number)
         if self._format == "tar":
             return parse_tar(raw, id_, self._fields)
@@ -117,7 +117,7 @@ class ArrayRecordReader:
     def blocks(self) -> np.ndarray | None:
         return None
 
-    def read(self, indices: np.ndarray) -> list[Pair]:
+    def read(self, indices: np.ndarray) -> list[Record]:
         raw = self._source.__getitems__([int(i) for i in indices])
         return [
             parse_example(r, f"{self._name}:{i}", self._fields, self._folder) for r, i in zip(raw, indices, strict=True)
@@ -166,7 +166,7 @@ class ParquetReader:
         with self._lock:
             if group not in self._tables:
                 which, number = self._files.find(group)
-                with shards.open_file(self._files.files[which]) as file:
+                with storage.open_file(self._files.files[which]) as file:
                     columns = [self._fields.media_name, self._fields.caption_name]
                     self._tables[group] = parquet.ParquetFile(file).read_row_group(number, columns=columns)
             self._tables.move_to_end(group)
@@ -174,7 +174,7 @@ class ParquetReader:
                 self._tables.popitem(last=False)
             return self._tables[group]
 
-    def read(self, indices: np.ndarray) -> list[Pair]:
+    def read(self, indices: np.ndarray) -> list[Record]:
         pairs = []
         for i in indices:
             group, row = self._groups.find(int(i))
@@ -184,7 +184,7 @@ class ParquetReader:
                 for name in (self._fields.media_name, self._fields.caption_name)
             )
             id_ = f"{self._files.name(which, number)}:{row}"
-            pairs.append(to_pair(id_, media, caption, os.path.dirname(self._files.files[which])))
+            pairs.append(make_record(id_, media, caption, os.path.dirname(self._files.files[which])))
         return pairs
 
 

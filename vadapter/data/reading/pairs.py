@@ -9,18 +9,15 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-import tensorflow as tf
 
 from vadapter.base.errors import UserError
-from vadapter.base.paths import is_remote
-from vadapter.data.reading import images, shards, video
-from vadapter.data.reading.images import MediaError
-from vadapter.data.reading.pair_formats import Fields, Pair
+from vadapter.data.reading import files, video
+from vadapter.data.reading.pair_formats import Fields
 from vadapter.data.reading.pair_readers import Reader, open_files
-from vadapter.data.reading.sources import RandomAccessSource, Shape
+from vadapter.data.reading.records import Record, RecordSource
 
 
-class PairsSource(RandomAccessSource):
+class PairsSource(RecordSource):
     """Images or videos with captions from any number of files. See `tasks.pairs_task` for the arguments."""
 
     def __init__(
@@ -42,7 +39,7 @@ class PairsSource(RandomAccessSource):
         reader = open_files(train, format, fields, cache_dir)
         first = train if isinstance(train, str) else train[0]
         self._name = first
-        self.threads = threads or shards.default_threads(first)
+        self.threads = threads or files.default_threads(first)
         held = 0 if validation or holdout <= 0 else min(max(round(holdout * len(reader)), 1), len(reader) - 1)
         self._parts: dict[str, tuple[Reader, int, int]] = {"train": (reader, 0, len(reader) - held)}
         if held:
@@ -53,7 +50,7 @@ class PairsSource(RandomAccessSource):
         for each in {id(r): r for r, _, _ in self._parts.values()}.values():
             self._check_share(each, max_bad_share)
             self.left_out += each.left_out
-        super().__init__(splits=tuple(self._parts), caching_permitted=False)
+        self.splits = tuple(self._parts)
 
     def _check_share(self, reader: Reader, max_bad_share: float) -> None:
         total = reader.left_out + len(reader)
@@ -72,7 +69,7 @@ class PairsSource(RandomAccessSource):
         _, start, stop = self._parts[split]
         return stop - start
 
-    def read(self, split: str, indices: np.ndarray) -> list[Pair]:
+    def read(self, split: str, indices: np.ndarray) -> list[Record]:
         reader, start, _ = self._parts[split]
         return reader.read(np.asarray(indices) + start)
 
@@ -85,28 +82,3 @@ class PairsSource(RandomAccessSource):
         ends = np.clip(np.cumsum(sizes), start, stop)
         inside = np.diff(ends, prepend=start)
         return inside[inside > 0]
-
-    def text_of(self, record: Pair) -> bytes:
-        values = {"id": [record.id], "captions": record.captions}
-        features = {
-            k: tf.train.Feature(bytes_list=tf.train.BytesList(value=[t.encode(errors="replace") for t in v]))
-            for k, v in values.items()
-        }
-        return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
-
-    def read_media(self, record: Pair, shape: Shape, choice: int = 0) -> np.ndarray:
-        if record.error:
-            raise MediaError(record.error)
-        media = record.media
-        if record.path and (self.media == "image" or is_remote(record.path)):
-            media = (shards.read_file(record.path),)
-        if self.media == "image":
-            return images.decode(media[0], shape[2], self.resize)[None, None]
-        if len(media) > 1:
-            return video.from_images(media, shape[1], shape[2], self.resize, self.frame_sampling, choice)[None]
-        source = media[0] if media else record.path
-        return video.decode(source, shape[1], shape[2], self.resize, self.frame_sampling, choice)[None]
-
-    def parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        texts = tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)
-        return tf.io.parse_single_example(record, {"id": tf.io.FixedLenFeature([], tf.string), "captions": texts})

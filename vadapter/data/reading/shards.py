@@ -5,8 +5,6 @@ kept in a cache folder, so that later runs, and other hosts that share the folde
 format has random access: the order of the data is a function of (seed, step), and a checkpoint needs no position.
 """
 
-import contextlib
-import functools
 import glob
 import hashlib
 import io
@@ -24,10 +22,10 @@ import tensorflow as tf
 
 from vadapter.base.errors import UserError
 from vadapter.base.paths import absolute, is_remote
+from vadapter.data.reading.files import open_file
 from vadapter.data.reading.shard_index import Index
 
-_VERSION = 1  # of the index; another one is scanned again
-_REMOTE_THREADS = 32  # requests that wait
+_VERSION = 2  # of the index; another one is scanned again
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:
@@ -65,93 +63,6 @@ def _braces(pattern: str) -> Iterator[str]:
         options = listed.split(",")
     for option in options:
         yield from _braces(pattern[: match.start()] + option + pattern[match.end() :])
-
-
-# Reading
-
-
-class _Remote(io.RawIOBase):
-    """A remote file as an ordinary one."""
-
-    def __init__(self, path: str):
-        self._file = tf.io.gfile.GFile(path, "rb")
-        self._at, self._size = 0, self._file.size()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + {0: 0, 1: self._at, 2: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer) -> int:
-        self._file.seek(self._at)
-        data = self._file.read(min(len(buffer), max(self._size - self._at, 0)))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def open_file(path: str) -> io.BufferedReader:
-    """Opens a local or remote file for reading."""
-    return io.BufferedReader(_Remote(path), 1 << 20) if is_remote(path) else open(path, "rb")  # type: ignore[arg-type]
-
-
-def read_file(path: str) -> bytes:
-    """Returns a whole file, local or remote. Raises `OSError` if it is missing or cannot be read."""
-    if not is_remote(path):
-        return Path(path).read_bytes()
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            return file.read()
-    except tf.errors.OpError as e:
-        raise OSError(f"{path}: {e.message}") from e
-
-
-def default_threads(path: str) -> int:
-    """Returns how many threads should read files that lie where `path` does."""
-    return _REMOTE_THREADS if is_remote(path) else min(8, os.cpu_count() or 1)
-
-
-class _Descriptor:
-    """An open local file, closed when nothing uses it any more."""
-
-    def __init__(self, path: str):
-        self.number = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError, OSError):
-            os.close(self.number)
-
-
-_descriptor = functools.lru_cache(maxsize=256)(_Descriptor)
-
-
-def read_range(path: str, offset: int, size: int) -> bytes:
-    """Returns `size` bytes from `offset` on. Any number of threads may call it.
-
-    Raises:
-        OSError: the file is missing, or ends before.
-    """
-    if is_remote(path):
-        with tf.io.gfile.GFile(path, "rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-    else:
-        data = os.pread(_descriptor(path).number, size, offset)
-    if len(data) != size:
-        raise OSError(f"{path} ends after {offset + len(data)} bytes; expected {offset + size}")
-    return data
 
 
 # Cache

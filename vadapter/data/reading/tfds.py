@@ -5,22 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from vadapter.base.errors import UserError
 from vadapter.data.reading import images
-from vadapter.data.reading.sources import RandomAccessSource, Shape
-from vadapter.data.rows import formats, prompts
-from vadapter.data.rows import preprocessors as pre
+from vadapter.data.reading.sources import Medium, RandomAccessSource
+from vadapter.data.rows import formats
 from vadapter.data.rows import vocabulary as vocabularies
+from vadapter.data.rows.preprocessors import Caption, Preprocessor, Question
+from vadapter.data.rows.sizes import Shape
 from vadapter.data.tasks import add_task
 
 Record = dict[str, Any]
-_SPEC = {
-    **dict.fromkeys(("id", "question"), tf.io.FixedLenFeature([], tf.string, default_value="")),
-    **dict.fromkeys(("captions", "answers"), tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)),
-}
 
 
 class TfdsSource(RandomAccessSource):
@@ -55,7 +51,7 @@ class TfdsSource(RandomAccessSource):
         pictures = {image, *(key for key in features if isinstance(features[key], tfds.features.Image))}
         self._decoders = dict.fromkeys(pictures, tfds.decode.SkipDecoding())
         self._builder: Any = builder
-        super().__init__(splits=tuple(builder.info.splits), caching_permitted=False)
+        self.splits = tuple(builder.info.splits)
 
     def __str__(self) -> str:
         return f"TfdsSource({self._builder.data_path})"
@@ -70,16 +66,15 @@ class TfdsSource(RandomAccessSource):
     def read(self, split: str, indices: np.ndarray) -> list[Record]:
         return self._records(split).__getitems__([int(i) for i in indices])
 
-    def text_of(self, record: Record) -> bytes:
+    def features(self, record: Record) -> dict[str, Any]:
         texts = {key: _texts(_find(record, path)) for key, path in self._texts.items()}
-        features = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=found)) for key, found in texts.items()}
-        return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+        return {key: found if key in ("captions", "answers") else found[0] for key, found in texts.items()}
 
     def read_media(self, record: Record, shape: Shape, choice: int = 0) -> np.ndarray:
         return images.decode(record[self._image], shape[2], self.resize)[None, None]
 
-    def parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        return tf.io.parse_single_example(record, _SPEC)
+    def medium(self, record: Record) -> Medium:
+        return Medium.of_bytes([record[self._image]])
 
 
 def _find(record: Record, path: str) -> Any:
@@ -87,9 +82,9 @@ def _find(record: Record, path: str) -> Any:
     return _find(record[head], rest) if rest else record[head]
 
 
-def _texts(value: Any) -> list[bytes]:
+def _texts(value: Any) -> list[str]:
     values = value if isinstance(value, Sequence | np.ndarray) and not isinstance(value, bytes | str) else [value]
-    return [v if isinstance(v, bytes) else str(v).encode() for v in values]
+    return [v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values]
 
 
 def tfds_task(
@@ -103,6 +98,7 @@ def tfds_task(
     question: str = "",
     answers: str = "",
     prompt: str = "",
+    preprocessor: Preprocessor | None = None,
     resize: str = "stretch",
     vocabulary: str = "",
     prompt_format: str = formats.PLAIN,
@@ -117,13 +113,15 @@ def tfds_task(
             those of `coco_captions`; `captions/text` is the feature `text` in the feature `captions`.
         question, answers: features that have a question and its answer or answers; `captions` is not read then.
         prompt: a name in data/prompts, or a template; default the paper's.
+        preprocessor: what is done with a record's text, in place of `Caption` or `Question` with `prompt`.
         resize, vocabulary, prompt_format: as of `tasks.jsonl_task`.
 
     Raises:
         UserError: as `TfdsSource`; the data set is not known to TFDS, or a prompt is not a template.
     """
-    prompt = prompt or ("image_question" if question else "caption")
-    prompts.resolve(prompt, bool(question))
+    words = vocabularies.load_given(vocabulary, prompt_format, "tfds_task.vocabulary")
+    if preprocessor is None:
+        preprocessor = Question(prompt or "image_question") if question else Caption(prompt or "caption")
     try:
         builder = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as e:
@@ -133,5 +131,4 @@ def tfds_task(
         ) from e
     texts = {"id": id_field, **({"question": question, "answers": answers} if question else {"captions": captions})}
     source = TfdsSource(builder, image, texts, resize)
-    text = (pre.question if question else pre.caption)(prompt=prompt)
-    return add_task(name, source, [text], vocabulary=vocabularies.load(vocabulary, prompt_format))
+    return add_task(name, source, [preprocessor], vocabulary=words)

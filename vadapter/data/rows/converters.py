@@ -1,136 +1,183 @@
-"""`VLMFeatureConverter`: examples of a task to rows of a `vadapter.base.batch.Batch`."""
+"""Examples of a task to rows of a batch.
 
-from collections.abc import Mapping
-from typing import Any
+An example is a record after the task's preprocessors: a dict with `inputs` and `targets` (int32 arrays), `id`, `error`
+and texts. How a task's examples become a batch is an object of the task, its `Rows`: `TextRows` makes a
+`vadapter.base.batch.Batch`, and another task may have its own (see `vadapter.data.scenes.labels`).
+"""
 
-import seqio
-import tensorflow as tf
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
-from vadapter.base.errors import UserError
-from vadapter.data.rows.preprocessors import MEDIA_ID
+import numpy as np
 
-_Spec = seqio.FeatureConverter.FeatureSpec
+from vadapter.base.batch import Batch
+from vadapter.data.rows.prompts import MEDIA_ID
+from vadapter.data.rows.sizes import Layout, check_lengths
+from vadapter.data.rows.vocabulary import TextVocabulary
+
+Example = dict[str, Any]
+Arrays = dict[str, np.ndarray]  # of a row, or of the rows of a batch
+_FIELDS = tuple(f.name for f in dataclasses.fields(Batch) if f.name != "media")
 
 
-class VLMFeatureConverter(seqio.FeatureConverter):
-    """Lays out `inputs`, visual tokens and `targets` in one row.
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """A token of a row, to be shown. `kind`: `text`, `special` (start, end, turns), `visual` (a medium's) or `cut`."""
+
+    text: str
+    weight: float = 0.0
+    kind: str = "text"
+
+
+class Rows(Protocol):
+    """How a task's examples become a batch.
+
+    Attributes:
+        batch_type: class of the batches. Tasks with the same one, and with media of one shape, share batches.
+        vocabulary: of the text; None where the rows have none.
+        outputs: the features that an example must have, arrays of integers.
+    """
+
+    batch_type: ClassVar[type]
+    outputs: ClassVar[tuple[str, ...]]
+
+    @property
+    def vocabulary(self) -> TextVocabulary | None: ...
+
+    def check(self, layout: Layout) -> None:
+        """Raises `UserError` where such rows cannot be made."""
+
+    def row(self, example: Example, layout: Layout) -> Arrays:
+        """Returns the arrays of an example's row, without media."""
+        ...
+
+    def batch(self, arrays: Arrays, media: np.ndarray, valid: np.ndarray) -> Any:
+        """Makes a batch.
+
+        Args:
+            arrays: of all its rows, with the batch as first axis.
+            media: uint8 [B, M, F, h, w, 3].
+            valid: bool [B]; the other rows carry no weight.
+        """
+        ...
+
+    def shown(self, example: Example, arrays: Arrays) -> tuple[list[Token], list[Token]]:
+        """Returns the tokens of a row, those of its prompt and those to predict, for a person to look at."""
+        ...
+
+
+def lay_out(
+    inputs: Sequence[int] | np.ndarray,
+    targets: Sequence[int] | np.ndarray,
+    layout: Layout,
+    bos_id: int | None = None,
+    closing: int = 0,
+) -> Arrays:
+    """Lays out a prompt, its visual tokens and its targets in one row.
 
         [bos] prompt before <visual tokens, R a medium> prompt after | targets, eos last | padding
 
-    Every row begins with the vocabulary's `bos_id` (0 where there is none); that slot counts among `inputs`. The
-    lengths are fixed: T = inputs + M * R + targets and L = targets. A row for decoding ends where its targets would
-    begin, so there T = inputs + M * R.
-
     Text that is too long is cut at its end, prompts after the visual tokens and before the tokens that close them; a
-    visual token never is. The feature `truncated` says how many tokens were cut.
+    visual token never is.
 
-    `task_feature_lengths` has `inputs`, `targets` and `media`, the shape (M, F, h, w, 3).
-    """
-
-    TASK_FEATURES = {
-        "inputs": _Spec(dtype=tf.int32),
-        "targets": _Spec(dtype=tf.int32),
-        "media": _Spec(dtype=tf.uint8, rank=5),
-    }
-    MODEL_FEATURES = {
-        **{k: _Spec(dtype=tf.int32) for k in ("tokens", "segment_ids", "positions", "media_index")},
-        "media": _Spec(dtype=tf.uint8, rank=5),
-        "target_positions": _Spec(dtype=tf.int32),
-        "target_ids": _Spec(dtype=tf.int32),
-        "target_weights": _Spec(dtype=tf.float32),
-        "truncated": _Spec(dtype=tf.int32, rank=0),
-    }
-    PACKING_FEATURE_DTYPES = {}
-
-    def __init__(
-        self,
-        num_visual_tokens: int,
-        bos_id: int | None = None,
-        for_decoding: bool = False,
-        passthrough: Mapping[str, tf.TensorSpec] | None = None,
-        closing: int = 0,
-    ):
-        """Args:
-        num_visual_tokens: R.
-        bos_id: id of the first slot; None or negative is 0, the pad id.
-        for_decoding: rows hold prompts only. Targets are kept, without weight.
-        passthrough: specs of features to keep as they are.
+    Args:
+        inputs: ids of the prompt, with a `MEDIA_ID` a medium.
+        targets: ids of the text to predict, with its end.
+        layout: of the row.
+        bos_id: id of the first slot, which counts among `inputs`; None or negative is 0, the pad id.
         closing: tokens at the end of a prompt that are kept when it is cut: what ends a turn of a chat.
-        """
-        specs = {k: _Spec(dtype=s.dtype, rank=s.shape.rank) for k, s in (passthrough or {}).items()}
-        # seqio's own length check would count the marker of a medium as one token.
-        super().__init__(pack=False, apply_length_check=False, bos_id=max(bos_id or 0, 0), passthrough_features=specs)
-        self._num_visual_tokens = num_visual_tokens
-        self._for_decoding = for_decoding
-        self._closing = closing
 
-    def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping) -> tf.data.Dataset:
-        lengths = dict(task_feature_lengths)
-        check_lengths(lengths)
-        return ds.map(lambda ex: self.convert_example(ex, lengths))
-
-    def convert_example(self, ex: Mapping[str, tf.Tensor], lengths: Mapping) -> dict[str, tf.Tensor]:
-        """Converts one example; `lengths` as `task_feature_lengths` of a call."""
-        prompt, cut = self._prompt(ex["inputs"], lengths["inputs"])
-        targets = ex["targets"][: lengths["targets"]]
-        cut += tf.size(ex["targets"]) - tf.size(targets)
-        text = prompt if self._for_decoding else tf.concat([prompt, targets], 0)
-        visual = tf.equal(text, MEDIA_ID)
-        media_index = tf.where(visual, tf.cumsum(tf.cast(visual, tf.int32)) - 1, -1)
-        length = tf.size(text)
-        total = self._row_length(lengths)
-        first = tf.size(prompt) - 1
-        weights = tf.ones_like(targets, tf.float32) * (0.0 if self._for_decoding else 1.0)
-        if "error" in ex:
-            weights *= tf.cast(tf.equal(ex["error"], ""), tf.float32)
-        steps = 0 if self._for_decoding else tf.range(tf.size(targets))
-        row = {
-            "tokens": _pad(tf.where(visual, 0, text), total),
-            "segment_ids": _pad(tf.ones([length], tf.int32), total),
-            "positions": _pad(tf.range(length), total),
-            "media_index": _pad(media_index, total, -1),
-            "target_positions": _pad(tf.zeros_like(targets) + first + steps, lengths["targets"]),
-            "target_ids": _pad(targets, lengths["targets"]),
-            "target_weights": _pad(weights, lengths["targets"]),
-            "media": tf.ensure_shape(ex["media"], lengths["media"]),
-            "truncated": cut,
-        }
-        return row | {k: ex[k] for k in self._passthrough_features}
-
-    def _prompt(self, inputs: tf.Tensor, room: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the prompt with bos and each marker widened to R slots of `MEDIA_ID`, how many tokens were cut."""
-        inputs = tf.concat([[self.bos_id], inputs], 0)
-        marker = tf.equal(inputs, MEDIA_ID)
-        ordinal = tf.cumsum(tf.cast(tf.logical_not(marker), tf.int32))
-        closing = min(self._closing, room - 1)
-        keep = marker | (ordinal <= room - closing) | (ordinal > ordinal[-1] - closing)
-        cut = tf.size(inputs) - tf.math.count_nonzero(keep, dtype=tf.int32)
-        repeats = tf.where(marker, self._num_visual_tokens, 1)
-        return tf.repeat(tf.boolean_mask(inputs, keep), tf.boolean_mask(repeats, keep)), cut
-
-    def _row_length(self, lengths: Mapping) -> int:
-        total = lengths["inputs"] + lengths["media"][0] * self._num_visual_tokens
-        return total if self._for_decoding else total + lengths["targets"]
-
-    def get_model_feature_lengths(self, task_feature_lengths: Mapping) -> Mapping[str, Any]:
-        total = self._row_length(task_feature_lengths)
-        rows = dict.fromkeys(("tokens", "segment_ids", "positions", "media_index"), total)
-        targets = dict.fromkeys(("target_positions", "target_ids", "target_weights"), task_feature_lengths["targets"])
-        rest = {k: task_feature_lengths[k] for k in self._passthrough_features}
-        return {**rows, **targets, "media": task_feature_lengths["media"], "truncated": 1, **rest}
+    Returns:
+        The fields of a `Batch` for one row, without media, and `truncated`, how many tokens were cut.
+    """
+    prompt, cut = _prompt(np.asarray([max(bos_id or 0, 0), *inputs], np.int32), layout, closing)
+    every = np.asarray(targets, np.int32)
+    kept = every[: layout.lengths["targets"]]
+    text = prompt if layout.for_decoding else np.concatenate([prompt, kept])
+    visual = text == MEDIA_ID
+    total, room = layout.row_length, layout.lengths["targets"]
+    steps = np.zeros_like(kept) if layout.for_decoding else np.arange(len(kept), dtype=np.int32)
+    weights = np.full(len(kept), 0.0 if layout.for_decoding else 1.0, np.float32)
+    return {
+        "tokens": _padded(np.where(visual, 0, text), total),
+        "segment_ids": _padded(np.ones(len(text), np.int32), total),
+        "positions": _padded(np.arange(len(text), dtype=np.int32), total),
+        "media_index": _padded(np.where(visual, np.cumsum(visual) - 1, -1), total, -1),
+        "target_positions": _padded(len(prompt) - 1 + steps, room),
+        "target_ids": _padded(kept, room),
+        "target_weights": _padded(weights, room),
+        "truncated": np.asarray(cut + len(every) - len(kept), np.int32),
+    }
 
 
-def check_lengths(lengths: Mapping) -> None:
-    """Raises `UserError` unless `inputs` and `targets` are there and at least 1."""
-    for key, holds in (("inputs", "the bos slot"), ("targets", "one token to predict")):
-        if not isinstance(lengths.get(key), int) or lengths[key] < 1:
-            raise UserError(
-                f"Expected lengths['{key}'] to be a whole number of at least 1, the room for {holds}; found "
-                f"{lengths.get(key)!r} in {dict(lengths)}. Set it."
-            )
+def _prompt(inputs: np.ndarray, layout: Layout, closing: int) -> tuple[np.ndarray, int]:
+    """Returns the prompt with each marker widened to R slots of `MEDIA_ID`, and how many tokens were cut."""
+    room = layout.lengths["inputs"]
+    marker = inputs == MEDIA_ID
+    ordinal = np.cumsum(~marker)
+    closing = min(closing, room - 1)
+    keep = marker | (ordinal <= room - closing) | (ordinal > ordinal[-1] - closing)
+    repeats = np.where(marker, layout.num_visual_tokens, 1)
+    return np.repeat(inputs[keep], repeats[keep]), len(inputs) - int(np.count_nonzero(keep))
 
 
-def _pad(values: tf.Tensor, length: int, fill: int = 0) -> tf.Tensor:
-    padded = tf.pad(values, [[0, length - tf.size(values)]], constant_values=fill)
-    padded.set_shape([length])
-    return padded
+def _padded(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
+    """`values` at the start of `length` slots. Of a prompt with too many media the end is lost; `batch` refuses it."""
+    row = np.full(length, fill, values.dtype if values.dtype == np.float32 else np.int32)
+    row[: len(values)] = values[:length]
+    return row
+
+
+@dataclasses.dataclass(frozen=True)
+class TextRows:
+    """Rows of text with media, of examples with `inputs` and `targets`: a `Batch`."""
+
+    vocabulary: TextVocabulary
+    batch_type: ClassVar[type] = Batch
+    outputs: ClassVar[tuple[str, ...]] = ("inputs", "targets")
+
+    def check(self, layout: Layout) -> None:
+        check_lengths(layout.lengths)
+
+    def row(self, example: Example, layout: Layout) -> Arrays:
+        words = self.vocabulary
+        return lay_out(example["inputs"], example["targets"], layout, words.bos_id, words.num_closing)
+
+    def batch(self, arrays: Arrays, media: np.ndarray, valid: np.ndarray) -> Batch:
+        weights = arrays["target_weights"] * valid[:, None].astype(np.float32)
+        fields: dict[str, Any] = {k: arrays[k] for k in _FIELDS} | {"target_weights": weights, "media": media}
+        return Batch(**fields)
+
+    def shown(self, example: Example, arrays: Arrays) -> tuple[list[Token], list[Token]]:
+        room, size = len(arrays["target_ids"]), len(example["targets"])
+        prompt = self._prompt(arrays)
+        if (cut := int(arrays["truncated"]) - max(size - room, 0)) > 0:
+            prompt.append(Token(f"{cut} tokens are cut", kind="cut"))
+        pairs = zip(arrays["target_ids"][: min(size, room)], arrays["target_weights"], strict=False)
+        target = [dataclasses.replace(self._token(i), weight=float(weight)) for i, weight in pairs]
+        return prompt, target + ([Token(f"{size - room} tokens are cut", kind="cut")] if size > room else [])
+
+    def _prompt(self, arrays: Arrays) -> list[Token]:
+        """The prompt's tokens, with the visual ones of a medium as one."""
+        found: list[Token] = []
+        visual = 0
+        for i in range(int(arrays["target_positions"][0]) + 1):
+            if arrays["media_index"][i] >= 0:
+                visual += 1
+                continue
+            if visual:
+                found.append(Token(f"{visual} visual tokens", kind="visual"))
+            visual = 0
+            found.append(self._token(arrays["tokens"][i]))
+        return found + ([Token(f"{visual} visual tokens", kind="visual")] if visual else [])
+
+    def _token(self, i: int) -> Token:
+        """A token by its own text; control tokens by their names."""
+        text, special = self.vocabulary.written(int(i))
+        return Token(text, kind="special" if special else "text")
+
+
+def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
+    """Returns the arrays of a batch of the arrays of its rows."""
+    return {k: np.stack([row[k] for row in rows]) for k in rows[0]}

@@ -5,12 +5,10 @@ question; here they are by default, by a random number generator that is seeded 
 """
 
 import collections
+import dataclasses
 import random
 from collections.abc import Sequence
 from typing import Protocol
-
-import numpy as np
-import tensorflow as tf
 
 from vadapter.base.errors import UserError
 from vadapter.data.rows import prompts
@@ -26,33 +24,38 @@ class Pairs(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
 class Examples:
     """Chooses the examples of a question and writes them.
 
     A question is never its own example, nor is the same question about the same image.
+
+    Attributes:
+        pairs: of the training split.
+        shots: examples before a question.
+        seed: of the choice.
+        fixed: the same examples before all questions (but one that would be its own).
+        template: a name in data/prompts, or a template with `<question>` and `<answer>`.
+
+    Raises:
+        UserError: there are too few pairs, or the template is not one.
     """
 
-    def __init__(
-        self, pairs: Pairs, shots: int = 4, seed: int = 0, fixed: bool = False, template: str = "text_example"
-    ):
-        """Args:
-            pairs: of the training split.
-            shots: examples before a question.
-            seed: of the choice.
-            fixed: the same examples before all questions (but one that would be its own).
-            template: a name in data/prompts, or a template with `<question>` and `<answer>`.
+    pairs: Pairs = dataclasses.field(repr=False)
+    shots: int = 4
+    seed: int = 0
+    fixed: bool = False
+    template: str = "text_example"
 
-        Raises:
-            UserError: there are too few pairs, or the template is not one.
-        """
+    def __post_init__(self) -> None:
         # One more is drawn for a question that may be among them; of small sets all.
-        if shots < 1 or len(pairs) <= shots:
+        if self.shots < 1 or len(self.pairs) <= self.shots:
             raise UserError(
-                f"Expected 1 to {max(len(pairs) - 1, 0)} examples before a question, fewer than the {len(pairs)} pairs "
-                f"of the training split; found shots = {shots}. Change shots; 0 asks without examples."
+                f"Expected 1 to {max(len(self.pairs) - 1, 0)} examples before a question, fewer than the "
+                f"{len(self.pairs)} pairs of the training split; found shots = {self.shots}. Change shots; 0 asks "
+                "without examples."
             )
-        self._pairs, self._shots, self._seed, self._fixed = pairs, shots, seed, fixed
-        self._template = prompts.resolve_example(template)
+        prompts.resolve_example(self.template)
 
     def choose(self, name: str, image: str = "", question: str = "") -> list[tuple[str, str]]:
         """Returns (question, answer) of the examples.
@@ -62,32 +65,23 @@ class Examples:
             image: that it is about.
             question: its text.
         """
-        generator = random.Random(f"examples {self._seed}" if self._fixed else f"examples {self._seed} {name}")
+        generator = random.Random(f"examples {self.seed}" if self.fixed else f"examples {self.seed} {name}")
         chosen: list[tuple[str, str]] = []
-        for index in generator.sample(range(len(self._pairs)), min(len(self._pairs), 4 * self._shots + 8)):
-            other, its_image, its_question, answer = self._pairs[index]
+        for index in generator.sample(range(len(self.pairs)), min(len(self.pairs), 4 * self.shots + 8)):
+            other, its_image, its_question, answer = self.pairs[index]
             same = other == name or (
                 its_image == image and prompts.bare_question(its_question) == prompts.bare_question(question)
             )
             if not same:
                 chosen.append((its_question, answer))
-            if len(chosen) == self._shots:
+            if len(chosen) == self.shots:
                 break
         return chosen
 
     def text(self, name: str, image: str = "", question: str = "") -> str:
         """Returns the examples as text, with a space between two."""
-        return " ".join(prompts.fill_example(self._template, *pair) for pair in self.choose(name, image, question))
-
-    def text_tf(self, name: tf.Tensor, image: tf.Tensor, question: tf.Tensor) -> tf.Tensor:
-        """`text` of scalar string tensors."""
-
-        def call(*values: bytes | np.ndarray) -> bytes:
-            return self.text(*(np.asarray(value).item().decode() for value in values)).encode()
-
-        text = tf.numpy_function(call, [name, image, question], tf.string, stateful=False)
-        text.set_shape([])
-        return text
+        template = prompts.resolve_example(self.template)
+        return " ".join(prompts.fill_example(template, *pair) for pair in self.choose(name, image, question))
 
 
 def usual(answers: Sequence[str]) -> str:

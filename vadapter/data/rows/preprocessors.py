@@ -1,169 +1,204 @@
-"""seqio preprocessors: texts of a record to `inputs` and `targets`. Its media are decoded by the source.
+"""Preprocessors: what a task does with a record's text, as frozen dataclasses.
 
-`inputs` holds the prompt's ids with `MEDIA_ID` in the place of a medium, which the feature converter widens to the
-visual tokens. They keep one example per record, choose by the record's `choice` and report trouble in its `error` (see
-`sources`), so that the order of data stays a function of (seed, step).
+A preprocessor turns a record, a dict of plain Python values, into an example with `inputs` (ids of the prompt, with
+`prompts.MEDIA_ID` in the place of a medium) and `targets` (ids to predict). Its fields are its settings, so gin binds
+them and the record of a trained model says them. To add one, write such a class in a module of your own:
+
+    @preprocessor
+    @dataclasses.dataclass(frozen=True)
+    class Headline(Preprocessor):
+        prompt: str = "A headline for <media> :"
+
+        def example(self, record, vocabulary):
+            inputs, prompt = prompts.write(self.prompt, vocabulary)
+            targets = np.asarray(vocabulary.answer(record["captions"][0].upper()), np.int32)
+            return {**record, "prompt": prompt, "inputs": inputs, "targets": targets, "references": record["captions"]}
+
+        def templates(self, media):
+            return {"caption": self.prompt}
+
+and give it to a task: `jsonl_task(..., captions=Headline())`.
 """
 
+import abc
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
 
-import seqio
-import tensorflow as tf
+import numpy as np
 
 from vadapter.base.errors import UserError
-from vadapter.data.reading.sources import media_shape
+from vadapter.base.registry import Registry
 from vadapter.data.rows import prompts
+from vadapter.data.rows.converters import Example
 from vadapter.data.rows.few_shot import Examples
 from vadapter.data.rows.vocabulary import TextVocabulary
 
-MEDIA_ID = -1
-Example = dict[str, tf.Tensor]
-Features = Mapping[str, seqio.Feature]
-Preprocessor = Callable[..., tf.data.Dataset]
 
+class Preprocessor(abc.ABC):
+    """What is asked of a preprocessor. It keeps one example a record, so that the order of data is known from a step.
 
-@dataclasses.dataclass(frozen=True)
-class MediaFeature(seqio.ContinuousFeature):
-    """The output feature `media` of a task, uint8 [M, F, h, w, 3].
+    A record has what its source gives (`captions`, `question`, `answers`, ...) and
 
-    Its entry in `sequence_length` is its shape (M, F, h, w, 3): the sizes belong to the model, not to the task.
-
-    Attributes:
-        kind: `image` (F = 1), `video` (F as the loader says) or `none` (M = 0, text only).
+        id      text that names the record in logs and results
+        choice  a random number to choose by, say, one reference of several: a function of (seed, place in the order of
+                data) in training, in evaluation the record's index
+        error   text that says why the record cannot be used, or empty. A preprocessor may set it; it must not raise
     """
 
-    dtype: tf.DType = tf.uint8
-    rank: int = 5
-    kind: str = "image"
+    @abc.abstractmethod
+    def example(self, record: Mapping[str, Any], vocabulary: TextVocabulary) -> Example:
+        """Returns the record with `inputs` and `targets`, int32 arrays.
 
-    def shape(self, size: int, num_frames: int) -> tuple[int, ...]:
-        """Returns (M, F, h, w, 3). See `sources.media_shape`."""
-        return media_shape(self.kind, size, num_frames)
+        For evaluation it also has `prompt`, the prompt as text, `references`, all right texts, and for questions
+        `question` and `answers`.
+        """
 
+    def templates(self, media: str) -> Mapping[str, str]:
+        """Returns what a trained model is asked by: templates by `caption`, `image_question` or `video_question`.
 
-def _map(function: Callable[..., Example]) -> Callable[..., Preprocessor]:
-    """Makes `function(example, features, **settings)` a factory of preprocessors: call it with the settings."""
+        Args:
+            media: what the task's records show: none, image or video.
+        """
+        return {}
 
-    def factory(**settings) -> Preprocessor:
-        def preprocess(dataset: tf.data.Dataset, output_features: Features) -> tf.data.Dataset:
-            return dataset.map(lambda ex: function(dict(ex), output_features, **settings))
-
-        # For the record of a trained model (`description`).
-        preprocess.__name__, preprocess.settings = factory.__name__, settings  # type: ignore[attr-defined]
-        return preprocess
-
-    factory.__name__ = factory.__qualname__ = function.__name__.strip("_")
-    factory.__doc__ = function.__doc__
-    return factory
+    def describe(self) -> dict[str, Any]:
+        """Returns its name and settings, JSON-serialisable, for the record of a trained model."""
+        return {"name": type(self).__name__, **_plain(self)}
 
 
-def _pick(example: Example, values: tf.Tensor) -> tf.Tensor:
-    """Chooses one of the values by the record's `choice`; the empty text of none."""
-    count = tf.maximum(tf.shape(values, out_type=tf.int64)[0], 1)
-    return tf.concat([values, [""]], 0)[tf.math.floormod(example["choice"], count)]
-
-
-def _prompted(
-    example: Example,
-    template: str,
-    question: tf.Tensor | None,
-    target: tf.Tensor,
-    vocabulary: TextVocabulary,
-    examples: tf.Tensor | None = None,
-) -> Example:
-    """Adds `inputs`, `targets`, and the prompt as text. `examples` is the text of `<examples>`."""
-    before, after = prompts.split(template if examples is not None else prompts.without_examples(template))
-    if examples is None:
-        head, opening = tf.constant(vocabulary.head(before), tf.int32), tf.constant(before)
-    else:
-        start, end = before.split(prompts.EXAMPLES)
-        opening = tf.strings.join([start, examples, end])
-        head = vocabulary.head_tf(opening)
-    if question is None:
-        prompt, tail = tf.constant(template), tf.constant(vocabulary.tail(after), tf.int32)
-    else:
-        start, end = after.split(prompts.QUESTION)
-        text = tf.strings.join([start, question, end])
-        prompt, tail = tf.strings.join([opening, " ", prompts.MEDIA, text]), vocabulary.tail_tf(text)
-    inputs = tf.concat([head, [MEDIA_ID], tail], 0)
-    return {**example, "prompt": prompt, "inputs": inputs, "targets": target_ids(vocabulary, target)}
-
-
-def _vocabulary(features: Features) -> TextVocabulary:
-    found: Any = features["targets"].vocabulary
+def _plain(settings: Any) -> dict[str, Any]:
+    found = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            found[field.name] = _plain(value)
+        elif field.repr:
+            found[field.name] = value if isinstance(value, str | int | float | bool | None) else repr(value)
     return found
 
 
-def _eos(vocabulary: TextVocabulary) -> tf.Tensor:
-    if vocabulary.eos_id is None:
-        raise UserError(f"Expected a vocabulary with an end-of-text id; {vocabulary} has none. Choose another one.")
-    return tf.constant([vocabulary.eos_id], tf.int32)
+REGISTRY = Registry("preprocessor")
+_Class = TypeVar("_Class", bound=type[Any])
 
 
-def target_ids(vocabulary: TextVocabulary, text: tf.Tensor) -> tf.Tensor:
-    """Returns the ids of the text as it follows a prompt, with the token that ends it."""
-    return tf.concat([vocabulary.answer_tf(tf.strings.strip(text)), _eos(vocabulary)], 0)
+def preprocessor(cls: _Class) -> _Class:
+    """Registers a preprocessor under its class name, so that gin files can name it.
 
-
-@_map
-def caption(example: Example, features: Features, *, prompt: str = "caption", first: int | None = None) -> Example:
-    """Prompt and one of the `captions`; all of them stay as `references`.
-
-    `prompt`: a name in data/prompts, or a template with `<media>`. `first`: chooses among the first so many only.
+    Raises:
+        UserError: it is no frozen dataclass, no `Preprocessor`, lacks `example`, or one of another module has its name.
     """
-    template = prompts.resolve(prompt, question=False)
-    references = example.pop("captions")
-    empty = {"question": tf.constant(""), "answers": tf.zeros([0], tf.string)}
-    example = {**example, **empty, "references": references}
-    return _prompted(example, template, None, _pick(example, references[:first]), _vocabulary(features))
+    where, found = f"{cls.__module__}.{cls.__qualname__}", cast(Any, cls)
+    if not issubclass(found, Preprocessor) or found.__abstractmethods__:
+        raise UserError(
+            f"Expected a preprocessor to be a subclass of Preprocessor with the method `example`; {where} is not. "
+            "Write `class Mine(Preprocessor)` and `def example(self, record, vocabulary)`."
+        )
+    if not getattr(getattr(cls, "__dataclass_params__", None), "frozen", False):
+        raise UserError(
+            f"Expected a preprocessor to be a frozen dataclass, whose fields are its settings; {where} is not. Write "
+            "@dataclasses.dataclass(frozen=True) below @preprocessor."
+        )
+    REGISTRY.register(found)
+    return cls
 
 
-@_map
-def question(
-    example: Example, features: Features, *, prompt: str = "image_question", examples: Examples | None = None
-) -> Example:
+def _pick(values: Sequence[str], choice: int) -> str:
+    """Chooses one of the values by the record's `choice`; the empty text of none."""
+    return values[choice % len(values)] if values else ""
+
+
+def _ids(ids: Sequence[int]) -> np.ndarray:
+    return np.asarray(ids, np.int32)
+
+
+@preprocessor
+@dataclasses.dataclass(frozen=True)
+class Caption(Preprocessor):
+    """Prompt and one of the record's `captions`; all of them stay as `references`.
+
+    Attributes:
+        prompt: a name in data/prompts, or a template with `<media>`.
+        first: chooses among the first so many captions only; None is all.
+
+    Raises:
+        UserError: the prompt is not a template.
+    """
+
+    prompt: str = "caption"
+    first: int | None = None
+
+    def __post_init__(self) -> None:
+        prompts.resolve(self.prompt, question=False)
+
+    def example(self, record: Mapping[str, Any], vocabulary: TextVocabulary) -> Example:
+        references = record["captions"]
+        inputs, prompt = prompts.write(prompts.resolve(self.prompt, question=False), vocabulary)
+        targets = _ids(vocabulary.answer(_pick(references[: self.first], record["choice"])))
+        rest = {key: value for key, value in record.items() if key != "captions"}
+        asked = {"question": "", "answers": [], "references": references}
+        return {**rest, **asked, "prompt": prompt, "inputs": inputs, "targets": targets}
+
+    def templates(self, media: str) -> Mapping[str, str]:
+        return {"caption": prompts.resolve(self.prompt, question=False)}
+
+
+@preprocessor
+@dataclasses.dataclass(frozen=True)
+class Question(Preprocessor):
     """Prompt with a question, and one of its answers; all of them stay as `references` and `answers`.
 
     Records hold either one `question` with its `answers`, or `questions` with one answer each in `answers`, of which
-    one is chosen. `prompt`: a name in data/prompts, or a template with `<media>` and `<question>`. `examples`: what
-    goes to its `<examples>`; nothing where there are none.
+    one is chosen.
+
+    Attributes:
+        prompt: a name in data/prompts, or a template with `<media>` and `<question>`.
+        examples: what goes to its `<examples>`; nothing where there are none.
+
+    Raises:
+        UserError: the prompt is not a template.
     """
-    template = prompts.resolve(prompt, question=True)
-    if "questions" in example:
-        text = _pick(example, example.pop("questions"))
-        answers = _pick(example, example["answers"])[None]
-    else:
-        text, answers = example["question"], example["answers"]
-    if "question_types" in example:
-        example["question_type"] = _pick(example, example.pop("question_types"))
-    bare = tf.strings.regex_replace(tf.strings.strip(text), r"\s*\?*\s*$", "")
-    example = {**example, "question": bare, "answers": answers, "references": answers}
-    shown = None
-    if examples is not None and prompts.EXAMPLES in template:
-        shown = examples.text_tf(example["id"], example.get("image", tf.constant("")), text)
-    return _prompted(example, template, bare, _pick(example, answers), _vocabulary(features), shown)
+
+    prompt: str = "image_question"
+    examples: Examples | None = None
+
+    def __post_init__(self) -> None:
+        prompts.resolve(self.prompt, question=True)
+
+    def example(self, record: Mapping[str, Any], vocabulary: TextVocabulary) -> Example:
+        template, choice = prompts.resolve(self.prompt, question=True), record["choice"]
+        question, answers = record.get("question", ""), record["answers"]
+        found = {key: value for key, value in record.items() if key not in ("questions", "question_types")}
+        if "questions" in record:
+            question, answers = _pick(record["questions"], choice), [_pick(answers, choice)]
+        if "question_types" in record:
+            found["question_type"] = _pick(record["question_types"], choice)
+        shown = None
+        if self.examples is not None and prompts.EXAMPLES in template:
+            shown = self.examples.text(record["id"], record.get("image", ""), question)
+        inputs, prompt = prompts.write(template, vocabulary, question, shown)
+        targets = _ids(vocabulary.answer(_pick(answers, choice)))
+        asked = {"question": prompts.bare_question(question), "answers": answers, "references": answers}
+        return {**found, **asked, "prompt": prompt, "inputs": inputs, "targets": targets}
+
+    def templates(self, media: str) -> Mapping[str, str]:
+        return {f"{media}_question": prompts.resolve(self.prompt, question=True)}
 
 
-@_map
-def document(example: Example, features: Features, *, key: str = "text") -> Example:
-    """A text document, all of it to be predicted: no prompt and no media."""
-    text = example.pop(key)
-    vocabulary = _vocabulary(features)
-    ids = vocabulary.encode_tf(text)
-    return {
-        **example,
-        "inputs": tf.zeros([0], tf.int32),
-        "targets": tf.concat([ids, _eos(vocabulary)], 0),
-        "prompt": tf.constant(""),
-        "references": text[None],
-        "question": tf.constant(""),
-        "answers": tf.zeros([0], tf.string),
-    }
+@preprocessor
+@dataclasses.dataclass(frozen=True)
+class Document(Preprocessor):
+    """A text document, all of it to be predicted: no prompt and no media.
 
+    Attributes:
+        key: feature of the record that has the text.
+    """
 
-@_map
-def labels(example: Example, features: Features) -> Example:
-    """Keeps `labels`, int32 [G], beside the image."""
-    return {**example, "labels": tf.cast(example["labels"], tf.int32)}
+    key: str = "text"
+
+    def example(self, record: Mapping[str, Any], vocabulary: TextVocabulary) -> Example:
+        text = record[self.key]
+        rest = {key: value for key, value in record.items() if key != self.key}
+        targets = _ids([*vocabulary.encode(text), vocabulary.end])
+        asked = {"prompt": "", "references": [text], "question": "", "answers": []}
+        return {**rest, **asked, "inputs": _ids([]), "targets": targets}

@@ -9,9 +9,13 @@ sentence of table 11 begins them too.
 import functools
 import re
 
+import numpy as np
+
 from vadapter.base import resources
 from vadapter.base.errors import UserError
+from vadapter.data.rows.vocabulary import TextVocabulary
 
+MEDIA_ID = -1  # stands among a prompt's ids where its visual tokens go
 MEDIA = "<media>"
 QUESTION = "<question>"
 EXAMPLES = "<examples>"
@@ -110,3 +114,27 @@ def fill(template: str, media: str, question: str = "") -> str:
     """Returns the prompt as text, with words in the place of the visual tokens and without examples."""
     before, after = split(without_examples(template))
     return f"{before} {media}{after}".replace(QUESTION, bare_question(question))
+
+
+def write(
+    template: str, vocabulary: TextVocabulary, question: str | None = None, examples: str | None = None
+) -> tuple[np.ndarray, str]:
+    """Writes a prompt in the vocabulary's format.
+
+    Args:
+        template: from `resolve`.
+        vocabulary: the model's.
+        question: fills the template's `<question>`; None for a template without one.
+        examples: text that fills its `<examples>`, if it has them; None writes none.
+
+    Returns:
+        Its ids, int32 [n] with one `MEDIA_ID`; and the same as plain text, with `<media>`.
+    """
+    before, after = split(template if examples is not None else without_examples(template))
+    if examples is not None:
+        before = before.replace(EXAMPLES, examples)
+    text = template
+    if question is not None:
+        after = after.replace(QUESTION, bare_question(question))
+        text = f"{before} {MEDIA}{after}"
+    return np.asarray([*vocabulary.head(before), MEDIA_ID, *vocabulary.tail(after)], np.int32), text

@@ -1,29 +1,26 @@
-"""Tokenisers as seqio vocabularies: SentencePiece models and Hugging Face's `tokenizer.json`.
+"""Vocabularies: SentencePiece models and Hugging Face's `tokenizer.json`.
 
 A row is written in parts (prompt before the visual tokens, prompt after them, answer), so a vocabulary has, beside
-seqio's methods, `first` for text that begins a row, `more` for text that goes on in one, and `symbols` for what stands
-between turns.
+`encode` and `decode`, `first` for text that begins a row, `more` for text that goes on in one, and `symbols` for what
+stands between turns. Nothing here needs TensorFlow; `vadapter.data.seqio_tasks` makes a seqio vocabulary of one.
 """
 
 import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
 
-import numpy as np
 import sentencepiece
-import seqio
-import tensorflow as tf
 import tokenizers
 from etils import epath
 
 from vadapter.base import resources
 from vadapter.base.errors import UserError
+from vadapter.base.paths import is_remote
 from vadapter.data.rows import formats
 
-SCENES = "scenes"  # the shipped vocabulary of the demo
+SCENES = "scenes"  # names the vocabulary that comes with vadapter
 _JSON = "tokenizer.json"
 _FOLDER = "tokenizer"  # of a folder that `vadapter import` wrote
 # What families call their tokens, for tokenisers that do not say.
@@ -34,21 +31,23 @@ _SEPARATOR = ("<|endoftext|>",)
 _SPACES = ("\u2581", "\u0120")  # how SentencePiece and byte-level tokenisers write a space
 
 
-class TextVocabulary(seqio.Vocabulary):
+class TextVocabulary:
     """What both kinds of vocabularies share.
 
     Args:
-        path: the file, or "" for the scenes vocabulary.
+        path: see `locate`.
         prompt_format: see `formats.choose`.
 
     Attributes:
-        path: as given to `load`.
+        path: as given to `load`; "" for the shipped one, as `model.json` records it.
         format: how prompts and answers are written.
+        pad_id: id of slots that hold nothing.
     """
 
+    pad_id = 0
+
     def __init__(self, path: str, prompt_format: str):
-        super().__init__()
-        self.path = path
+        self.path = "" if path == SCENES else path
         # Some libraries find these in any text: user-defined pieces, and added tokens that are not special.
         turns = {token for f in formats.FORMATS.values() for token in f.tokens}
         self._guarded = sorted(token for token in turns if self.token_id(token) in self._library_ids(token))
@@ -80,7 +79,12 @@ class TextVocabulary(seqio.Vocabulary):
         """Ids of the start and end tokens."""
         raise NotImplementedError
 
-    # seqio's interface.
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        raise NotImplementedError
+
+    # What every vocabulary has.
 
     @property
     def bos_id(self) -> int | None:
@@ -101,10 +105,15 @@ class TextVocabulary(seqio.Vocabulary):
         """Rows that a decoder's table needs for what is encoded here; `vocab_size` may be larger."""
         return self.vocab_size
 
-    def _encode(self, s: str) -> Sequence[int]:
-        return self._ids(s)
+    def encode(self, text: str) -> list[int]:
+        """Encodes text that is no special token, whatever it looks like. No start and no end token is added."""
+        for token in self._guarded:
+            if token in text:
+                before, after = text.split(token, 1)
+                return [*self.encode(before + token[0]), *self.more(token[1:] + after)]
+        return self._library_ids(text)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids up to the end token. Negative ids, and those that a larger table has, are nothing."""
         kept: list[int] = []
         ends = {self.eos_id, self._special[1]}  # a model may end a turn with the end of the text
@@ -115,37 +124,29 @@ class TextVocabulary(seqio.Vocabulary):
                 kept.append(i)
         return self._text(kept)
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self.decode(ids)
-
-    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        text = tf.convert_to_tensor(s)
-        if text.shape.rank:
-            return tf.map_fn(self._encode_tf, text, fn_output_signature=tf.RaggedTensorSpec([None], tf.int32))
-        return self._in_python(self._ids, text)
-
-    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        return tf.numpy_function(lambda x: self.decode(x).encode(), [ids], tf.string, stateful=False)
-
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and (self.path, self.format) == (other.path, other.format)  # type: ignore[attr-defined]
 
     def __hash__(self) -> int:
         return hash((self.path, self.format))
 
-    def _ids(self, text: str) -> list[int]:
-        """Encodes text that is no special token, whatever it looks like."""
-        for token in self._guarded:
-            if token in text:
-                before, after = text.split(token, 1)
-                return [*self._ids(before + token[0]), *self.more(token[1:] + after)]
-        return self._library_ids(text)
+    def written(self, i: int) -> tuple[str, bool]:
+        """Returns an id's own text, with the space that begins it, and whether it is a control token."""
+        piece, text = str(self._token(i)), self._text([i])
+        if i in (self.bos_id, self.eos_id) or piece in self.format.tokens:
+            return piece, True
+        if piece and not piece.strip("".join(_SPACES)):
+            return " " * len(piece), False
+        if not text.strip() or "\ufffd" in text:  # a control token or a part of a letter
+            return piece, not text
+        space = " " if piece.startswith(_SPACES) else ""
+        return space + text.lstrip(" "), False
 
     # Parts of a row.
 
     def first(self, text: str) -> list[int]:
         """Encodes text that begins a row or a turn."""
-        return self._ids(text)
+        return self.encode(text)
 
     def more(self, text: str) -> list[int]:
         """Encodes text that goes on in a row, so that nothing is put before it.
@@ -153,16 +154,12 @@ class TextVocabulary(seqio.Vocabulary):
         Some models (Llama 2) put a space before whatever they encode. Behind a line break it is known where that ends.
         """
         if not text or not self._puts_space:
-            return self._ids(text)
+            return self.encode(text)
         if text.startswith(" ") and text != " ":
-            return self._ids(text[1:])
-        start = self._ids("\n")
-        whole = self._ids("\n" + text)
-        return whole[len(start) :] if whole[: len(start)] == start else self._ids(text)
-
-    def more_tf(self, text: tf.Tensor) -> tf.Tensor:
-        """`more` of a scalar string tensor."""
-        return self._in_python(self.more, text)
+            return self.encode(text[1:])
+        start = self.encode("\n")
+        whole = self.encode("\n" + text)
+        return whole[len(start) :] if whole[: len(start)] == start else self.encode(text)
 
     def symbols(self, text: str, first: bool = False) -> list[int]:
         """Encodes what the format puts around a prompt, its special tokens as their ids. `first` as of the methods."""
@@ -182,34 +179,35 @@ class TextVocabulary(seqio.Vocabulary):
             before = f" {before}"
         return [*opening, *(self.more(before) if opening else self.first(before))]
 
-    def head_tf(self, before: tf.Tensor) -> tf.Tensor:
-        """`head` of a scalar string tensor."""
-        return self._in_python(self.head, before)
-
     def tail(self, after: str) -> list[int]:
         """Returns the ids of a prompt's text after the visual tokens."""
         return [*self.more(after), *self.symbols(self.format.between)]
 
-    def tail_tf(self, after: tf.Tensor) -> tf.Tensor:
-        """`tail` of a scalar string tensor."""
-        return tf.concat([self.more_tf(after), tf.constant(self.symbols(self.format.between), tf.int32)], 0)
+    def answer(self, text: str) -> list[int]:
+        """Returns the ids of an answer as it follows a prompt, with the token that ends it.
 
-    def answer_tf(self, text: tf.Tensor) -> tf.Tensor:
-        """Returns the ids of an answer, without its end."""
-        return self.more_tf(tf.strings.join([" ", text]) if self.format.space else text)
+        Raises:
+            UserError: the vocabulary has no such token.
+        """
+        text = text.strip()
+        return [*self.more(f" {text}" if self.format.space else text), self.end]
+
+    @property
+    def end(self) -> int:
+        """`eos_id`. A `UserError` where there is none: then no text would end."""
+        if self.eos_id is None:
+            raise UserError(f"Expected a vocabulary with an end token; {self} has none. Choose another vocabulary.")
+        return self.eos_id
+
+    @functools.cached_property
+    def num_closing(self) -> int:
+        """Tokens at the end of every prompt that close its turn."""
+        return len(self.tail(""))
 
     @functools.cached_property
     def _puts_space(self) -> bool:
         ids = self._library_ids("x")
         return bool(ids) and self._token(ids[0]).startswith(_SPACES)
-
-    def _in_python(self, encode: Any, text: tf.Tensor) -> tf.Tensor:
-        def call(text: Any) -> np.ndarray:
-            return np.array(encode(np.asarray(text).item().decode()), np.int32)
-
-        ids = tf.numpy_function(call, [text], tf.int32, stateful=False)
-        ids.set_shape([None])
-        return ids
 
 
 class SentencePieceVocabulary(TextVocabulary):
@@ -217,9 +215,9 @@ class SentencePieceVocabulary(TextVocabulary):
 
     def __init__(self, path: str, prompt_format: str = formats.PLAIN):
         file = locate(path)
-        self._graph = seqio.SentencePieceVocabulary(str(file))
+        self._processor = sentencepiece.SentencePieceProcessor()
         try:
-            self._processor: sentencepiece.SentencePieceProcessor = self._graph.tokenizer
+            self._processor.LoadFromSerializedProto(file.read_bytes())
         except Exception as e:  # the library raises several types
             raise UserError(f"Expected a SentencePiece model in {file}; it cannot be read as one ({e}).") from e
         super().__init__(path, prompt_format)
@@ -228,7 +226,7 @@ class SentencePieceVocabulary(TextVocabulary):
         return f"the SentencePiece model {locate(self.path)}"
 
     @property
-    def _base_vocab_size(self) -> int:
+    def vocab_size(self) -> int:
         return self._processor.get_piece_size()
 
     @property
@@ -251,12 +249,6 @@ class SentencePieceVocabulary(TextVocabulary):
 
     def _text(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
-
-    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        return super()._encode_tf(s) if self._guarded else self._graph.encode_tf(s)
-
-    def more_tf(self, text: tf.Tensor) -> tf.Tensor:
-        return super().more_tf(text) if self._puts_space else self._encode_tf(text)
 
 
 class TokenizerVocabulary(TextVocabulary):
@@ -281,7 +273,7 @@ class TokenizerVocabulary(TextVocabulary):
         return f"the tokenizer {locate(self.path)}"
 
     @property
-    def _base_vocab_size(self) -> int:
+    def vocab_size(self) -> int:
         return self._size
 
     @functools.cached_property
@@ -340,8 +332,9 @@ def locate(path: str) -> epath.Path:
     """Finds the file that defines a vocabulary.
 
     Args:
-        path: the file; a folder with one; a folder that `vadapter import` wrote; or "scenes" (in old records "") for
-            the scenes vocabulary. May be an address such as gs://bucket/folder.
+        path: the file; a folder with one; a folder that `vadapter import` wrote; or "scenes" for the 512-piece
+            vocabulary that comes with vadapter, which `model.json` records as "". May be an address such as
+            gs://bucket/folder. A file of yours that is called scenes is ./scenes.
 
     Raises:
         UserError: there is none, or it cannot be reached.
@@ -350,8 +343,13 @@ def locate(path: str) -> epath.Path:
         return epath.Path(resources.folder("data")) / "scenes" / "vocabulary.model"
     try:
         return _find(epath.Path(path).expanduser())
-    except tf.errors.OpError as e:
-        raise UserError(f"{path} cannot be read ({e.message}). Correct the address, or ask for access.") from e
+    except UserError:
+        raise
+    except Exception as e:  # of many types, as the libraries of buckets have them
+        if not is_remote(path):
+            raise
+        message = getattr(e, "message", e)
+        raise UserError(f"{path} cannot be read ({message}). Correct the address, or ask for access.") from e
 
 
 def _find(place: epath.Path) -> epath.Path:
@@ -373,11 +371,11 @@ def _find(place: epath.Path) -> epath.Path:
     return found[0]
 
 
-def load(path: str = "", prompt_format: str = formats.PLAIN) -> TextVocabulary:
+def load(path: str, prompt_format: str = formats.PLAIN) -> TextVocabulary:
     """Opens a vocabulary.
 
     Args:
-        path: see `locate`; default the scenes vocabulary.
+        path: see `locate`.
         prompt_format: `plain`, `chat` or a family; see `formats.choose`.
 
     Raises:
@@ -387,6 +385,26 @@ def load(path: str = "", prompt_format: str = formats.PLAIN) -> TextVocabulary:
     return (TokenizerVocabulary if locate(path).suffix == ".json" else SentencePieceVocabulary)(path, prompt_format)
 
 
-def sha256(path: str = "") -> str:
+def load_given(path: str, prompt_format: str, setting: str) -> TextVocabulary:
+    """`load` for a task of real data, whose vocabulary must be named.
+
+    Args:
+        path: see `locate`, but not empty: the shipped vocabulary is a toy, and must not be taken by oversight.
+        prompt_format: as of `load`.
+        setting: that the path comes from, for the message.
+
+    Raises:
+        UserError: the path is empty, or as `load`.
+    """
+    if not path:
+        raise UserError(
+            f"Expected a vocabulary in {setting}; found none. Give the tokenizer of the language model: its file or "
+            f"folder, or the folder that vadapter import wrote (VOCABULARY). {SCENES!r} is the 512-piece vocabulary "
+            "of the demo's models."
+        )
+    return load(path, prompt_format)
+
+
+def sha256(path: str) -> str:
     """Returns the hash of the file that defines a vocabulary."""
     return hashlib.sha256(locate(path).read_bytes()).hexdigest()

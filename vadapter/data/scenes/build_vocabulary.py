@@ -4,7 +4,7 @@
 common English words. Any other text falls back to bytes, so that every text can be written. As in Gemma's vocabulary,
 no space is put before a text and none is dropped: " red" is one piece, and decoding gives back what was encoded.
 
-    python -m vadapter.data.scenes.vocabulary data/scenes/vocabulary.model
+    python -m vadapter.data.scenes.build_vocabulary data/scenes/vocabulary.model
 """
 
 import collections

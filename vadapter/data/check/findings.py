@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vadapter.data.rows.converters import Token
+
 MAX_NAMES = 1000  # of a problem, in the report
 
 
@@ -202,15 +204,6 @@ def opening(messages: Sequence[str]) -> Problem:
 
 def _problem(kind: str, spoils: bool, where: str, text: str, advice: str, names: Sequence[str], total: int) -> Problem:
     return Problem(kind, spoils, where, text, advice, len(names), total, tuple(names[:MAX_NAMES]))
-
-
-@dataclasses.dataclass(frozen=True)
-class Token:
-    """A token of a row. `kind`: `text`, `special` (start, end, turns), `visual` (all of a medium) or `cut`."""
-
-    text: str
-    weight: float = 0.0
-    kind: str = "text"
 
 
 @dataclasses.dataclass(frozen=True)

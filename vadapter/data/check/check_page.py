@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jinja2
 
-from vadapter.data.check.report import MAX_NAMES, Lengths, Report
+from vadapter.data.check.findings import MAX_NAMES, Lengths, Report
 
 _WIDTH, _HEIGHT = 320, 90
 
@@ -12,7 +12,7 @@ _WIDTH, _HEIGHT = 320, 90
 def write(report: Report, path: str | Path, title: str = "Data check") -> None:
     """Writes the page."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("vadapter.data"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("vadapter.data.check"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("check.html.j2")
     text = page.render(report=report, title=title, bars=bars, width=_WIDTH, height=_HEIGHT, max_names=MAX_NAMES)

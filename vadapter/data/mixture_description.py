@@ -1,0 +1,35 @@
+"""What a mixture does to text and pictures, for the record of a trained model."""
+
+from typing import Any
+
+from vadapter.data.rows import vocabulary as vocabularies
+from vadapter.data.seqio_tasks import tasks_of
+
+
+def describe(mixture: str) -> dict[str, Any]:
+    """Returns settings of the tasks of a registered mixture.
+
+    Returns:
+        `resize` of the pictures; `preprocessors`, the names and settings of those of each task; and where the tasks
+        have text: `vocabulary`, the path that it was opened with, empty for the one that ships with vadapter; `sha256`
+        of it; `prompt_format`; and `prompts`, the templates of `caption`, `image_question` and `video_question`, as far
+        as a task has them.
+    """
+    tasks = tasks_of(mixture)
+    found: dict[str, Any] = {
+        "resize": tasks[0].records.resize,
+        "preprocessors": {task.name: [step.describe() for step in task.ours] for task in tasks},
+    }
+    vocabulary = tasks[0].rows.vocabulary
+    if vocabulary is None:
+        return found
+    templates: dict[str, str] = {}
+    for task in tasks:
+        for step in task.ours:
+            templates = {**step.templates(task.records.media), **templates}  # the first task's
+    return found | {
+        "vocabulary": vocabulary.path,
+        "sha256": vocabularies.sha256(vocabulary.path),
+        "prompt_format": vocabulary.format.name,
+        "prompts": templates,
+    }

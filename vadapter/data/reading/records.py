@@ -1,0 +1,105 @@
+"""One record of a user's own files, and the sources of such records."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vadapter.base.paths import is_remote
+from vadapter.data.reading import files, images, video
+from vadapter.data.reading.images import MediaError
+from vadapter.data.reading.sources import Medium, RandomAccessSource
+from vadapter.data.rows.sizes import Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One record.
+
+    Attributes:
+        id: names it: file and key, number, line or row.
+        media: an encoded file, or encoded frames.
+        path: of the medium, where it lies outside of the record.
+        captions: at least one where it is no question and there is no error.
+        question: what is asked.
+        answers: to the question.
+        error: why it cannot be used.
+    """
+
+    id: str
+    media: tuple[bytes, ...] = ()
+    path: str = ""
+    captions: tuple[str, ...] = ()
+    question: str = ""
+    answers: tuple[str, ...] = ()
+    error: str = ""
+
+
+class RecordSource(RandomAccessSource):
+    """A source of `Record`s. What remains is `num_examples` and `read`."""
+
+    def features(self, record: Record) -> dict[str, Any]:
+        lists = {"captions": list(record.captions), "answers": list(record.answers)}
+        return {"id": record.id, "path": record.path, "question": record.question, **lists}
+
+    def read_media(self, record: Record, shape: Shape, choice: int = 0) -> np.ndarray:
+        if record.error:
+            raise MediaError(record.error)
+        media = record.media
+        if record.path and (self.media == "image" or is_remote(record.path)):
+            media = (files.read_file(record.path),)
+        if self.media == "image":
+            return images.decode(media[0], shape[2], self.resize)[None, None]
+        if len(media) > 1:
+            return video.from_images(media, shape[1], shape[2], self.resize, self.frame_sampling, choice)[None]
+        source = media[0] if media else record.path
+        return video.decode(source, shape[1], shape[2], self.resize, self.frame_sampling, choice)[None]
+
+    def medium(self, record: Record) -> Medium:
+        if record.path and not record.media:
+            return Medium.of_file(record.path)
+        return Medium.of_bytes(record.media)
+
+
+def clean(text: str) -> str:
+    """Returns text that can be encoded: U+FFFD for halves of surrogate pairs, which JSON can name."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def text_of(value: Any) -> str:
+    """Returns the text of a field, without outer spaces: a number is its text. "" of what is none."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    return clean(value).strip() if isinstance(value, str) else ""
+
+
+def without_nulls(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a JSON object without the fields that are null: tables write absent values so."""
+    return {key: value for key, value in line.items() if value is not None}
+
+
+def make_record(id_: str, media: Any, captions: Any, folder: str) -> Record:
+    """Makes a record of values as they come: one or several, bytes or text."""
+    values = captions if isinstance(captions, list | tuple) else [captions]
+    texts = tuple(text for text in map(text_of, values) if text)
+    parts = [_content(part) for part in (media if isinstance(media, list | tuple) else [media])]
+    parts = [part for part in parts if part]
+    id_ = clean(id_)
+    if not parts:
+        return Record(id_, captions=texts, error="has no image or video")
+    if not texts:
+        return Record(id_, error="has no caption")
+    if isinstance(parts[0], str):
+        if "://" in parts[0] and parts[0].startswith("http"):
+            return Record(id_, captions=texts, error=f"has the address {parts[0]} instead of a file: download it first")
+        return Record(id_, path=os.path.join(folder, parts[0]), captions=texts)
+    return Record(id_, tuple(parts), captions=texts)
+
+
+def _content(part: Any) -> Any:
+    """Bytes or a path; of a struct of both, as Hugging Face datasets keep images, what it has."""
+    return part.get("bytes") or part.get("path") if isinstance(part, Mapping) else part

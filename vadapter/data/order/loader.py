@@ -261,12 +261,12 @@ class Loader:
         """Yields one pass over the split: (host-local batch, a dict a row), task by task.
 
         Every host makes the same number of batches. The last batch of a task is filled with rows without weight, whose
-        dict has `valid` False, as it has for records that cannot be read.
+        dict has `valid` False, as it has for records that cannot be read: theirs says in `error` why.
 
         Args:
             for_decoding: rows hold prompts only, to be continued.
 
-        A row's dict: `id`, `task`, `valid`, `prompt`, `references` (list), `question`, `answers` (list),
+        A row's dict: `id`, `task`, `valid`, `error`, `prompt`, `references` (list), `question`, `answers` (list),
         `question_type`, `answer_type`, `domain` and `image`, the file's name (where the data set has them) and
         `thumbnail`, the medium as uint8 [F, h, w, 3] (None without media). Labelled images have `id`, `task`, `valid`
         and `thumbnail`.
@@ -327,6 +327,7 @@ def _rows(arrays: Arrays, task: str, real: int, num_media: int) -> list[dict[str
             "id": arrays["id"][i].decode(),
             "task": task,
             "valid": bool(i < real and arrays["error"][i] == b""),
+            "error": arrays["error"][i].decode() if i < real else "",
             "thumbnail": arrays["media"][i, 0] if num_media else None,
         }
         for key in _ROW_TEXT:

@@ -7,6 +7,7 @@ import pytest
 from tests.benchmarks import own_benchmark
 from tests.evaluation import own_metric
 from tests.tiny_bundle import write_bundle
+from vadapter.base import resources
 from vadapter.base.errors import UserError
 from vadapter.benchmarks import catalogue, table
 from vadapter.benchmarks.tasks import benchmark_task
@@ -42,7 +43,7 @@ def test_an_own_benchmark_is_built_evaluated_and_submitted(folder, tmp_path, cap
     rows = json.loads((tmp_path / "zoo-test.json").read_text())
     assert [row["photo"] for row in rows] == list(own_benchmark.ANSWERS)
     side = json.loads((tmp_path / "zoo-test.meta.json").read_text())
-    assert side["prompts"] == ["<media>what colour ?"] and side["skipped"] == 0
+    assert side["prompts"] == [" <media> what colour ?"] and side["skipped"] == 0
     assert "answers with the right first letter" in (tmp_path / "evaluation.html").read_text()
 
 
@@ -75,11 +76,12 @@ def test_predictions_are_written_before_they_are_scored(folder, tmp_path, monkey
 
 
 def test_own_metrics_score_any_data(folder, tmp_path):
-    files = ["--gin_file=runs/eval.gin", "--gin_file=data/scenes.gin", "--gin.EVALUATIONS=[@generation/Evaluation()]"]
+    sample = str(resources.folder("data") / "samples" / "captions.jsonl")
+    files = ["--gin_file=runs/eval.gin", "--gin_file=data/jsonl.gin", "--gin.EVALUATIONS=[@generation/Evaluation()]"]
     names = [own_metric.WORDS.name, own_metric.DISTINCT.name, captions.ROUGE_L.name]
-    settings = [f"--gin.generation/Evaluation.metrics={names!r}", "--gin.val/LoaderConfig.eval_limit=4"]
-    settings += [f"--gin.DATA_DIR={str(tmp_path / 'data')!r}", "--gin.BATCH_SIZE=8", "--gin.ScenesConfig.validation=8"]
-    settings += ["--gin.ScenesConfig.train=8", "--gin.ScenesConfig.test=8", "--gin.DecodingConfig.max_new_tokens=4"]
+    settings = [f"--gin.{name}={sample!r}" for name in ("TRAIN_JSONL", "VALIDATION_JSONL")]
+    settings += [f"--gin.generation/Evaluation.metrics={names!r}", "--gin.BATCH_SIZE=8"]
+    settings += ["--gin.DecodingConfig.max_new_tokens=4"]
     assert main(["eval", f"--bundle={folder / 'bundle'}", f"--output={tmp_path}", *files, *settings]) == 0
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert {f"generation/{name}" for name in (*names, "cider", "exact_match")} <= content["scores"].keys()

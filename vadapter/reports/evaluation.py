@@ -58,7 +58,7 @@ class Evaluated:
             bounds = self.intervals.get(name)
             between = f" [{bounds[0]:.4g}, {bounds[1]:.4g}]" if bounds else ""
             parts.append(f"{name.removeprefix(f'{self.name}/')} {value:.4g}{between}")
-        return "  ".join([*parts, *(f"({note.removesuffix('.')})" for note in self.notes)])
+        return "  ".join([*parts, *self.notes])
 
 
 @dataclasses.dataclass(frozen=True)

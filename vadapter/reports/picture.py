@@ -56,7 +56,7 @@ def _two_runs(content: Comparison) -> list[str]:
 
 def _example(example: comparison.SideBySide, shown: list[str], content: Comparison, width: float) -> str:
     """A picture, the question or reference, and the shown runs' predictions, drawn at (0, 0)."""
-    uri = pictures.data_uri(pictures.strip(pictures.frames_in(example.row.thumbnail or "")[0], max_frames=1))
+    uri = pictures.data_uri(pictures.strip(pictures.frames_in(example.row.thumbnail or "")[0]))
     most = int(width / 6.4)
     reference = example.row.references[0] if example.row.references else ""
     heading = [("said", line) for line in _wrap(example.row.question or "(caption)", most, 2)]

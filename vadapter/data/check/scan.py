@@ -16,9 +16,10 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from vadapter.base import pictures
 from vadapter.base.errors import UserError
 from vadapter.data.check import report
-from vadapter.data.check.media import Medium, medium, picture
+from vadapter.data.check.media import Medium, medium
 from vadapter.data.check.report import Example, Lengths, Report, TaskFigures, Token
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.reading.sources import Chunk, RandomAccessSource, Shape
@@ -334,7 +335,7 @@ class _TaskScan:
             where=f"{self._part.where}, {self._task.name}",
             name=row["name"],
             error=row["error"].decode(errors="replace"),
-            picture=picture(media[0]) if len(media) and not row["error"] else None,
+            picture=pictures.input_uri(media[0]) if len(media) and not row["error"] else None,
             pixels=pixels if len(media) else "text only",
             prompt=prompt,
             target=target,

@@ -142,7 +142,7 @@ def records(**mesh: int) -> dict[str, Any]:
     """What this process reads on such a mesh, and the records of all, of texts that are the rows' classes."""
     import jax
 
-    from vadapter.evaluation.evaluators import GenerationEvaluator
+    from vadapter.evaluation.text_evaluator import GenerationEvaluator
     from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
 
     class Numbers:

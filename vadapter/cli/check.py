@@ -12,8 +12,7 @@ import dataclasses
 import json
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     for option in ("limit", "examples"):
         if getattr(args, option) < 0:
             raise UserError(f"--{option} is {getattr(args, option)}; expected a number of at least 0.")
+    from vadapter.base import progress
     from vadapter.cli import experiments
     from vadapter.data.check import check_page, scan
 
@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     with _warnings() as warnings:
         parse_gin_arguments(args, bindings=["MODEL_DIR=''"])  # required by gin, used by nothing here
         parts = parts_of(experiments.made(), args.split)
-    with _progress() as progress:
-        report = scan.check(parts, limit=args.limit, examples=args.examples, warnings=warnings, progress=progress)
+    with progress.bars() as show:
+        report = scan.check(parts, limit=args.limit, examples=args.examples, warnings=warnings, progress=show)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "check.json").write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
@@ -116,27 +116,6 @@ def _warnings() -> Iterator[list[str]]:
         yield found
     finally:
         logging.getLogger().removeHandler(handler)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar a split on a terminal, nothing elsewhere."""
-    from rich import progress
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
-    bars: dict[str, Any] = {}
-    with progress.Progress(
-        *columns, progress.TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty()
-    ) as bar:
-
-        def show(where: str, done: int, total: int) -> None:
-            if where not in bars:
-                bars[where] = bar.add_task(where, total=total)
-            bar.update(bars[where], completed=done)
-
-        yield show
 
 
 def _print(report: "Report") -> None:

@@ -13,11 +13,10 @@ vadapter eval --bundle=owl --output=results --gin_file=runs/eval.gin --gin_file=
 """
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vadapter.base.evaluator import Evaluator
-    from vadapter.runs.experiment import Evaluation
+    from vadapter.reports.evaluation import Evaluated
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,13 +45,11 @@ def run(args: argparse.Namespace) -> None:
 
     import jax
 
-    from vadapter.base import buckets, pictures
+    from vadapter.base import buckets
     from vadapter.base.errors import UserError
     from vadapter.cli import arguments, experiments, processes
     from vadapter.cli.config import parse_gin_arguments
-    from vadapter.evaluation.evaluators import GenerationEvaluator
-    from vadapter.reports import evaluation as report_evaluation
-    from vadapter.reports import files as report_files
+    from vadapter.runs.evaluate import evaluate
     from vadapter.runs.experiment import Parts
 
     if args.bundle and not args.output:
@@ -71,37 +68,22 @@ def run(args: argparse.Namespace) -> None:
     trained.check_data(experiment.data.mixture)
     parts = Parts(dataclasses.replace(experiment, model=trained.description.model))
     output = args.output or trained.folder
-    checkpoint = f"{args.bundle or args.model_dir} at step {trained.step}"
-    found, records = [], []
-    for evaluation, evaluator in zip(parts.experiment.evaluations, parts.evaluators(), strict=True):
-        generates = isinstance(evaluator, GenerationEvaluator)
-        if generates and args.num_examples > 0:
-            evaluator.pictures = pictures.Pictures()
-        result = evaluator(trained.params)
-        examples = []
-        if generates:
-            examples = evaluator.examples(args.num_examples)  # all processes together
-            evaluator.pictures = None  # frees its memory for the next
-        if jax.process_index() != 0:
-            continue
-        intervals = getattr(evaluator, "intervals", dict)()  # an evaluator of one's own may have none
-        evaluated = report_evaluation.Evaluated(
-            evaluator.name,
-            evaluation.kind,
-            report_evaluation.whole_names(evaluator.name, result.scalars),
-            report_evaluation.whole_names(evaluator.name, intervals),
-            _facts(evaluation, evaluator, result.records, output, checkpoint),
-            examples,
-        )
-        print(f"step {trained.step}  {evaluated.name}: {report_evaluation.line(evaluated)}", flush=True)
-        found.append(evaluated)
-        records += result.records
-    if jax.process_index() == 0:
-        report = report_evaluation.of_checkpoint(checkpoint, found)
-        report_files.save_metrics(output, report_evaluation.metrics_json(report))
-        report_evaluation.write_evaluation(report, f"{output}/evaluation.html")
-        report_files.save_predictions(output, records)
-        print(f"Wrote {output}/metrics.json and {output}/evaluation.html.")
+    first = jax.process_index() == 0
+
+    def told(evaluated: "Evaluated") -> None:
+        if first:
+            print(f"step {trained.step}  {evaluated.name}: {evaluated.line()}", flush=True)
+
+    report = evaluate(
+        zip(experiment.evaluations, parts.evaluators(), strict=True),
+        trained.params,
+        checkpoint=f"{args.bundle or args.model_dir} at step {trained.step}",
+        num_examples=args.num_examples,
+        folder=output,
+        told=told,
+    )
+    if first:
+        print(f"Wrote {', '.join(map(str, report.write(output)))}.")
 
 
 def parse_run(args: argparse.Namespace) -> None:
@@ -121,27 +103,3 @@ def parse_run(args: argparse.Namespace) -> None:
     if not saved.is_file():
         raise UserError(f"{model_dir} has a checkpoint but no config.gin, which vadapter train writes. Put it back.")
     parse_gin_arguments(args, [str(saved)], [f"MODEL_DIR={model_dir!r}"])
-
-
-def _facts(
-    evaluation: "Evaluation", evaluator: "Evaluator", records: list[dict[str, Any]], output: str, checkpoint: str
-) -> dict[str, Any]:
-    """What an evaluation was made on and with. Writes a benchmark's submission, whose side file says it."""
-    import dataclasses
-    import json
-
-    from vadapter.evaluation import submissions
-    from vadapter.evaluation.evaluators import GenerationEvaluator
-    from vadapter.reports import evaluation as report_evaluation
-
-    facts = {"data": evaluation.data.mixture, "split": evaluation.data.split}
-    if not isinstance(evaluator, GenerationEvaluator):
-        return facts
-    decoding = dataclasses.asdict(evaluation.decoding)
-    if evaluator.protocol is None:
-        return facts | report_evaluation.facts_of_texts(records) | {"decoding": decoding}
-    settings = {"checkpoint": checkpoint, "decoding": decoding, **evaluator.details}
-    split = evaluation.data.split
-    submission, side = submissions.save(output, evaluator.protocol, records, split=split, settings=settings)
-    print(f"Wrote {submission} and {side}.")
-    return facts | json.loads(side.read_text())

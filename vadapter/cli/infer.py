@@ -62,9 +62,9 @@ def run(args: argparse.Namespace) -> None:
     from vadapter.cli import arguments
     from vadapter.data.reading import video
     from vadapter.data.rows import memory
-    from vadapter.evaluation.evaluators import local_rows
     from vadapter.generation.decoding import DecodingConfig, make_generate
     from vadapter.partitioning import MeshConfig, Partitioner, hosts, make_mesh
+    from vadapter.partitioning.gather import local_rows
     from vadapter.runs.load import eos_id
 
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(DecodingConfig) if hasattr(args, f.name)}

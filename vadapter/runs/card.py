@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 import vadapter
+from vadapter.base import pages
 from vadapter.models.configuration import describe
 from vadapter.runs.description import Description, preprocessing
 
@@ -29,24 +28,18 @@ def card(
         adapter: what `bundle.json` says of the file with the parameters.
         step: checkpoint that they are from.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=False,  # Markdown
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = _cell
-    return environment.get_template("card.md.j2").render(
-        name=name,
-        version=vadapter.__version__,
-        parts=_parts(description, backbones, sizes),
-        adapter=adapter,
-        backbones=backbones,
-        options=[f"`--{part}=DIR`" for backbone in backbones for part in backbone.parts],
-        input=_input(description),
-        training={"step": step, **_told(_flat(description.training))},
-    )
+    content = {
+        "name": name,
+        "version": vadapter.__version__,
+        "parts": _parts(description, backbones, sizes),
+        "adapter": adapter,
+        "backbones": backbones,
+        "options": [f"`--{part}=DIR`" for backbone in backbones for part in backbone.parts],
+        "input": _input(description),
+        "training": {"step": step, **_told(_flat(description.training))},
+    }
+    template = Path(__file__).parent / "templates" / "card.md.j2"
+    return pages.render(template, content, markdown=True, filters={"cell": _cell})
 
 
 def _parts(description: Description, backbones: Sequence[Any], sizes: Mapping[str, int]) -> list[dict[str, Any]]:

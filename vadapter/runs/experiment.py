@@ -11,9 +11,13 @@ from flax import linen as nn
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.base.evaluator import Evaluator
+from vadapter.benchmarks import table
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.loader import Loader
-from vadapter.evaluation import evaluators, protocols
+from vadapter.evaluation import metrics
+from vadapter.evaluation.loss_evaluators import LossEvaluator, RelianceEvaluator
+from vadapter.evaluation.scoring import PLAIN, Scoring
+from vadapter.evaluation.text_evaluator import GenerationEvaluator
 from vadapter.generation.decoding import DecodingConfig, make_generate
 from vadapter.models import flops
 from vadapter.models.configuration import ModelConfig
@@ -38,7 +42,9 @@ class Evaluation:
         name: of its scalars; `val` is the loss curve of the report.
         every_steps: steps between two calls in training; None takes the loop's interval, 0 is at the end only.
         decoding: how texts are generated.
-        benchmark: that the data are of, for its official scores and submission; "" gives those of `kind`.
+        benchmark: name of the benchmark that the data are of, for its official scores and submission; "" gives those of
+            `kind`.
+        metrics: names of further registered metrics of generated texts.
     """
 
     data: LoaderConfig
@@ -47,6 +53,12 @@ class Evaluation:
     every_steps: int | None = None
     decoding: DecodingConfig = DecodingConfig()
     benchmark: str = ""
+    metrics: Sequence[str] = ()
+
+    def scoring(self) -> Scoring:
+        """How generated texts are scored. Raises `UserError` where the benchmark or a metric is not known."""
+        scoring = table.benchmark(self.benchmark).protocol if self.benchmark else PLAIN
+        return scoring.having([metrics.metric(name) for name in self.metrics])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,21 +169,21 @@ class Parts:
         put = self.partitioner.put_batch
         common: dict[str, Any] = {"put": put, "name": evaluation.name, "every_steps": evaluation.every_steps}
         if evaluation.kind == "loss":
-            return evaluators.LossEvaluator(self.loss_sums, batches, **common)
+            return LossEvaluator(self.loss_sums, batches, **common)
         if self.experiment.model.vocab_size is None:
             raise UserError(
                 f"Evaluation {evaluation.name!r} is of the kind {evaluation.kind!r}, which needs a model that reads "
                 "and writes text; this one does not. Take it out of EVALUATIONS."
             )
         if evaluation.kind == "reliance":
-            return evaluators.RelianceEvaluator(self.loss_sums, batches, **common)
+            return RelianceEvaluator(self.loss_sums, batches, **common)
         if evaluation.kind != "generation":
             raise UserError(f"Evaluation.kind is {evaluation.kind!r}; expected 'loss', 'generation' or 'reliance'.")
         model: Any = self.model
         generate = make_generate(model, self.partitioner, evaluation.decoding, eos_id=loader.eos_id)
         prompts: Any = functools.partial(loader.eval_batches, for_decoding=True)
-        common["protocol"] = protocols.protocol(evaluation.benchmark) if evaluation.benchmark else None
-        return evaluators.GenerationEvaluator(generate, prompts, vocabulary=loader.vocabulary, **common)
+        common |= {"vocabulary": loader.vocabulary, "scoring": evaluation.scoring()}
+        return GenerationEvaluator(generate, prompts, **common)
 
 
 def remembered(batches: Callable[[], Iterator[Any]], limit: int = 1 << 28) -> Callable[[], Iterator[Any]]:

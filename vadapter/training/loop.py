@@ -292,7 +292,7 @@ class _Run:
             self.evals[evaluator.name] = scalars
             self.writer.evaluation(self.step, evaluator.name, result)
             self._add_to_curve(evaluator.name, scalars)
-            summary = "  ".join(f"{k} {v:.4g}" for k, v in scalars.items())
+            summary = "  ".join([*(f"{k} {v:.4g}" for k, v in scalars.items()), *result.notes])
             self.console.line(f"step {self.step}/{self.config.steps}  {evaluator.name}: {summary}")
 
     def _save(self) -> None:

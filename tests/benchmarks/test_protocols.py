@@ -5,19 +5,20 @@ import json
 import pytest
 
 from vadapter.base.errors import UserError
-from vadapter.evaluation import captions, submissions
-from vadapter.evaluation.protocols import PROTOCOLS, protocol
+from vadapter.benchmarks import table
+from vadapter.evaluation import captions, tokens
+from vadapter.evaluation.metrics import Texts
+from vadapter.evaluation.scoring import facts
 
-NAMES = """
-    coco_caption coco_karpathy nocaps msrvtt_caption vatex_caption msvd_caption vqav2 textvqa vizwiz_vqa okvqa gqa
-    msrvtt_qa msvd_qa ivqa
-"""
+
+def protocol(name):
+    return table.benchmark(name).protocol
 
 
 @pytest.fixture(autouse=True)
 def python_tokens(monkeypatch):
     """Java is tried elsewhere."""
-    monkeypatch.setattr(captions, "java_version", lambda: "")
+    monkeypatch.setattr(tokens, "java_version", lambda: "")
 
 
 def caption(name, prediction, *references, **fields):
@@ -28,10 +29,15 @@ def question(name, prediction, answers, **fields):
     return {"id": name, "question": "?", "prediction": prediction, "answers": answers, **fields}
 
 
-def test_every_benchmark_has_a_protocol():
-    assert set(PROTOCOLS) == set(NAMES.split())
-    assert all(p.name == name for name, p in PROTOCOLS.items())
-    with pytest.raises(UserError, match="vqav3.*expected one of coco_caption"):
+@pytest.mark.parametrize("benchmark", table.SHIPPED, ids=lambda b: b.name)
+def test_every_benchmark_has_a_protocol_of_its_kind(benchmark):
+    kinds = {metric.of for metric in benchmark.protocol.metrics}
+    assert benchmark.protocol.name == benchmark.name
+    assert kinds == {"answers" if benchmark.question else "captions"}
+
+
+def test_another_name_is_a_message():
+    with pytest.raises(UserError, match="one of coco_caption, .*found 'vqav3'. Did you mean 'vqav2'"):
         protocol("vqav3")
 
 
@@ -42,10 +48,9 @@ def test_captions_are_scored_over_the_records_with_references():
         caption("3", "anything"),
     ]
     scores = protocol("coco_karpathy").score(records)
-    expected = captions.caption_scores(
-        ["a red bus", "two dogs run"], [["a red bus", "the bus"], ["dogs run fast"]], "python"
-    )
-    assert {k: scores.scalars[k] for k in expected.means} == expected.means
+    texts = Texts(["a red bus", "two dogs run"], [["a red bus", "the bus"], ["dogs run fast"]])
+    for metric in (captions.CIDER, *captions.BLEU, captions.ROUGE_L):
+        assert scores.scalars[metric.name] == metric.score_set(texts)[0]
     assert scores.scalars["records"] == 3 and scores.scalars["unscored"] == 1
     assert scores.records[0]["score"] == scores.records[0]["cider"] > 0 and scores.records[2] == {}
     assert scores.details["tokenizer"] == "python" and "java" in scores.details["meteor_left_out"]
@@ -146,15 +151,19 @@ def test_duplicate_and_wrong_ids_are_named():
         protocol("coco_caption").submission([caption("photo", "a")])
 
 
-def test_the_side_file_says_how_the_predictions_came_about(tmp_path):
-    records = [caption("1", "ein Hund \u00e4", prompt="caption en"), caption("2", "a cat", prompt="caption en")]
-    settings = {"checkpoint": "runs/a/checkpoints/10", "decoding": {"method": "beam", "beams": 4}, "skipped": 3}
-    submission, side = submissions.save(tmp_path, protocol("nocaps"), records, split="val", settings=settings)
-    assert (submission.name, side.name) == ("nocaps_val_results.json", "nocaps_val_results.meta.json")
-    assert json.loads(submission.read_text())[0] == {"image_id": 1, "caption": "ein Hund \u00e4"}
-    meta = json.loads(side.read_text())
+def test_the_side_file_says_how_the_predictions_came_about():
+    records = [caption("1", "ein Hund", prompt="caption en"), caption("2", "a cat", "a cat", prompt="caption en")]
+    of = protocol("nocaps")
+    file, rows = of.submission(records, "val")
+    skipped = [{"id": "1", "error": "no picture"}]
+    known = facts(of, records, of.score(records), skipped)
+    name, meta = of.side_file(file, "val", known | {"checkpoint": "runs/a at step 10", "decoding": {"beams": 4}})
+    assert (file, name) == ("nocaps_val_results.json", "nocaps_val_results.meta.json")
+    assert rows[0] == {"image_id": 1, "caption": "ein Hund"}
+    assert json.loads(json.dumps(meta)) == meta
     assert meta["prompts"] == ["caption en"] and meta["distinct_prompts"] == 1 and meta["records"] == 2
-    assert {k: meta[k] for k in settings} == settings
+    assert (meta["skipped"], meta["skipped_ids"]) == (1, ["1"])
+    assert meta["checkpoint"] == "runs/a at step 10" and meta["decoding"] == {"beams": 4}
     assert meta["scorers"]["tokenizer"] == "python" and meta["scorers"]["java"] == "absent"
     assert meta["prediction"] == "the first line with text"
     assert meta["scorers"]["pycocoevalcap"] and meta["vadapter"] and "commit" in meta

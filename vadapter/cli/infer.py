@@ -8,6 +8,7 @@ Needs neither the gin files nor the data that the model was trained with.
 """
 
 import argparse
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,29 +61,15 @@ def run(args: argparse.Namespace) -> None:
     import jax
 
     from vadapter.cli import arguments
-    from vadapter.data.reading import video
-    from vadapter.data.rows import memory
-    from vadapter.generation.decoding import DecodingConfig, make_generate
+    from vadapter.generation.config import DecodingConfig
     from vadapter.partitioning import MeshConfig, Partitioner, hosts, make_mesh
-    from vadapter.partitioning.gather import local_rows
-    from vadapter.runs.load import eos_id
 
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(DecodingConfig) if hasattr(args, f.name)}
     decoding = DecodingConfig(**given)
     hosts.start()
-    partitioner = Partitioner(make_mesh(MeshConfig(*args.mesh)))
-    trained = arguments.trained(args, partitioner)
-    trained.check_speaks()
-    vocabulary, text = trained.vocabulary, trained.description.text
-    assert vocabulary is not None and text is not None
-    generate = make_generate(trained.model, partitioner, decoding, eos_id=eos_id(vocabulary))
+    trained = arguments.trained(args, Partitioner(make_mesh(MeshConfig(*args.mesh))))
     for path in args.media:
-        prompt = args.prompt or trained.prompt(bool(args.question), video.is_video(path))
-        rows = partitioner.batch_ways // partitioner.host_share[1]  # copies, one for each part of the batch here
-        row = {"vocabulary": vocabulary, "lengths": text.lengths, "sizes": trained.sizes}
-        resize = trained.description.resize
-        batch = memory.batch([path], prompt, None, args.question, **row, resize=resize, copies=rows)
-        ids = generate(trained.params, partitioner.put_batch(batch))
-        text = vocabulary.decode(local_rows(ids)[0].tolist()).strip()
+        settings: Any = {"prompt": args.prompt, "decoding": decoding}
+        text = trained.answer(path, args.question, **settings) if args.question else trained.caption(path, **settings)
         if jax.process_index() == 0:
             print(f"{path}: {text}" if len(args.media) > 1 else text)

@@ -12,74 +12,16 @@ from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.base.paths import resolve
 from vadapter.data.rows import vocabulary as vocabularies
-from vadapter.data.rows.sizes import Sizes
 from vadapter.models.attention import PLATFORMS
-from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import Partitioner, abstract_params
 from vadapter.runs import bundle as bundles
 from vadapter.runs import description as descriptions
 from vadapter.runs.bundle import Backbone, Bundle
 from vadapter.runs.description import Description, Text
-from vadapter.runs.shapes import for_model
+from vadapter.runs.model import TrainedModel
 from vadapter.training import checkpoints, initialize
 from vadapter.training.sources import Reference, Source, look
 from vadapter.training.storage import Storage
-
-_DEFAULTS = {False: ("caption",), True: ("image_question", "video_question")}
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedModel:
-    """A trained model on its devices.
-
-    Attributes:
-        model: the module; an implementation of attention that this machine lacks is replaced.
-        params: all parameters.
-        partitioner: places batches.
-        description: what has to be known to use it.
-        vocabulary: of its text; None for a model without text.
-        step: updates that it had.
-        folder: of the run or bundle.
-    """
-
-    model: Any
-    params: Any
-    partitioner: Partitioner
-    description: Description
-    vocabulary: vocabularies.TextVocabulary | None
-    step: int
-    folder: str
-
-    def prompt(self, question: bool, video: bool) -> str:
-        """Returns the template that the model was trained on, or else the name of the shipped one."""
-        prompts = self.description.text.prompts if self.description.text else {}
-        names = _DEFAULTS[question][:: -1 if video else 1]
-        return next((prompts[name] for name in names if name in prompts), _DEFAULTS[question][0])
-
-    @property
-    def sizes(self) -> Sizes:
-        """What the model takes: resolution, frames, visual tokens."""
-        return for_model(self.description.model)
-
-    def check_speaks(self) -> None:
-        """Raises `UserError` unless the model reads images and writes text."""
-        model, text = self.description.model, self.description.text
-        if not isinstance(model, VLMConfig) or model.encoder is None or text is None:
-            raise UserError(
-                f"{self.folder} holds a model that does not read images and write text. Give a run of stage 1 or 2."
-            )
-
-    def check_data(self, mixture: str) -> None:
-        """Raises `UserError` unless the data of a registered mixture have the vocabulary of the model."""
-        from vadapter.data import mixture_description
-
-        text, found = self.description.text, mixture_description.describe(mixture)
-        if text and found.get("sha256") != text.sha256:
-            raise UserError(
-                f"{self.folder} was trained with a vocabulary whose sha256 is {text.sha256}; the data that it is to "
-                f"read have {found.get('sha256', 'no text')}. Give them the vocabulary of the model "
-                f"({text.vocabulary or 'the shipped one'}, relative to {self.folder})."
-            )
 
 
 def load(
@@ -242,10 +184,3 @@ def find_vocabulary(text: Text, folder: str, others: Iterable[str] = ()) -> voca
             "imported folder that has it."
         )
     return vocabularies.load(same[0], text.prompt_format)
-
-
-def eos_id(vocabulary: vocabularies.TextVocabulary) -> int:
-    """Returns the id that ends a text. Raises `UserError` where there is none: then nothing would end."""
-    if vocabulary.eos_id is None:
-        raise UserError(f"Expected a vocabulary with an end token; {vocabulary} has none. Train with another one.")
-    return vocabulary.eos_id

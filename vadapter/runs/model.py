@@ -1,0 +1,222 @@
+"""A trained model that captions, answers and says its loss."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vadapter.base.batch import Batch
+from vadapter.base.errors import UserError
+from vadapter.data.rows import memory
+from vadapter.data.rows.memory import Media
+from vadapter.data.rows.sizes import Sizes
+from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.generation.config import DecodingConfig
+from vadapter.generation.decoding import make_generate
+from vadapter.models.vlm import VLMConfig
+from vadapter.partitioning import Partitioner
+from vadapter.partitioning.gather import local_rows
+from vadapter.runs.description import Description, Text
+from vadapter.runs.shapes import for_model
+
+_PROMPTS = {False: ("caption",), True: ("image_question", "video_question")}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A trained model on its devices: what `vadapter.load` gives.
+
+    A picture is given as a PIL image, a uint8 array [h, w, 3] or the path of a file; a video as a list of pictures, an
+    array [F, h, w, 3] or the path of a file. Several of them in a list are one batch.
+
+    Attributes:
+        model: the module; an implementation of attention that this machine lacks is replaced.
+        params: all parameters.
+        partitioner: places batches.
+        description: what has to be known to use it (`model.json`).
+        vocabulary: of its text; None for a model without text.
+        step: updates that it had.
+        folder: of the run or bundle.
+    """
+
+    model: Any
+    params: Any
+    partitioner: Partitioner
+    description: Description
+    vocabulary: TextVocabulary | None
+    step: int
+    folder: str
+    _generators: dict[DecodingConfig, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    def caption(
+        self, images: Media | list[Media], *, prompt: str | None = None, decoding: DecodingConfig | None = None
+    ) -> Any:
+        """Says what pictures or videos show.
+
+        Args:
+            images: one, or a list of several.
+            prompt: a name in data/prompts, or a template with `<media>`; default the one of the training.
+            decoding: how texts are chosen; default greedy, at most 32 tokens.
+
+        Returns:
+            A text; for a list, a list of texts in its order.
+
+        Raises:
+            UserError: the model does not read images and write text; an image cannot be read (named by its place in
+                the list); or the prompt is longer than the model's `inputs`.
+        """
+        return self._ask(images, None, prompt, decoding)
+
+    def answer(
+        self,
+        images: Media | list[Media],
+        question: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        decoding: DecodingConfig | None = None,
+    ) -> Any:
+        """Answers a question about pictures or videos.
+
+        Args:
+            images: one, or a list of several.
+            question: for all of them, or one each.
+            prompt: a name in data/prompts, or a template with `<media>` and `<question>`; default the one of the
+                training.
+            decoding: how texts are chosen; default greedy, at most 32 tokens.
+
+        Returns:
+            A text; for a list of images, a list of texts in its order.
+
+        Raises:
+            UserError: as `caption`; or there are not as many questions as images.
+        """
+        return self._ask(images, question, prompt, decoding)
+
+    def loss(
+        self,
+        images: Sequence[Media],
+        texts: Sequence[str],
+        questions: str | Sequence[str] | None = None,
+        *,
+        prompt: str | None = None,
+    ) -> np.ndarray:
+        """Measures how well the model knows texts.
+
+        Args:
+            images: pictures or videos.
+            texts: the caption, or the answer, of each.
+            questions: for all of them, or one each; None for captions.
+            prompt: as of `caption` or `answer`.
+
+        Returns:
+            f32 [number of images]: nats a token of the text, its end token included.
+
+        Raises:
+            UserError: as `caption`; or a text is longer than the model's `targets`, or there are not as many texts as
+                images.
+        """
+        images = list(images)
+        if len(texts) != len(images):
+            raise UserError(f"Expected a text for each of {len(images)} images; found {len(texts)}. Give one each.")
+        found = np.zeros(len(images), np.float32)
+        for places in memory.by_kind(images):
+            batch = self._batch(images, places, prompt, questions, texts)
+            found[places] = local_rows(self._row_losses(batch))[: len(places)]
+        return found
+
+    @property
+    def sizes(self) -> Sizes:
+        """What the model takes: resolution, frames, visual tokens."""
+        return for_model(self.description.model)
+
+    def prompt(self, question: bool, video: bool) -> str:
+        """Returns the template that the model was trained on, or else the name of the shipped one."""
+        prompts = self.description.text.prompts if self.description.text else {}
+        names = _PROMPTS[question][:: -1 if video else 1]
+        return next((prompts[name] for name in names if name in prompts), _PROMPTS[question][0])
+
+    def check_data(self, mixture: str) -> None:
+        """Raises `UserError` unless the data of a registered mixture have the vocabulary of the model."""
+        from vadapter.data import mixture_description
+
+        text, found = self.description.text, mixture_description.describe(mixture)
+        if text and found.get("sha256") != text.sha256:
+            raise UserError(
+                f"{self.folder} was trained with a vocabulary whose sha256 is {text.sha256}; the data that it is to "
+                f"read have {found.get('sha256', 'no text')}. Give them the vocabulary of the model "
+                f"({text.vocabulary or 'the shipped one'}, relative to {self.folder})."
+            )
+
+    def _speech(self) -> tuple[Text, TextVocabulary]:
+        model, text = self.description.model, self.description.text
+        if not isinstance(model, VLMConfig) or model.encoder is None or text is None or self.vocabulary is None:
+            raise UserError(
+                f"{self.folder} holds a model that does not read images and write text. Give a run of stage 1 or 2."
+            )
+        return text, self.vocabulary
+
+    def _ask(self, images: Any, question: Any, prompt: str | None, decoding: DecodingConfig | None) -> Any:
+        _, vocabulary = self._speech()
+        many = isinstance(images, list)
+        given = images if many else [images]
+        texts = [""] * len(given)
+        for places in memory.by_kind(given):
+            batch = self._batch(given, places, prompt, question, None)
+            ids = local_rows(self._generate(decoding or DecodingConfig())(self.params, batch))
+            for place, row in zip(places, ids, strict=False):
+                texts[place] = vocabulary.decode(row.tolist()).strip()
+        return texts if many else texts[0]
+
+    def _batch(self, images: list[Any], places: list[int], prompt: str | None, questions: Any, texts: Any) -> Batch:
+        """The images at these places as a batch on the devices; the last is repeated until the mesh divides the rows."""
+        text, vocabulary = self._speech()
+        ways = self.partitioner.batch_ways // self.partitioner.host_share[1]
+        rows = places + places[-1:] * (-len(places) % ways)
+
+        def chosen(given: Any) -> Any:
+            if given is None or isinstance(given, str):
+                return given
+            if len(given) != len(images):
+                raise UserError(
+                    f"Expected one question, or one for each of {len(images)} images; found {len(given)} questions."
+                )
+            return [given[i] for i in rows]
+
+        batch = memory.batch(
+            [images[i] for i in rows],
+            prompt or self.prompt(questions is not None, memory.is_video(images[places[0]])),
+            chosen(texts),
+            chosen(questions),
+            vocabulary=vocabulary,
+            lengths=text.lengths,
+            sizes=self.sizes,
+            resize=self.description.resize,
+        )
+        return self.partitioner.put_batch(batch)
+
+    def _generate(self, decoding: DecodingConfig) -> Any:
+        if decoding not in self._generators:
+            _, vocabulary = self._speech()
+            made = make_generate(self.model, self.partitioner, decoding, eos_id=eos_id(vocabulary))
+            self._generators[decoding] = made
+        return self._generators[decoding]
+
+    def _row_losses(self, batch: Batch) -> Any:
+        def losses(params: Any, batch: Batch) -> Any:
+            logits = self.model.apply({"params": params}, batch, method="logits")
+            chosen = jnp.take_along_axis(logits, batch.target_ids[..., None], axis=-1)[..., 0]
+            nats = (jax.nn.logsumexp(logits, axis=-1) - chosen) * batch.target_weights
+            return nats.sum(axis=1) / jnp.maximum(batch.target_weights.sum(axis=1), 1)
+
+        with self.partitioner.activate():
+            return jax.jit(losses, out_shardings=self.partitioner.batch_sharding)(self.params, batch)
+
+
+def eos_id(vocabulary: TextVocabulary) -> int:
+    """Returns the id that ends a text. Raises `UserError` where there is none: then nothing would end."""
+    if vocabulary.eos_id is None:
+        raise UserError(f"Expected a vocabulary with an end token; {vocabulary} has none. Train with another one.")
+    return vocabulary.eos_id

@@ -23,35 +23,20 @@ def prepare(name: str, data_dir: str):
     from vadapter.cli.config import parse_gin
     from vadapter.partitioning import init_params
     from vadapter.runs import experiment
-    from vadapter.training import freezing, optimizers, state, step
 
     experiments.register()
-    runs = [f"{run}='unused'" for run in ("MODEL_DIR", "ENCODER_RUN", "LARGE_RUN", "STAGE1_RUN")]
+    runs = [f"{run}='unused'" for run in ("MODEL_DIR", "ENCODER_WEIGHTS", "LARGE_WEIGHTS", "STAGE1_RUN")]
     text = [b for b in runs if not (b.startswith("STAGE1") and name == "perceiver")]
     parse_gin([f"experiments/scenes_{name}.gin"], [*text, f"DATA_DIR={data_dir!r}", "SCENES_TASK='scenes_images'"])
     config = experiments.made()
     parts = experiment.Parts(config)
     params = init_params(parts.model, parts.example, jax.random.key(0), parts.partitioner)
-    trainable, frozen = freezing.partition(params, config.train.trainable)
-    optimizer = optimizers.make_optimizer(config.train.optimizer, trainable, config.train.steps)
-    placed = [jax.tree.map(lambda x: x.sharding, tree) for tree in (trainable, frozen)]
-    abstract = state.abstract_state(optimizer, trainable)
-    shardings = state.state_shardings(abstract, placed[0], parts.partitioner.replicated)
-    run = step.make_train_step(
-        parts.objective,
-        optimizer,
-        state_shardings=shardings,
-        frozen_shardings=placed[1],
-        batch_sharding=parts.partitioner.batch_sharding,
-        replicated=parts.partitioner.replicated,
-    )
-    current = state.create_state(optimizer, trainable, shardings)
-    batch = parts.partitioner.put_batch(next(parts.loader.batches(0)))
+    current, frozen = parts.program.start(params)
+    batch = parts.program.put(next(parts.loader.batches(0)))
 
     def update() -> None:
         nonlocal current
-        with parts.partitioner.activate():
-            current, _ = run(current, frozen, batch)
+        current, _ = parts.program.step(current, frozen, batch)
         jax.block_until_ready(current)
 
     update()  # compiles

@@ -21,9 +21,9 @@ def measure(variant: str, depth: int, rows: int, length: int) -> dict:
     from flax import linen as nn
 
     from vadapter.base import quantization, trees
-    from vadapter.models import variants
+    from vadapter.models import stacks, variants
     from vadapter.models.decoder import Decoder
-    from vadapter.training import freezing
+    from vadapter.training.storage import Storage
 
     segments = jnp.ones((rows, length), jnp.int32)
     positions = jnp.cumsum(segments, axis=1) - 1
@@ -56,18 +56,18 @@ def measure(variant: str, depth: int, rows: int, length: int) -> dict:
     right = logits("float32", exact)
     figures = {}
     for kind in ("bfloat16", "int8"):
-        kept = freezing.cast(exact, False, kind)
+        kept = Storage((), kind).keep_all(exact)
         flat = trees.flatten(kept)
         error = logits("bfloat16", kept) - right
         figures[kind] = {
-            "kernel_bytes": sum(quantization.nbytes(leaf) for p, leaf in flat.items() if quantization.applies(p)),
+            "kernel_bytes": sum(quantization.nbytes(leaf) for p, leaf in flat.items() if stacks.quantizes(p)),
             "weight_bytes": sum(quantization.nbytes(leaf) for leaf in flat.values()),
             "temporary_bytes": temporary_bytes(kept),
             "logits_rms_error": float(np.sqrt(np.mean(error**2) / np.mean(right**2))),
             "logits_max_error": float(np.abs(error).max() / np.abs(right).max()),
         }
     figures["int8"]["logits_rms_error_of_weights_alone"] = float(
-        np.sqrt(np.mean((logits("float32", freezing.cast(exact, False, "int8")) - right) ** 2) / np.mean(right**2))
+        np.sqrt(np.mean((logits("float32", Storage((), "int8").keep_all(exact)) - right) ** 2) / np.mean(right**2))
     )
     return figures
 

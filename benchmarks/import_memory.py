@@ -29,7 +29,7 @@ print("PEAK", int(line.split()[1]) * 1024)
 """
 IDLE = """
 import jax, orbax.checkpoint, rich.progress, safetensors
-import vadapter.cli.import_weights, vadapter.weights.architecture, vadapter.weights.open, vadapter.weights.store
+import vadapter.cli.import_weights, vadapter.weights.importer
 jax.devices()
 """
 IMPORT = """

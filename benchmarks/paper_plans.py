@@ -3,15 +3,17 @@
 python benchmarks/paper_plans.py
 python benchmarks/paper_plans.py --recipes 'paper_stage2_*' --topologies v5e:8x8 v5p:4x4x8 --workers 4
 
-The mesh is that of gin/meshes/<type>_<chips>.gin where there is one, else the recipe's own. A compilation takes about a
-minute or more of two cores; results are cached, so that an interrupted or repeated run goes on where it was. What is
-not asked for keeps its row of an earlier run. With
+A recipe is an experiment and its variants: paper_stage2_vitg_8b is gin/experiments/paper_stage2.gin with
+ENCODER_VARIANT = "vit_g" and LARGE_VARIANT = "palm_8b". The mesh is that of gin/meshes/<type>_<chips>.gin where there
+is one, else the recipe's own. A compilation takes about a minute or more of two cores; results are cached, so that an
+interrupted or repeated run goes on where it was. What is not asked for keeps its row of an earlier run. With
 --search_limit above 0, a recipe whose setting does not fit is searched for one that does. Needs libtpu, no TPU.
 """
 
 import argparse
 import concurrent.futures
 import fnmatch
+import itertools
 import json
 import multiprocessing
 from pathlib import Path
@@ -24,17 +26,22 @@ _HEAD = """# Paper-scale recipes on TPU slices
 
 Recipes of the paper's scale, their real training steps compiled ahead of time for the slice: {about}.
 `python benchmarks/paper_plans.py` makes this page; docs/planning.md explains the figures.
+A recipe is an experiment and its variants: `paper_stage2_vitg_8b` is `gin/experiments/paper_stage2.gin` with
+`ENCODER_VARIANT = "vit_g"` and `LARGE_VARIANT = "palm_8b"`.
 
 Batches are of still images. The step time is the compiler's estimate; empty cells have not been compiled. {calibration}
 """
 
 
-def recipes(pattern: str) -> list[str]:
-    """Returns the names of the shipped recipes that match."""
-    from vadapter.base import resources
-
-    names = (path.stem for path in (resources.folder("gin") / "experiments").glob("*.gin"))
-    return sorted(name for name in names if fnmatch.fnmatch(name, pattern))
+def recipes() -> dict[str, tuple[str, list[str]]]:
+    """Returns the paper's recipes by name, such as `paper_stage2_vitg_8b`: (experiment, bindings of its variants)."""
+    found = {}
+    for encoder in ("vitb", "vitl", "vitg"):
+        variant = [f"ENCODER_VARIANT='{encoder[:3]}_{encoder[3:]}'"]
+        found[f"paper_stage1_{encoder}"] = ("paper_stage1", variant)
+        for experiment, large in itertools.product(("paper_stage2", "paper_perceiver"), ("1b", "8b")):
+            found[f"{experiment}_{encoder}_{large}"] = (experiment, [*variant, f"LARGE_VARIANT='palm_{large}'"])
+    return dict(sorted(found.items()))
 
 
 def mesh_file(topology: str) -> str | None:
@@ -58,8 +65,9 @@ def plan_one(recipe: str, topology: str, search_limit: int, cache_dir: str | Non
     from vadapter.runs import planner
 
     try:
-        files = [f"experiments/{recipe}.gin", *filter(None, [mesh_file(topology)])]
-        experiment = experiments.unopened(files)
+        name, variants = recipes()[recipe]
+        files = [f"experiments/{name}.gin", *filter(None, [mesh_file(topology)])]
+        experiment = experiments.unopened(files, variants)
         planned = planner.Planner(recipe, experiment, Topology.parse(topology), cache_dir=cache_dir)
         made = planned.plan()
         if not made.fits and search_limit:
@@ -114,14 +122,15 @@ def _write(plans: list[dict[str, Any]], output: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", default="paper_*", metavar="PATTERN", help="default: %(default)s")
+    parser.add_argument("--recipes", default="*", metavar="PATTERN", help="of their names (default: all)")
     parser.add_argument("--topologies", nargs="+", default=list(TOPOLOGIES), metavar="TYPE:AxB")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
     parser.add_argument("--search_limit", type=int, default=0, metavar="N", help="compilations for what does not fit")
     parser.add_argument("--cache_dir", metavar="DIR", help="default: as vadapter plan")
     parser.add_argument("--output", type=Path, default=DOCS / "paper_plans.md", metavar="FILE", help="and FILE.json")
     args = parser.parse_args()
-    tasks = [(recipe, topology) for topology in args.topologies for recipe in recipes(args.recipes)]
+    chosen = fnmatch.filter(recipes(), args.recipes)
+    tasks = [(recipe, topology) for topology in args.topologies for recipe in chosen]
     data = args.output.with_suffix(".json")
     plans = {(p["recipe"], p["topology"]): p for p in (json.loads(data.read_text()) if data.is_file() else [])}
     context = multiprocessing.get_context("spawn")  # jax must not be forked

@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 
 from vadapter.base.errors import UserError
-from vadapter.cli import config, main
+from vadapter.cli import config, gin_files, main
 from vadapter.partitioning import hosts as processes
 from vadapter.partitioning.hosts import HostsConfig
 from vadapter.partitioning.rendezvous import NotAllThereError
@@ -216,22 +216,8 @@ def test_registering_twice_is_harmless_and_a_taken_name_is_refused():
         pass
 
     drive_again.__name__ = "drive"
-    with pytest.raises(ValueError, match="drive"):
+    with pytest.raises(UserError, match="drive in gin is wanted for .*test_cli.drive and taken by .*test_cli.drive"):
         config.register(drive_again)
-
-
-def test_a_module_registers_what_it_defines():
-    module = types.ModuleType("garage")
-    source = (
-        "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass Garage:\n    size: int = 2\n"
-        "def park(car=None):\n    return car\ndef helper(x=0):\n    pass\n__all__ = ['park']\n"
-    )
-    exec(source, module.__dict__)
-    config.register(module)
-    config.parse_gin(bindings=["Garage.size = 5", "park.car = @Garage()"])
-    assert gin.get_configurable("park")() == module.Garage(5)
-    with pytest.raises(UserError, match="no configurable called helper"):
-        config.parse_gin(bindings=["helper.x = 1"])
 
 
 # ---- parsing
@@ -248,7 +234,7 @@ def test_shipped_files_are_found_from_anywhere(folder, monkeypatch):
     (shipped / "runs").mkdir(parents=True)
     (shipped / "base.gin").write_text("Engine.power = 1\n")
     (shipped / "runs" / "go.gin").write_text("include 'gin/base.gin'\nEngine.name = 'go'\n")
-    monkeypatch.setattr(config.resources, "folder", lambda name: shipped)
+    monkeypatch.setattr(gin_files.resources, "folder", lambda name: shipped)
     for path in ("runs/go.gin", "gin/runs/go.gin", str(shipped / "runs/go.gin")):
         config.parse_gin([path])
         assert gin.get_configurable("Engine")() == Engine(power=1, name="go")
@@ -321,7 +307,10 @@ def test_the_folder_gin_does_not_hide_the_library():
         ("Engine.power = 1\ndrive.engine = @Engin()", ["no configurable called Engin;.*Engine"]),
         ("Engine.powr = 1", ["Engine has no parameter powr;.*power", r"bad\.gin, line 2"]),
         ("Engine.power = %POWR\nPOWER = 1", [r"macro %POWR .*POWER", r"--gin\.POWR=VALUE"]),
-        ("POWER = %gin.REQUIRED\nGEARS = %gin.REQUIRED", ["POWER, GEARS|GEARS, POWER", r"--gin\.POWER=VALUE"]),
+        (
+            "GEARS = %gin.REQUIRED\nPOWER = %gin.REQUIRED\nEngine.power = %POWER\nEngine.gears = %GEARS",
+            ["POWER, GEARS|GEARS, POWER", r"--gin\.POWER=VALUE"],
+        ),
         ("include 'missing.gin'", [r"missing\.gin was not found", "--gin_search_paths", r"bad\.gin, line 2"]),
         ("Engine.power 1", ["syntax error", r"bad\.gin, line 2"]),
         ("Engine.power = diesel", ["syntax error", r"bad\.gin, line 2", "strings in quotes"]),
@@ -338,6 +327,53 @@ def test_a_mistake_in_a_file_is_explained(folder, text, expected):
     assert "\n" not in message
     for pattern in expected:
         caught.match(pattern)
+
+
+@pytest.mark.parametrize("named", ["BATCH_SIZ", "tiny/POWER"])
+def test_a_macro_that_nothing_uses_is_refused_with_the_nearest_names(folder, named):
+    (folder / "engine.gin").write_text(
+        "BATCH_SIZE = 1\nPOWER = 2\nEngine.power = %BATCH_SIZE\ndrive.distance = %POWER\n"
+    )
+    (folder / "mine.gin").write_text(f"include 'engine.gin'\n\n{named} = 8\n")
+    near = "BATCH_SIZE" if named.startswith("B") else "POWER"
+    with pytest.raises(UserError, match=rf"Nothing uses the macro {named}.*{near}.*--gin\.{named}\."):
+        config.parse_gin(["engine.gin"], [f"{named}=8"])
+    with pytest.raises(UserError, match=rf"Nothing uses the macro {named}.*{near}.*mine\.gin:3"):
+        config.parse_gin(["mine.gin"])
+
+
+def test_a_saved_configuration_and_a_shipped_part_may_set_macros_that_nothing_uses(folder, monkeypatch):
+    shipped = folder / "shipped" / "gin"
+    for place in ("models", "experiments"):
+        (shipped / place).mkdir(parents=True)
+        (shipped / place / "a.gin").write_text("SPARE = 1\nEngine.power = 2\n")
+    (folder / "config.gin").write_text("SPARE = 1\nEngine.power = 2\n")
+    (folder / "weights.gin").write_text("SPARE = 1\nEngine.power = 2\n")  # as an import writes it
+    monkeypatch.setattr(gin_files.resources, "folder", lambda name: shipped)
+    for allowed in ("models/a.gin", "config.gin", "weights.gin"):
+        config.parse_gin([allowed])
+        assert gin.get_configurable("Engine")().power == 2
+    (shipped / "models" / "a.gin").unlink()
+    for refused in ("experiments/a.gin", "weights.gin"):
+        (shipped / "experiments" / "a.gin").write_text("SPARED = 1\nEngine.power = 2\n")
+        with pytest.raises(UserError, match="Nothing uses|No gin file was given that uses"):
+            config.parse_gin([refused])
+
+
+@pytest.mark.parametrize("old", ["ENCODER_RUN", "TINY_RUN", "LARGE_RUN"])
+def test_a_former_name_says_the_new_one(folder, old):
+    new = old.replace("RUN", "WEIGHTS")
+    (folder / "run.gin").write_text(f"{new} = %gin.REQUIRED\nEngine.name = %{new}\nEngine.power = 1\n")
+    (folder / "mine.gin").write_text(f"include 'run.gin'\n{old} = 'x'\n")
+    (folder / "uses.gin").write_text(f"include 'run.gin'\n{new} = 'x'\ndrive.stops = %{old}\n")
+    for files, bindings, place in ((["run.gin"], [f"{old}='x'"], f"--gin.{old}"), (["mine.gin"], [], "mine.gin:2")):
+        with pytest.raises(UserError, match=f"{old} is called {new} now.*{place}"):
+            config.parse_gin(files, bindings)
+    with pytest.raises(UserError, match=f"{old} is called %{new} now"):
+        config.parse_gin(["uses.gin"])
+    (folder / "config.gin").write_text(f"{old} = 'x'\nEngine.name = %{old}\nEngine.power = 1\n")  # of a finished run
+    config.parse_gin(["config.gin"])
+    assert gin.get_configurable("Engine")().name == "x"
 
 
 def test_a_missing_file_names_the_places(folder):

@@ -7,7 +7,7 @@ import pytest
 from tests.data.files import picture
 from vadapter.cli.main import main
 
-MODEL = ["--gin_file=experiments/own_stage1.gin", "--gin.ENCODER_RUN='none'", "--gin.TINY_RUN='none'"]
+MODEL = ["--gin_file=experiments/own_stage1.gin", "--gin.ENCODER_WEIGHTS='none'", "--gin.TINY_WEIGHTS='none'"]
 
 
 @pytest.fixture
@@ -94,5 +94,8 @@ def test_a_users_mistake_exits_with_2(photos, capsys):
 
 def test_an_experiment_without_a_model_is_refused(photos, capsys):
     train = f"--gin.TRAIN_JSONL={str(photos / 'train.jsonl')!r}"
-    assert main(["check", "--gin_file=runs/eval.gin", "--gin_file=data/jsonl.gin", train]) == 2
+    assert (
+        main(["check", "--gin_file=runs/eval.gin", "--gin_file=data/jsonl.gin", train, "--gin.VOCABULARY='scenes'"])
+        == 2
+    )
     assert "MODEL = None" in capsys.readouterr().err

@@ -154,8 +154,8 @@ def test_wrong_settings_of_a_stage_are_explained(demo, tmp_path, bindings, words
     macros = {
         "MODEL_DIR": tmp_path / "run",
         "DATA_DIR": demo / "data",
-        "ENCODER_RUN": demo / "vit",
-        "TINY_RUN": demo / "tiny",
+        "ENCODER_WEIGHTS": demo / "vit",
+        "TINY_WEIGHTS": demo / "tiny",
     }
     given = [f"--gin.{name}={str(value)!r}" for name, value in macros.items()]
     assert main(["train", "--gin_file=experiments/scenes_stage1.gin", *SMALL, *given, *bindings]) == 2
@@ -172,9 +172,14 @@ def test_own_photographs_train_both_stages(demo, tmp_path):
         lines.append({"image": f"{i}.jpg", "caption": f"Photo n° {i}, a grey wall"})
         lines.append({"image": f"{i}.jpg", "question": "What colour is it?", "answers": ["grey"]})
     (photos / "photos.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    macros = {"TRAIN_JSONL": photos / "photos.jsonl", "ENCODER_RUN": demo / "vit"}
-    stage1 = {"MODEL_DIR": tmp_path / "own1", "TINY_RUN": demo / "tiny", **macros}
-    stage2 = {"MODEL_DIR": tmp_path / "own2", "LARGE_RUN": demo / "large", "STAGE1_RUN": tmp_path / "own1", **macros}
+    macros = {"TRAIN_JSONL": photos / "photos.jsonl", "ENCODER_WEIGHTS": demo / "vit"}
+    stage1 = {"MODEL_DIR": tmp_path / "own1", "TINY_WEIGHTS": demo / "tiny", **macros}
+    stage2 = {
+        "MODEL_DIR": tmp_path / "own2",
+        "LARGE_WEIGHTS": demo / "large",
+        "STAGE1_RUN": tmp_path / "own1",
+        **macros,
+    }
     small = [flag for flag in SMALL if "ScenesConfig" not in flag]
     for name, values in (("own_stage1", stage1), ("own_stage2", stage2)):
         given = [f"--gin.{macro}={str(value)!r}" for macro, value in values.items()]
@@ -237,8 +242,8 @@ def test_training_goes_on_from_a_bundle(demo, bundle, tmp_path, capsys):
     macros = {
         "MODEL_DIR": tmp_path / "more",
         "DATA_DIR": demo / "data",
-        "ENCODER_RUN": demo / "vit",
-        "LARGE_RUN": demo / "large",
+        "ENCODER_WEIGHTS": demo / "vit",
+        "LARGE_WEIGHTS": demo / "large",
         "STAGE1_RUN": demo / "stage1",
     }
     given = [f"--gin.{name}={str(value)!r}" for name, value in macros.items()]

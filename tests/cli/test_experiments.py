@@ -11,16 +11,16 @@ from flax import linen as nn
 from tests.data.tokenizer_files import write_tokenizer
 from vadapter.base import resources, trees
 from vadapter.base.errors import UserError
-from vadapter.cli import experiments
+from vadapter.cli import experiments, gin_text
 from vadapter.cli.config import parse_gin
 from vadapter.models import variants
 from vadapter.models.vlm import VLMConfig
-from vadapter.partitioning import Partitioner
+from vadapter.partitioning import Partitioner, abstract_params
 from vadapter.runs import experiment
-from vadapter.training import freezing, initialize
-from vadapter.weights import gin_text
+from vadapter.training import freezing, sources
 
 EXPERIMENTS = sorted(path.name for path in (resources.folder("gin") / "experiments").glob("*.gin"))
+PAIRS = ("siglip2_gemma3", "siglip_qwen3", "clip_llama3")
 SAMPLE = resources.folder("data") / "samples" / "captions.jsonl"
 MESHES = sorted(path.name for path in (resources.folder("gin") / "meshes").glob("*.gin"))
 SMALL_WORLD = ["train=8", "validation=8", "test=8", "video_train=8", "video_eval=8", "text_train=8", "text_eval=8"]
@@ -40,25 +40,38 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def resolve(name: str, data_dir: Path, more: Sequence[str] = (), batch_size: int = 8) -> experiment.Experiment:
-    text = (resources.folder("gin") / "experiments" / name).read_text()
+def boxed(config: experiment.Experiment):
+    """Abstract parameters of an experiment's model, whatever devices it is for."""
+    return abstract_params(config.model.make(), config.model.example_batch())
+
+
+def resolve(name: str, data_dir: Path, more: Sequence[str] = (), **macros) -> experiment.Experiment:
+    """The experiment of a shipped file, after `+` those of a models file, as its header says to launch it."""
+    name, _, pair = name.partition("+")
+    folder = resources.folder("gin")
+    text = (folder / (f"models/{pair}" if pair else f"experiments/{name}")).read_text()
+    if pair:  # its header has the commands of both stages
+        text = text.partition("open_stage1.gin")[2].partition("vadapter train")[2 if "stage2" in name else 0]
     values = {"MODEL_DIR": "run", "DATA_DIR": str(data_dir), "TRAIN_JSONL": str(SAMPLE), "STAGE1_RUN": "runs/stage1"}
-    values |= {f"{run.upper()}_RUN": str(data_dir / run) for run in ("encoder", "tiny", "large")}
+    values |= {f"{part.upper()}_WEIGHTS": str(data_dir / part) for part in ("encoder", "tiny", "large")}
     values |= {f"{kind}_FILES": str(SAMPLE) for kind in ("IMAGE", "VIDEO", "CLIP")}
+    values |= {"VOCABULARY": str(data_dir / "tiny")}
     bindings = [f"{macro}={value!r}" for macro, value in values.items() if f"--gin.{macro}=" in text]
     imported = [data_dir / part / f"{part}.gin" for part in ("encoder", "tiny", "large") if f"/{part}.gin" in text]
     experiments.register()
+    bindings += [f"{macro}={value!r}" for macro, value in ({"BATCH_SIZE": 8} | macros).items()]
     world = [f"ScenesConfig.{field}" for field in SMALL_WORLD] if "DATA_DIR" in text else ["jsonl_task.holdout=0.5"]
     world += ["pairs_task.max_bad_share=1.0"] if "IMAGE_FILES" in text else []
-    parse_gin([f"experiments/{name}", *map(str, imported), *more], [*bindings, *world, f"BATCH_SIZE={batch_size}"])
+    models = [f"models/{pair}"] if pair else []
+    parse_gin([f"experiments/{name}", *models, *map(str, imported), *more], [*bindings, *world])
     return experiments.made()
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *(f"open_stage{s}.gin+{pair}.gin" for s in "12" for pair in PAIRS)])
 def test_experiment_resolves_and_its_step_has_shapes(name, data_dir):
     config = resolve(name, data_dir)
     parts = experiment.Parts(config)
-    abstract = nn.unbox(parts.abstract)
+    abstract = nn.unbox(boxed(config))
     trainable, frozen = freezing.partition(abstract, config.train.trainable)
 
     def step(trainable, frozen, batch):
@@ -76,28 +89,25 @@ def test_experiment_resolves_and_its_step_has_shapes(name, data_dir):
         ("scenes_stage1.gin", "scenes_queries.gin"),
         ("scenes_stage1.gin", "scenes_paper.gin"),
         ("own_stage1.gin", "own_stage2.gin"),
-        ("paper_stage1_vitg.gin", "paper_stage2_vitg_8b.gin"),
+        ("paper_stage1.gin", "paper_stage2.gin"),
         ("open_stage1.gin", "open_stage2.gin"),
-        ("siglip2_gemma3_stage1.gin", "siglip2_gemma3_stage2_4b.gin"),
-        ("siglip2_gemma3_stage1.gin", "siglip2_gemma3_stage2_12b.gin"),
-        ("siglip_qwen3_stage1.gin", "siglip_qwen3_stage2_8b.gin"),
-        ("clip_llama3_stage1.gin", "clip_llama3_stage2_8b.gin"),
+        *((f"open_stage1.gin+{pair}.gin", f"open_stage2.gin+{pair}.gin") for pair in PAIRS),
     ],
 )
 def test_what_stage_1_hands_over_fits_stage_2(stage1, stage2, data_dir):
-    given = trees.flatten(nn.unbox(experiment.Parts(resolve(stage1, data_dir)).abstract))
+    given = trees.flatten(nn.unbox(boxed(resolve(stage1, data_dir))))
     config = resolve(stage2, data_dir)
-    wanted = trees.flatten(nn.unbox(experiment.Parts(config).abstract))
-    taken = initialize.rename(given, config.sources[-1].rules, "stage 1")
+    wanted = trees.flatten(nn.unbox(boxed(config)))
+    taken = sources.rename(given, config.sources[-1].rules, "stage 1")
     assert {path: x.shape for path, x in taken.items()} == {path: wanted[path].shape for path in taken}
     assert {p for p in wanted if p.startswith("adapter/lm/")} <= taken.keys()
 
 
 def test_the_paper_scale_recipe_is_the_paper_s(data_dir):
-    config = resolve("paper_stage2_vitg_8b.gin", data_dir)
+    config = resolve("paper_stage2.gin", data_dir)
     assert isinstance(config.model, VLMConfig)
     assert config.model.num_visual_tokens(1) == config.model.num_visual_tokens(8) == 256
-    shapes = trees.flatten(nn.unbox(experiment.Parts(config).abstract))
+    shapes = trees.flatten(nn.unbox(boxed(config)))
     count = {
         part: sum(x.size for p, x in shapes.items() if p.startswith(part)) for part in ("adapter", "encoder", "decoder")
     }
@@ -106,19 +116,37 @@ def test_the_paper_scale_recipe_is_the_paper_s(data_dir):
     assert 9.2e9 < count["decoder"] < 10.2e9
 
 
+PAPER = {"vit_b": 86e6, "vit_l": 304e6, "vit_g": 1012e6, "palm_1b": 1.60e9, "palm_8b": 9.73e9}
+
+
+@pytest.mark.parametrize("large", ["palm_1b", "palm_8b"])
+@pytest.mark.parametrize("encoder", ["vit_b", "vit_l", "vit_g"])
+def test_two_macros_choose_the_sizes_of_the_paper_s_recipes(encoder, large):
+    for stage in ("stage2", "perceiver"):
+        variants = [f"ENCODER_VARIANT={encoder!r}", f"LARGE_VARIANT={large!r}"]
+        config = experiments.unopened([f"experiments/paper_{stage}.gin"], variants)
+        shapes = trees.flatten(nn.unbox(boxed(config)))
+        size = {part: sum(x.size for p, x in shapes.items() if p.startswith(part)) for part in ("encoder", "decoder")}
+        assert size == {
+            "encoder": pytest.approx(PAPER[encoder], rel=0.01),
+            "decoder": pytest.approx(PAPER[large], rel=0.01),
+        }
+        assert config.data.batch_size == 2048 and config.train.steps == (60_000 if stage == "stage2" else 250_000)
+
+
 @pytest.mark.parametrize(
-    ("name", "trained", "frozen"),
+    ("pair", "stage", "large", "trained", "frozen"),
     [
-        ("siglip2_gemma3_stage1.gin", 269e6, 0.413e9),
-        ("siglip2_gemma3_stage2_4b.gin", 103e6, 4.29e9),
-        ("siglip2_gemma3_stage2_12b.gin", 104e6, 12.18e9),
-        ("siglip_qwen3_stage2_8b.gin", 446e6, 8.60e9),
-        ("clip_llama3_stage2_8b.gin", 984e6, 8.33e9),
+        ("siglip2_gemma3", 1, None, 269e6, 0.413e9),
+        ("siglip2_gemma3", 2, None, 103e6, 4.29e9),
+        ("siglip2_gemma3", 2, "gemma3_12b", 104e6, 12.18e9),
+        ("siglip_qwen3", 2, None, 446e6, 8.60e9),
+        ("clip_llama3", 2, None, 984e6, 8.33e9),
     ],
 )
-def test_the_recipes_on_open_weights_have_the_documented_sizes(name, trained, frozen, data_dir):
-    config = resolve(name, data_dir)
-    parts = freezing.partition(nn.unbox(experiment.Parts(config).abstract), config.train.trainable)
+def test_the_pairs_of_open_weights_have_the_documented_sizes(pair, stage, large, trained, frozen, data_dir):
+    config = resolve(f"open_stage{stage}.gin+{pair}.gin", data_dir, **({"LARGE_VARIANT": large} if large else {}))
+    parts = freezing.partition(nn.unbox(boxed(config)), config.train.trainable)
     sizes = [sum(x.size for x in trees.flatten(part).values()) for part in parts]
     assert sizes == [pytest.approx(trained, rel=0.01), pytest.approx(frozen, rel=0.01)]
 
@@ -126,19 +154,73 @@ def test_the_recipes_on_open_weights_have_the_documented_sizes(name, trained, fr
 @pytest.mark.parametrize("mesh_file", MESHES)
 def test_a_mesh_include_fits_its_slice_and_the_paper_s_recipes(mesh_file, data_dir):
     chips = int(Path(mesh_file).stem.split("_")[1])
-    for recipe in ("paper_stage1_vitg.gin", "paper_stage2_vitb_1b.gin", "paper_perceiver_vitg_8b.gin"):
-        config = resolve(recipe, data_dir, [f"meshes/{mesh_file}"], batch_size=2048)
+    small = {"ENCODER_VARIANT": "vit_b", "LARGE_VARIANT": "palm_1b"}
+    for recipe, chosen in (("paper_stage1", {}), ("paper_stage2", small), ("paper_perceiver", {})):
+        config = resolve(f"{recipe}.gin", data_dir, [f"meshes/{mesh_file}"], BATCH_SIZE=2048, **chosen)
         mesh = config.mesh
         assert mesh.data * mesh.fsdp * mesh.tensor == chips
         sizes = (1, mesh.data, mesh.fsdp, mesh.tensor)
         partitioner = Partitioner(jax.sharding.AbstractMesh(sizes, ("dcn", "data", "fsdp", "tensor")))
-        partitioner.param_shardings(experiment.Parts(config).abstract)  # raises where a dimension does not divide
+        partitioner.param_shardings(boxed(config))  # raises where a dimension does not divide
         assert config.data.batch_size % (chips * config.train.optimizer.accumulate) == 0
 
 
 def test_a_tokeniser_larger_than_the_decoder_s_table_is_refused(data_dir):
-    config = resolve("siglip2_gemma3_stage1.gin", data_dir)
+    config = resolve("open_stage1.gin+siglip2_gemma3.gin", data_dir)
     decoder = dataclasses.replace(config.model.decoder, vocab_size=64)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
     with pytest.raises(UserError, match="64 rows.*VOCABULARY"):
         _ = experiment.Parts(config).loader
+
+
+# What nobody is told of must not go wrong in silence
+
+
+OWN = """
+include "runs/stage2_aligned.gin"
+include "models/scenes.gin"
+include "models/adapters/{adapter}.gin"
+"""
+
+
+@pytest.mark.parametrize("adapter", ["queries", "paper"])
+def test_an_experiment_of_one_s_own_takes_what_its_adapter_can_take(adapter, tmp_path, data_dir):
+    (tmp_path / "own.gin").write_text(OWN.format(adapter=adapter))
+    own = experiments.unopened([str(tmp_path / "own.gin")], ["TRAIN_STEPS=1"])
+    shipped = experiments.unopened([f"experiments/scenes_{adapter}.gin"])
+    assert own.sources[-1].rules == shipped.sources[-1].rules
+    given = trees.flatten(nn.unbox(boxed(resolve("scenes_stage1.gin", data_dir))))
+    taken = initialize.rename(given, own.sources[-1].rules, "stage 1")
+    parts = {"/".join(path.split("/")[:2]) for path in taken}
+    assert parts == ({"adapter/lm", "adapter/front"} if adapter == "queries" else {"adapter/lm"})
+
+
+def test_an_adapter_without_rules_is_refused(tmp_path):
+    (tmp_path / "own.gin").write_text(OWN.format(adapter="perceiver"))
+    with pytest.raises(UserError, match="STAGE1_RULES is used and has no value.*--gin.STAGE1_RULES=VALUE"):
+        experiments.unopened([str(tmp_path / "own.gin")], ["TRAIN_STEPS=1"])
+
+
+@pytest.mark.parametrize("data", ["jsonl", "pairs", "mixture"])
+def test_real_data_without_a_vocabulary_are_refused(data, tmp_path):
+    (tmp_path / "own.gin").write_text(f'include "runs/stage1.gin"\ninclude "data/{data}.gin"\n')
+    experiments.register()
+    with pytest.raises(UserError, match="leave these to you: .*VOCABULARY.*--gin.VOCABULARY=VALUE"):
+        parse_gin([str(tmp_path / "own.gin")])
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("paper_")])
+def test_the_paper_s_recipes_ask_for_a_vocabulary(name):
+    experiments.register()
+    with pytest.raises(UserError, match="leave these to you: .*VOCABULARY"):
+        parse_gin([f"experiments/{name}"])
+
+
+def test_another_data_file_replaces_that_of_the_experiment(data_dir):
+    weights = {"ENCODER_WEIGHTS": "e", "TINY_WEIGHTS": "t", "MODEL_DIR": "run", "TRAIN_FILES": str(SAMPLE)}
+    bindings = [f"{macro}={value!r}" for macro, value in weights.items()]
+    experiments.register()
+    parse_gin(["experiments/own_stage1.gin", "data/pairs.gin"], [*bindings, "pairs_task.max_bad_share=1.0"])
+    assert experiments.made().data.mixture == "pairs"
+    with pytest.raises(UserError, match="leave these to you: TRAIN_FILES[.]"):
+        parse_gin(["experiments/own_stage1.gin", "data/pairs.gin"], bindings[:-1])

@@ -11,19 +11,22 @@ import gin
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.weights import families
 from vadapter.base import fingerprints, trees
 from vadapter.cli import config as gin_front
+from vadapter.cli import gin_text
 from vadapter.cli.main import main
 from vadapter.models import variants
 from vadapter.models.decoder import DecoderConfig
 from vadapter.models.positions import RopeScaling
 from vadapter.models.vit import ViTConfig
 from vadapter.training import checkpoints
-from vadapter.weights import architecture, gin_text, store
+from vadapter.weights import store
+from vadapter.weights.checkpoint import open_checkpoint
 from vadapter.weights.files_safetensors import SafetensorsFiles
-from vadapter.weights.open import open_source
+from vadapter.weights.recognise import recognise
 
 gin_front.register([ViTConfig, DecoderConfig, RopeScaling], [variants.encoder, variants.decoder])
 TOKENIZER = {
@@ -66,9 +69,8 @@ def resolved(name: str, *files: Path, bindings=()) -> ViTConfig | DecoderConfig:
 
 
 def params_of(source: Path, part: str | None = None) -> dict[str, np.ndarray]:
-    _, params, found = families.load(open_source(str(source)), part)
-    prefix = "encoder/" if found.part == "vision" else "decoder/"
-    return {prefix + path: x for path, x in trees.flatten(params).items()}
+    _, params, found = families.load(open_checkpoint(str(source)), part)
+    return {f"{found.part}/{path}": x for path, x in trees.flatten(params).items()}
 
 
 # ---- what it writes
@@ -89,7 +91,7 @@ def test_a_vision_encoder(siglip, tmp_path, capsys):
     expected = {
         "kind": "huggingface",
         "family": "siglip",
-        "part": "vision",
+        "part": "encoder",
         "source": {"name": "siglip", "files": ["config.json", "model.safetensors"]},
         "dtype": "float32",
         "parameters": count,
@@ -101,7 +103,7 @@ def test_a_vision_encoder(siglip, tmp_path, capsys):
     assert ViTConfig(**record["config"], mean=tuple(size[0]), std=tuple(size[1])) == resolved(
         "encoder", out / "encoder.gin"
     )
-    assert f"siglip (vision) into {out}: {count:,} parameters" in capsys.readouterr().out
+    assert f"siglip (encoder) into {out}: {count:,} parameters" in capsys.readouterr().out
 
 
 def test_a_decoder_with_its_tokenizer_in_bf16(llama, tmp_path, capsys):
@@ -120,11 +122,20 @@ def test_a_decoder_with_its_tokenizer_in_bf16(llama, tmp_path, capsys):
     assert "tokenizer" not in capsys.readouterr().out
 
 
+def test_a_note_about_the_source_is_printed(tmp_path, capsys):
+    source = families.write_folder("gemma2", tmp_path / "gemma2")
+    tensors = families.tensors("gemma2")
+    save_file({**tensors, "lm_head.weight": 2 * tensors["model.embed_tokens.weight"]}, source / "model.safetensors")
+    assert run(source, tmp_path / "out") == 0
+    assert "its lm_head.weight differs" in capsys.readouterr().out
+    assert resolved("large/decoder", tmp_path / "out" / "large.gin").tied_head is False
+
+
 def test_both_parts_of_one_source(tmp_path, capsys):
     source = families.write_folder("gemma3", tmp_path / "gemma3")
     assert run(source, tmp_path / "a") == 2
-    assert "--part vision or --part decoder" in capsys.readouterr().err
-    for part, gin_file in (("vision", "encoder.gin"), ("decoder", "large.gin")):
+    assert "Choose with part: encoder or decoder" in capsys.readouterr().err
+    for part, gin_file in (("encoder", "encoder.gin"), ("decoder", "large.gin")):
         assert run(source, tmp_path / part, f"--part={part}") == 0
         assert (tmp_path / part / gin_file).exists()
         assert checkpoints.load_params(str(tmp_path / part)).keys() == params_of(source, part).keys()
@@ -147,8 +158,8 @@ def test_an_import_needs_neither_tensorflow_nor_seqio(siglip, tmp_path):
 def all_configs():
     for name in families.FAMILIES:
         source = families.opened(families.config(name), families.tensors(name))
-        for part in ("vision", "decoder") if name == "gemma3" else (None,):
-            yield f"{name} {part}", architecture.recognise(source, part).config
+        for part in ("encoder", "decoder") if name == "gemma3" else (None,):
+            yield f"{name} {part}", recognise(source, part).config
     yield from ((name, variants.encoder(name)) for name in variants.ENCODERS)
     yield from ((name, variants.decoder(name)) for name in variants.DECODERS)
 
@@ -162,7 +173,7 @@ def test_gin_files_describe_every_model(tmp_path):
             made = file.removesuffix(".gin")
             made = made if made == "encoder" else f"{made}/decoder"
             assert resolved(made, tmp_path / file) == config, name
-            assert gin.query_parameter(f"{file.removesuffix('.gin').upper()}_RUN/macro.value") == '/a "b"/c'
+            assert gin.query_parameter(f"{file.removesuffix('.gin').upper()}_WEIGHTS/macro.value") == '/a "b"/c'
             assert text.startswith(f"# vadapter import\n#\n# {name}\n")
 
 
@@ -180,7 +191,7 @@ def test_gin_files_name_the_folder_absolutely(llama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(llama, Path("out")) == 0
     text = (tmp_path / "out" / "large.gin").read_text()
-    assert f'LARGE_RUN = "{tmp_path}/out"' in text
+    assert f'LARGE_WEIGHTS = "{tmp_path}/out"' in text
     assert text.startswith(f"# vadapter import --source={llama} --out=out")
 
 

@@ -18,7 +18,8 @@ from vadapter.models.adapters import LMAdapterConfig
 from vadapter.models.vlm import VLMConfig
 from vadapter.planning import search
 from vadapter.planning.topologies import Topology
-from vadapter.runs import planned, planner
+from vadapter.runs import plan_parts as planned
+from vadapter.runs import planner
 
 GIB = plans_made.GIB
 RECIPE = "experiments/scenes_paper.gin"
@@ -125,19 +126,19 @@ def experiment():
 def test_the_step_is_the_one_that_training_compiles(experiment):
     """The same inputs and outputs, shapes and placements as `training.loop` makes of real arrays."""
     parts = planned.PlannedParts(experiment, jax.devices())
-    lowered = parts.lower_train_step()
+    lowered = parts.program.lower()
     (state, frozen, batch), _ = lowered.args_info
-    assert trees.flatten(frozen).keys() == trees.flatten(parts.params[1]).keys()
+    assert trees.flatten(frozen).keys() == trees.flatten(parts.program.abstract_params[1]).keys()
     assert all(not p.startswith("adapter/") for p in trees.flatten(frozen))
     assert {x.shape[0] for x in jax.tree.leaves(batch)} == {experiment.data.batch_size}
-    assert trees.flatten(state.params).keys() == trees.flatten(parts.params[0]).keys()
+    assert trees.flatten(state.params).keys() == trees.flatten(parts.program.abstract_params[0]).keys()
 
 
 def test_rows_that_do_not_divide_are_refused_before_anything_is_traced(experiment):
     data = dataclasses.replace(experiment.data, batch_size=12)
     parts = planned.PlannedParts(dataclasses.replace(experiment, data=data), jax.devices())
     with pytest.raises(UserError, match="batch of 12 rows does not divide over 8"):
-        parts.lower_train_step()
+        parts.program.lower()
     with pytest.raises(UserError, match="batch of 3 rows does not divide over 8"):
         parts.lower_decode(DecodingConfig(), 3)
 

@@ -14,7 +14,10 @@ from PIL import Image
 from vadapter.base import pictures
 from vadapter.base.batch import Batch
 from vadapter.base.evaluator import EvalResult, Evaluator
-from vadapter.evaluation import evaluators, protocols
+from vadapter.benchmarks import table
+from vadapter.evaluation import loss_evaluators, text_evaluator
+from vadapter.evaluation.loss_evaluators import LossEvaluator, RelianceEvaluator
+from vadapter.evaluation.text_evaluator import GenerationEvaluator
 
 
 @dataclasses.dataclass
@@ -53,7 +56,7 @@ def batches_of(*batches, valid=None):
 
 def test_loss_is_weighted_over_all_batches():
     batches = batches_of(make_batch([1, 2, 3]), make_batch([4, 5], weights=[1, 0]))
-    result = evaluators.LossEvaluator(image_loss, batches, put=lambda b: b)(2.0)
+    result = LossEvaluator(image_loss, batches, put=lambda b: b)(2.0)
     assert isinstance(result, EvalResult)
     assert result.scalars["loss"] == pytest.approx(2.0)
     assert result.scalars["perplexity"] == pytest.approx(math.exp(2.0))
@@ -61,23 +64,20 @@ def test_loss_is_weighted_over_all_batches():
     assert result.scalars["target_tokens"] == 4
 
 
-def test_loss_stops_at_max_batches_and_is_nan_without_targets():
-    batches = batches_of(make_batch([1]), make_batch([2]))
-    one = evaluators.LossEvaluator(image_loss, batches, lambda b: b, max_batches=1)(0.0).scalars
-    assert one["target_tokens"] == 1 and one["accuracy"] == 1.0
-    assert math.isnan(evaluators.LossEvaluator(image_loss, batches_of(), lambda b: b)(0.0).scalars["loss"])
+def test_loss_is_nan_without_targets():
+    assert math.isnan(LossEvaluator(image_loss, batches_of(), lambda b: b)(0.0).scalars["loss"])
 
 
 def test_evaluators_follow_the_protocol():
     parts = (image_loss, batches_of(), lambda b: b)
-    assert isinstance(evaluators.LossEvaluator(*parts), Evaluator)
-    assert isinstance(evaluators.RelianceEvaluator(*parts), Evaluator)
-    assert isinstance(evaluators.GenerationEvaluator(*parts, vocabulary=Words()), Evaluator)
+    assert isinstance(LossEvaluator(*parts), Evaluator)
+    assert isinstance(RelianceEvaluator(*parts), Evaluator)
+    assert isinstance(GenerationEvaluator(*parts, vocabulary=Words()), Evaluator)
 
 
 def test_reliance_tells_right_shuffled_and_blank_images_apart():
     batch = make_batch([10, 20, 40])
-    scalars = evaluators.RelianceEvaluator(image_loss, batches_of(batch), lambda b: b)(0.0).scalars
+    scalars = RelianceEvaluator(image_loss, batches_of(batch), lambda b: b)(0.0).scalars
     assert scalars["reliance/right"] == 0.0
     assert scalars["reliance/shuffled"] == pytest.approx((10 + 20 + 30) / 3)  # 20 for 10, 40 for 20, 10 for 40
     assert scalars["reliance/blank"] == pytest.approx((117 + 107 + 87) / 3)
@@ -89,7 +89,7 @@ def test_reliance_of_a_model_that_ignores_the_image_is_zero():
     def blind(params, batch):
         return Sums(float(batch.target_weights.sum()), float(batch.target_weights.sum()), 0.0)
 
-    scalars = evaluators.RelianceEvaluator(blind, batches_of(make_batch([1, 2])), lambda b: b)(0.0).scalars
+    scalars = RelianceEvaluator(blind, batches_of(make_batch([1, 2])), lambda b: b)(0.0).scalars
     assert scalars["reliance/shuffled_gap"] == 0.0 and scalars["reliance/blank_gap"] == 0.0
 
 
@@ -98,7 +98,7 @@ def test_a_row_never_gets_its_own_image(seed):
     rng = np.random.default_rng(seed)
     media = make_batch(rng.integers(0, 4, 12).tolist()).media
     usable = rng.random(12) < 0.8
-    source = evaluators.other_image(media, usable)
+    source = loss_evaluators.other_image(media, usable)
     for row, other in enumerate(source):
         if other < 0:
             same = [(media[i] == media[row]).all() for i in np.flatnonzero(usable)]
@@ -117,35 +117,38 @@ def test_rows_without_another_image_count_in_none_of_the_losses():
     alone = make_batch([7, 9], weights=[1, 0])  # one valid row: nothing to shuffle with
     text = make_batch([3, 4], media=0)
     same = make_batch([5, 5, 6])
-    scalars = evaluators.RelianceEvaluator(loss, batches_of(alone, text, same), lambda b: b)(0.0).scalars
+    scalars = RelianceEvaluator(loss, batches_of(alone, text, same), lambda b: b)(0.0).scalars
     assert seen == [[0, 0]] * 3 + [[1, 1, 1]] * 3
     assert scalars["reliance/shuffled"] == 1.0  # each 5 got the 6, the 6 a 5
-    skipped = evaluators.RelianceEvaluator(loss, batches_of(same, valid=[True, False, False]), lambda b: b)(0.0).scalars
-    assert math.isnan(skipped["reliance/right"])
+
+
+def test_reliance_of_one_picture_says_that_there_are_too_few():
+    """Not nan, which came into the cards of bundles."""
+    same = batches_of(make_batch([5, 5, 6]), valid=[True, False, False])
+    result = RelianceEvaluator(image_loss, same, lambda b: b)(0.0)
+    assert result.scalars == {} and "too few records" in result.notes[0] and result.intervals() == {}
 
 
 def test_intervals_of_losses_are_drawn_from_batches_if_there_are_enough():
     rng = np.random.default_rng(0)
     batches = [make_batch(rng.integers(0, 250, 4).tolist()) for _ in range(40)]
-    few = evaluators.LossEvaluator(image_loss, batches_of(*batches[:3]), lambda b: b)
-    few(2.0)
-    assert few.intervals() == {}
+    few = LossEvaluator(image_loss, batches_of(*batches[:3]), lambda b: b)
+    assert few(2.0).intervals() == {}
 
     def noisy(params, batch):
         sums = image_loss(params, batch)
         return Sums(sums.loss_sum + float(batch.target_ids.sum()) / 100, sums.weight_sum, sums.correct_sum)
 
-    loss = evaluators.LossEvaluator(noisy, batches_of(*batches), lambda b: b)
-    value = loss(0.0).scalars["loss"]
-    assert loss.intervals()["loss"][0] < value < loss.intervals()["loss"][1]
-    reliance = evaluators.RelianceEvaluator(noisy, batches_of(*batches), lambda b: b)
-    scalars = reliance(0.0).scalars
-    assert set(reliance.intervals()) == set(scalars)
-    for name, (low, high) in reliance.intervals().items():
-        assert low < scalars[name] < high, name
-    blind = evaluators.RelianceEvaluator(lambda p, b: Sums(8.0, 4.0, 0.0), batches_of(*batches), lambda b: b)
-    blind(None)
-    assert blind.intervals()["reliance/shuffled_gap"] == (0.0, 0.0)
+    loss = LossEvaluator(noisy, batches_of(*batches), lambda b: b)
+    found = loss(0.0)
+    assert found.intervals()["loss"][0] < found.scalars["loss"] < found.intervals()["loss"][1]
+    reliance = RelianceEvaluator(noisy, batches_of(*batches), lambda b: b)
+    found = reliance(0.0)
+    assert set(found.intervals()) == set(found.scalars) == set(found.explanations)
+    for name, (low, high) in found.intervals().items():
+        assert low < found.scalars[name] < high, name
+    blind = RelianceEvaluator(lambda p, b: Sums(8.0, 4.0, 0.0), batches_of(*batches), lambda b: b)
+    assert blind(None).intervals()["reliance/shuffled_gap"] == (0.0, 0.0)
 
 
 class Words:
@@ -160,7 +163,7 @@ class Words:
 
 def generation(rows, ids, **options):
     batch = make_batch(list(range(len(rows))))
-    evaluator = evaluators.GenerationEvaluator(
+    evaluator = GenerationEvaluator(
         lambda params, batch: np.array(ids), lambda: iter([(batch, rows)]), lambda b: b, Words(), **options
     )
     return evaluator(None)
@@ -191,13 +194,13 @@ def test_captions_and_questions_are_scored_apart():
 
 def test_pictures_carry_predictions():
     row = {"question": "how many?", "references": ["2"], "valid": True, "thumbnail": VIDEO}
-    rows = [{"id": i, **row} for i in range(3)]
-    result = generation(rows, [[5, 1]] * 3, num_images=2, num_thumbnails=1)
-    assert len(result.images) == 2
+    rows = [{"id": i, **row} for i in range(70)]
+    result = generation(rows, [[5, 1]] * 70)
+    assert len(result.images) == 8
     picture, caption = result.images[0]
     assert picture.dtype == np.uint8 and picture.shape == (128, 512, 3)  # four frames side by side, enlarged
     assert "how many?" in caption and "-> 2" in caption
-    assert ["thumbnail" in r for r in result.records] == [True, False, False]
+    assert ["thumbnail" in r for r in result.records] == [True] * 64 + [False] * 6
     assert result.records[0]["thumbnail"].startswith("data:image/webp;base64,")
 
 
@@ -217,8 +220,8 @@ def test_scores_without_rows_are_left_out():
 
 
 def test_an_empty_prediction_is_empty_text():
-    assert evaluators.text_of(np.array([-1, 3, 3]), Words()) == ""
-    assert evaluators.text_of(np.array([1, 3, 3]), Words()) == ""
+    assert text_evaluator.text_of(np.array([-1, 3, 3]), Words()) == ""
+    assert text_evaluator.text_of(np.array([1, 3, 3]), Words()) == ""
 
 
 def test_a_protocol_scores_the_records_of_its_benchmark():
@@ -230,7 +233,9 @@ def test_a_protocol_scores_the_records_of_its_benchmark():
         "prompt": "Q: how many?",
         "valid": True,
     }
-    result = generation([{"id": 7, **row}, {"id": 8, **row}], [[5, 1], [3, 1]], protocol=protocols.protocol("vqav2"))
+    result = generation(
+        [{"id": 7, **row}, {"id": 8, **row}], [[5, 1], [3, 1]], scoring=table.benchmark("vqav2").protocol
+    )
     assert result.scalars["vqav2/vqa_accuracy"] == 50.0 and result.scalars["vqav2/vqa_accuracy/number"] == 50.0
     assert [r["score"] for r in result.records] == [1.0, 0.0]
     assert result.records[0]["prompt"] == "Q: how many?" and result.records[0]["answer_type"] == "number"
@@ -247,7 +252,7 @@ def test_each_process_gives_the_pictures_of_its_own_rows(monkeypatch):
         meet.wait()
         return everything
 
-    monkeypatch.setattr(evaluators, "gather_records", gather)
+    monkeypatch.setattr(text_evaluator, "gather_records", gather)
     found = {}
 
     def process(rank):
@@ -256,12 +261,12 @@ def test_each_process_gives_the_pictures_of_its_own_rows(monkeypatch):
         row = {"question": "?", "answers": ["2"], "valid": True}
         rows = [row | {"id": n, "thumbnail": np.full((1, 8, 8, 3), 20 * n, np.uint8)} for n in numbers]
         ids = [[5 if n in (1, 2) else 3, 1] for n in numbers]
-        evaluator = evaluators.GenerationEvaluator(
-            lambda params, batch: np.array(ids), lambda: iter([(None, rows)]), lambda b: b, Words(), num_thumbnails=0,
-            pictures=pictures.Pictures(),
+        evaluator = GenerationEvaluator(
+            lambda params, batch: np.array(ids), lambda: iter([(None, rows)]), lambda b: b, Words()
         )  # fmt: skip
-        evaluator(None)
-        found[rank] = evaluator.examples(2)
+        predictions = evaluator.predict(None, pictures.Pictures())
+        evaluator.score(predictions)
+        found[rank] = evaluator.examples(predictions, 2)
 
     threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -277,5 +282,26 @@ def test_each_process_gives_the_pictures_of_its_own_rows(monkeypatch):
 
 def test_training_keeps_no_pictures_of_all_records():
     row = {"question": "?", "answers": ["2"], "valid": True, "thumbnail": PICTURE}
-    result = generation([{"id": i, **row} for i in range(3)], [[5, 1]] * 3, num_thumbnails=1)
+    result = generation([{"id": i, **row} for i in range(3)], [[5, 1]] * 3)
     assert not any("picture" in r for r in result.records)
+
+
+BAD = {"question": "how many?", "answers": ["2"] * 10, "valid": False, "error": "not a readable image"}
+
+
+def test_a_record_that_cannot_be_read_counts_in_a_benchmark_and_is_named():
+    """Found as: 2 of 250 pictures were unreadable, the submission had 248 rows, and nothing told."""
+    rows = [BAD | {"id": 1, "valid": True, "error": ""}, BAD | {"id": 2}, BAD | {"id": 3, "error": ""}]  # 3 is padding
+    ids = [[5, 1]] * 3
+    result = generation(rows, ids, scoring=table.benchmark("vqav2").protocol)
+    assert [(r["id"], r["prediction"], r["score"]) for r in result.records] == [("1", "2", 1.0), ("2", "", 0.0)]
+    assert result.records[1]["skipped"] == "not a readable image" and "skipped" not in result.records[0]
+    assert result.scalars["vqav2/vqa_accuracy"] == 50.0
+    assert result.facts()["skipped"] == 1 and result.facts()["skipped_ids"] == ["2"]
+    assert "1 records have an image or video that cannot be read (2)" in result.notes[0]
+
+
+def test_a_record_that_cannot_be_read_does_not_count_elsewhere_and_is_named():
+    result = generation([BAD | {"id": 1, "valid": True, "error": ""}, BAD | {"id": 2}], [[5, 1]] * 2)
+    assert [r["id"] for r in result.records] == ["1"] and result.scalars["vqa_accuracy"] == 1.0
+    assert result.facts()["skipped_ids"] == ["2"] and "they do not count" in result.notes[0]

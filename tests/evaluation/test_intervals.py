@@ -5,7 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from vadapter.evaluation import captions, evaluators, intervals, metrics, protocols
+from vadapter.benchmarks import table
+from vadapter.evaluation import bootstrap, captions, tokens
+from vadapter.evaluation.metrics import Texts
+from vadapter.evaluation.scoring import PLAIN
 
 WORDS = ["a", "red", "blue", "dog", "cat", "runs", "sits", "on", "the", "grass", "street"]
 
@@ -13,7 +16,7 @@ WORDS = ["a", "red", "blue", "dog", "cat", "runs", "sits", "on", "the", "grass",
 @pytest.fixture(autouse=True)
 def python_tokens(monkeypatch):
     """Java is tried elsewhere."""
-    monkeypatch.setattr(captions, "java_version", lambda: "")
+    monkeypatch.setattr(tokens, "java_version", lambda: "")
 
 
 def captioned(count, seed=0):
@@ -30,31 +33,27 @@ def captioned(count, seed=0):
 
 
 def scored(name, records):
-    found = protocols.protocol(name).score(records)
-    for record, scores in zip(records, found.records, strict=True):
-        record.update(scores)
-    return found
+    return table.benchmark(name).protocol.score(records)
 
 
 def test_counts_of_bleu_add_up_to_the_official_score():
     records = captioned(20)
-    texts = [r["prediction"] for r in records], [r["references"] for r in records]
-    official = captions.caption_scores(*texts, captions.PYTHON, ("bleu",)).means
-    found = intervals.bleu(intervals.bleu_statistics(*texts, captions.PYTHON).sum(axis=0, keepdims=True))
-    assert found[0] == pytest.approx([official[f"bleu{n}"] for n in range(1, 5)], rel=1e-9)
-    assert intervals.bleu(intervals.bleu_statistics([""], [["a dog"]], captions.PYTHON)) == pytest.approx(0.0)
+    texts = Texts([r["prediction"] for r in records], [r["references"] for r in records])
+    found = captions.bleu(captions.bleu_statistics(texts).sum(axis=0, keepdims=True))
+    assert found[0] == pytest.approx([metric.score_set(texts)[0] for metric in captions.BLEU], rel=1e-9)
+    assert captions.bleu(captions.bleu_statistics(Texts([""], [["a dog"]]))) == pytest.approx(0.0)
 
 
 def test_each_score_of_captions_has_an_interval_around_it():
     records = captioned(60)
     found = scored("nocaps", records)
-    bounds = intervals.of_benchmark(protocols.protocol("nocaps"), records)
+    bounds = found.intervals()
     assert set(bounds) == {
         "cider", "rouge_l", *(f"bleu{n}" for n in range(1, 5)), "cider/in-domain", "cider/out-domain"
     }  # fmt: skip
     for name, (low, high) in bounds.items():
         assert low < found.scalars[name] < high, name
-    assert bounds["cider"] == pytest.approx(metrics.bootstrap([r["cider"] for r in records]))
+    assert bounds["cider"] == pytest.approx(bootstrap.bootstrap([r["cider"] for r in found.records]))
 
 
 def test_each_score_of_answers_has_an_interval_in_percent():
@@ -65,22 +64,18 @@ def test_each_score_of_answers_has_an_interval_in_percent():
     records = [row | {"id": i, "prediction": said[i % 3], "answer_type": kinds[i % 2]} for i in range(40)]
     records.append({"id": 40, "question": "?", "prediction": "red"})  # nobody answered: it is not drawn
     found = scored("vqav2", records)
-    bounds = intervals.of_benchmark(protocols.protocol("vqav2"), records)
+    bounds = found.intervals()
     assert set(bounds) == {"vqa_accuracy", "vqa_accuracy/number", "vqa_accuracy/other"}
     for name, (low, high) in bounds.items():
         assert low < found.scalars[name] < high
-    assert scored("okvqa", records) and set(intervals.of_benchmark(protocols.protocol("okvqa"), records)) >= {
-        "vqa_accuracy", "vqa_accuracy_unstemmed"
-    }  # fmt: skip
-    assert intervals.of_benchmark(protocols.protocol("vqav2"), records[40:]) == {}
+    assert set(scored("okvqa", records).intervals()) >= {"vqa_accuracy", "vqa_accuracy_unstemmed"}
+    assert scored("vqav2", records[40:]).intervals() == {}
 
 
 def test_an_interval_shrinks_with_the_root_of_the_number_of_records():
     widths = []
     for count in (50, 800):
-        records = captioned(count)
-        scored("coco_karpathy", records)
-        bounds = intervals.of_benchmark(protocols.protocol("coco_karpathy"), records)
+        bounds = scored("coco_karpathy", captioned(count)).intervals()
         widths.append({name: high - low for name, (low, high) in bounds.items()})
     for name in ("cider", "bleu4", "rouge_l"):
         assert widths[1][name] == pytest.approx(widths[0][name] / 4, rel=0.45), name
@@ -89,21 +84,21 @@ def test_an_interval_shrinks_with_the_root_of_the_number_of_records():
 def test_scores_without_a_benchmark_have_intervals_too():
     row = {"question": "?", "question_type": "colour", "prediction": "red"}
     records = captioned(30) + [row | {"id": f"q{i}", "references": [["red", "blue"][i % 2]]} for i in range(30)]
-    scalars = evaluators.score_records(records)
-    bounds = intervals.of_plain(records)
+    found = PLAIN.score(records)
+    scalars, bounds = found.scalars, found.intervals()
     assert set(bounds) == {"cider", "exact_match", "vqa_accuracy", "vqa_accuracy/colour"}
     for name, (low, high) in bounds.items():
         assert low <= scalars[name] <= high
-    assert intervals.of_plain([]) == {}
+    assert PLAIN.score([]).intervals() == {}
 
 
 def test_sums_are_drawn_record_by_record():
     """Two records: of all draws a quarter has twice the first, a quarter twice the second."""
     statistics = np.array([[0.0, 1.0], [3.0, 1.0]])
-    low, high = metrics.bootstrap_sums(statistics, lambda sums: sums[:, :1] / sums[:, 1:])[:, 0]
+    low, high = bootstrap.bootstrap_sums(statistics, lambda sums: sums[:, :1] / sums[:, 1:])[:, 0]
     assert (low, high) == (0.0, 3.0)
     means = []
-    metrics.bootstrap_sums(statistics, lambda sums: means.append(sums[:, 0] / 2) or sums)
+    bootstrap.bootstrap_sums(statistics, lambda sums: means.append(sums[:, 0] / 2) or sums)
     values, counts = np.unique(means[0], return_counts=True)
     assert values.tolist() == [0.0, 1.5, 3.0] and counts / 1000 == pytest.approx([0.25, 0.5, 0.25], abs=0.05)
-    assert all(math.isnan(x) for x in metrics.bootstrap([]))
+    assert all(math.isnan(x) for x in bootstrap.bootstrap([]))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.awkward_captions import awkward_captions
-from vadapter.evaluation.captions import PTB_JAVA, tokenize
-from vadapter.evaluation.tokenizer import ptb_tokenize
+from vadapter.evaluation.ptb import ptb_tokenize
+from vadapter.evaluation.tokens import PTB_JAVA, tokenize
 
 # {"captions": [...], "tokens": [...]}: what the Java program made of these captions, read together. Written by
 # `python -m tests.evaluation.test_ptb_tokenizer`.

@@ -8,15 +8,14 @@ from flax import linen as nn
 from tests.models import small
 from vadapter.base import trees
 from vadapter.base.errors import UserError
-from vadapter.models import adapters
-from vadapter.models.adapters import LMAdapterConfig, make_adapter
+from vadapter.models.adapters import LMAdapterConfig
 from vadapter.models.resampler import PerceiverConfig
 
 VISUAL = np.random.default_rng(0).normal(size=(2, 2, 4, 32)).astype(np.float32)
 
 
 def run(config, visual=VISUAL, params=None):
-    module = make_adapter(config, 24)
+    module = config.make(24)
     if params is None:
         params = nn.unbox(jax.jit(module.init)(jax.random.key(0), visual)["params"])
     return params, np.asarray(jax.jit(module.apply)({"params": params}, visual))
@@ -26,7 +25,7 @@ def run(config, visual=VISUAL, params=None):
 def test_soft_tokens_are_as_many_as_announced(name):
     config = small.ADAPTERS[name]
     _, soft = run(config)
-    assert soft.shape == (2, adapters.num_tokens(config, 2, 4), 24)
+    assert soft.shape == (2, config.num_tokens(2, 4), 24)
 
 
 PLACEMENTS = {
@@ -76,7 +75,7 @@ def test_every_combination_of_table_1_runs():
     options = itertools.product(PLACEMENTS, (True, False), (True, False))
     for placement, ffn, concat in options:
         config = small.perceiver(num_layers=1, layer_norm=placement, ffn=ffn, concat_keys=concat)
-        shape = jax.eval_shape(make_adapter(config, 24).init_with_output, jax.random.key(0), VISUAL)[0].shape
+        shape = jax.eval_shape(config.make(24).init_with_output, jax.random.key(0), VISUAL)[0].shape
         assert shape == (2, 4, 24)
 
 

@@ -15,7 +15,7 @@ def counted(adapter, trainable, batch=None, **changes):
     batch = batch or models.batch(config, rows=2)
     abstract = nn.unbox(abstract_params(VLM(config), batch))
     trained = [p for p in trees.flatten(abstract) if any(p.startswith(t) for t in trainable)]
-    return flops.vlm_flops(config, abstract, trained)(batch), trees.flatten(abstract), batch
+    return config.flops(abstract, trained)(batch), trees.flatten(abstract), batch
 
 
 def test_frozen_parts_cost_less():
@@ -65,7 +65,7 @@ def test_forward_count_is_the_compilers():
     abstract = nn.unbox(abstract_params(VLM(config), batch))
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
     forward = jax.jit(lambda p: VLM(config).apply({"params": p}, batch)).lower(params).compile()
-    parts = flops.vlm_flops(config, abstract, [])(batch)
+    parts = config.flops(abstract, [])(batch)
     head = 2 * 64 * 32 * batch.target_ids.size
     masked = 4 * 2 * batch.tokens.shape[1] ** 2 * 32 / 2  # the compiler counts what the causal mask hides
     counted_by_compiler = forward.cost_analysis()["flops"]
@@ -78,7 +78,7 @@ def test_classifier():
 
     batch = LabelledImages(np.zeros((4, 16, 16, 3), np.uint8), np.zeros((4, 2), np.int32), np.array([1, 1, 0, 1.0]))
     abstract = nn.unbox(abstract_params(Classifier(config), batch))
-    parts = flops.classifier_flops(config, abstract, list(trees.flatten(abstract)))(batch)
+    parts = config.flops(abstract, list(trees.flatten(abstract)))(batch)
     assert parts["head"] == 6 * 32 * 8 * 3
     assert flops.count(batch) == flops.Counts(3, 0)
 

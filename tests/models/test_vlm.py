@@ -5,7 +5,7 @@ from flax import linen as nn
 
 from tests.models import small
 from vadapter.base.errors import UserError
-from vadapter.models.vlm import VLM, VLMConfig, head_weights
+from vadapter.models.vlm import VLM, VLMConfig
 from vadapter.partitioning import MeshConfig, Partitioner, init_params, make_mesh
 
 ONE = Partitioner(make_mesh(MeshConfig(), jax.devices()[:1]))
@@ -79,9 +79,8 @@ def test_a_language_model_needs_no_media():
     params = init(config, batch)
     assert set(params) == {"decoder"}
     assert hidden(config, params, batch).shape == (8, 4, 32)
-    table, cap = head_weights(config, params)
-    assert table.shape == (64, 32)
-    assert cap is None
+    logits = VLM(config).apply({"params": params}, batch, method="logits")
+    assert logits.shape == (8, 4, 64)
 
 
 def test_encoder_and_adapter_come_together():

@@ -7,15 +7,15 @@ import pytest
 
 from vadapter.base import pictures
 from vadapter.base.errors import UserError
+from vadapter.reports import comparison
 from vadapter.reports.files import (
-    load_arm,
+    comparison_of_runs,
     load_evaluations,
     load_predictions,
-    report_of_runs,
+    load_run,
     save_metrics,
     save_predictions,
 )
-from vadapter.reports.report import write_report
 
 PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 
@@ -38,23 +38,23 @@ def make_run(folder, finished=True):
         (folder / "done.json").write_text(json.dumps(done))
 
 
-def test_load_arm(tmp_path):
+def test_load_run(tmp_path):
     make_run(tmp_path / "queries")
     save_metrics(tmp_path / "queries", {"scores": {"old": 1.0}})
     save_metrics(tmp_path / "queries", {"scores": {"vqa_accuracy": 0.6, "cider": 83.0, "exact_match": None}})
-    arm = load_arm(tmp_path / "queries", description="one")
-    assert (arm.name, arm.description) == ("queries", "one")
-    assert arm.curve == [(10, 1.9), (20, 1.5)] and arm.train_curve == [(1, 4.0), (20, 1.2)]
-    assert (arm.steps, arm.seconds, arm.trainable_params, arm.val_loss) == (20, 61.5, 115_000, 1.5)
-    assert (arm.cider, arm.vqa_accuracy, arm.exact_match) == (83.0, 0.6, 0.5)
-    assert arm.reliance == {"right": 1.5, "shuffled": 2.5, "blank": 2.0}
-    assert arm.config_text == "train.steps = 20\n"
+    run = load_run(tmp_path / "queries", description="one")
+    assert (run.name, run.description) == ("queries", "one")
+    assert run.curve == [(10, 1.9), (20, 1.5)] and run.train_curve == [(1, 4.0), (20, 1.2)]
+    assert (run.steps, run.seconds, run.trainable_params, run.val_loss) == (20, 61.5, 115_000, 1.5)
+    assert run.scores == {"cider": 83.0, "vqa_accuracy": 0.6, "exact_match": 0.5}
+    assert run.reliance == {"right": 1.5, "shuffled": 2.5, "blank": 2.0}
+    assert run.config_text == "train.steps = 20\n"
 
 
 def test_an_unfinished_run_is_reported_as_far_as_it_went(tmp_path):
     make_run(tmp_path / "a", finished=False)
-    arm = load_arm(tmp_path / "a")
-    assert arm.steps == 20 and arm.seconds is None and arm.trainable_params is None
+    run = load_run(tmp_path / "a")
+    assert run.steps == 20 and run.seconds is None and run.trainable_params is None
 
 
 def test_predictions_come_back(tmp_path):
@@ -105,12 +105,12 @@ def test_records_of_the_loop_are_found_at_their_latest_step(tmp_path):
     assert all(row.thumbnail for row in rows)
 
 
-def test_report_of_runs(tmp_path):
+def test_comparison_of_runs(tmp_path):
     make_run(tmp_path / "one" / "run")
     make_run(tmp_path / "two" / "run")
-    report = report_of_runs([tmp_path / "one" / "run", tmp_path / "two" / "run"], baseline="one/run", seed=3)
-    assert [arm.name for arm in report.arms] == ["one/run", "two/run"]
-    assert report.arms[1].steps_to_baseline == 20 and report.seed == 3
+    report = comparison_of_runs([tmp_path / "one" / "run", tmp_path / "two" / "run"], baseline="one/run", seed=3)
+    assert [run.name for run in report.runs] == ["one/run", "two/run"]
+    assert report.runs[1].steps_to_baseline == 20 and report.seed == 3
 
 
 def test_evaluations_of_a_run_are_in_its_report(tmp_path):
@@ -124,7 +124,7 @@ def test_evaluations_of_a_run_are_in_its_report(tmp_path):
     own, benchmark = load_evaluations(run)
     assert own.scores == {"val/loss": 1.25} and own.page is None
     assert benchmark.intervals == {"vqav2/vqa_accuracy": (58.25, 64.0)}
-    write_report(report_of_runs([run]), tmp_path / "reports" / "report.html")
+    comparison.write(comparison_of_runs([run]), tmp_path / "reports" / "report.html")
     page = (tmp_path / "reports" / "report.html").read_text()
     assert 'href="../run%20%231/vqav2/evaluation.html"' in page
     for expected in ("run at step 20", "61.5", "58.2 to 64.0", "1.250"):
@@ -133,12 +133,12 @@ def test_evaluations_of_a_run_are_in_its_report(tmp_path):
 
 def test_folders_that_are_no_runs(tmp_path):
     with pytest.raises(UserError, match="not a folder"):
-        load_arm(tmp_path / "nowhere")
+        load_run(tmp_path / "nowhere")
     with pytest.raises(UserError, match="found neither"):
-        load_arm(tmp_path)
+        load_run(tmp_path)
     (tmp_path / "curve.jsonl").write_text('{"step": \n{"step": 1, "split": "val", "loss": 1}\n')
     with pytest.raises(UserError, match="Line 1 of"):
-        load_arm(tmp_path)
+        load_run(tmp_path)
 
 
 def test_large_pictures_are_made_small():

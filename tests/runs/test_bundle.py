@@ -19,14 +19,16 @@ from vadapter.data.order.config import LoaderConfig
 from vadapter.generation.decoding import DecodingConfig, make_generate
 from vadapter.models.vlm import VLM
 from vadapter.partitioning import abstract_params
-from vadapter.runs import bundled, inference, warm_start
+from vadapter.runs import bundle as bundle_files
 from vadapter.runs import description as descriptions
+from vadapter.runs import warm_start
 from vadapter.runs.description import Description
 from vadapter.runs.experiment import Experiment
-from vadapter.runs.shapes import example
+from vadapter.runs.export import export
+from vadapter.runs.load import load, runnable
 from vadapter.training import checkpoints, initialize
-from vadapter.training.initialize import Source
 from vadapter.training.loop import TrainConfig
+from vadapter.training.sources import Source
 
 CONFIG = models.vlm("queries", decoder=models.decoder(depth=1), encoder=models.vit(depth=1), num_frames=2)
 MODEL = VLM(CONFIG)
@@ -40,7 +42,7 @@ def weights(seed):
 
 
 def boxed():
-    return abstract_params(MODEL, example(CONFIG))
+    return abstract_params(MODEL, CONFIG.example_batch())
 
 
 def sources(root):
@@ -64,16 +66,9 @@ def write_sources(root):
 
 def write_run(root, name="run", trainable=FROZEN_LM, frozen_dtype="bfloat16"):
     """A run that took everything else from the sources: its checkpoint and its model.json."""
+    program = small.program(MODEL, example=CONFIG.example_batch(), trainable=trainable, frozen_dtype=frozen_dtype)
     params, references = initialize.initial_params(
-        MODEL,
-        example(CONFIG),
-        jax.random.key(0),
-        small.partitioner(),
-        trainable=trainable,
-        sources=sources(root),
-        model_dir=str(root / name),
-        frozen_dtype=frozen_dtype,
-        say=lambda line: None,
+        program, jax.random.key(0), sources=sources(root), model_dir=str(root / name), say=lambda line: None
     )
     own = trees.split(params, trainable)[0]
     run = {"sources": [r.to_json() for r in references], "frozen_dtype": frozen_dtype}
@@ -88,7 +83,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     write_sources(folder)
     write_run(folder)
-    bundled.export(str(folder / "run"), str(folder / "bundle"))
+    export(str(folder / "run"), str(folder / "bundle"))
     return folder
 
 
@@ -105,7 +100,7 @@ def bundle(root):
 
 
 def open_params(path, **given):
-    return bundled.open_bundle(str(path), **given).params(boxed(), small.partitioner())
+    return load(str(path), partitioner=small.partitioner(), **given).params
 
 
 def assert_same(a, b):
@@ -127,7 +122,7 @@ def assert_same(a, b):
 )
 def test_a_bundle_gives_the_parameters_of_its_run(root, trainable, frozen_dtype):
     write_run(root, "other", trainable, frozen_dtype)
-    made = bundled.export(str(root / "other"), str(root / "out"))
+    made = export(str(root / "other"), str(root / "out"))
     assert {p.split("/")[0] for p in made.arrays()} == {pattern.split("/")[0] for pattern in trainable}
     assert {p for p in boxed_paths() if p.startswith("adapter/")} <= made.arrays().keys()
     needed = [part for backbone in made.backbones for part in backbone.parts]
@@ -142,7 +137,7 @@ def boxed_paths():
 
 
 def test_a_bundle_has_the_bytes_of_its_parameters_and_little_more(root, bundle):
-    parameters = sum(x.nbytes for x in bundled.open_bundle(str(bundle)).bundle.arrays().values())
+    parameters = sum(x.nbytes for x in bundle_files.read(str(bundle)).arrays().values())
     assert sum(file.stat().st_size for file in bundle.rglob("*")) < parameters + 64 * 1024
 
 
@@ -150,8 +145,8 @@ def test_run_and_bundle_write_the_same(root, bundle):
     placed = small.partitioner(data=2)
     generate = make_generate(MODEL, placed, DecodingConfig(max_new_tokens=6), eos_id=1)
     batch = placed.put_batch(models.batch(CONFIG, rows=2))
-    of_run = initialize.restore(str(root / "run"), boxed(), placed).params
-    of_bundle = bundled.open_bundle(str(bundle)).params(boxed(), placed)
+    of_run = load(str(root / "run"), partitioner=placed).params
+    of_bundle = load(str(bundle), partitioner=placed).params
     np.testing.assert_array_equal(generate(of_run, batch), generate(of_bundle, batch))
 
 
@@ -177,39 +172,39 @@ def test_other_backbones_are_refused_with_both_hashes(root, bundle, recorded):
     hashes = {f"encoder/{p}": fingerprints.of_array(np.asarray(x)) for p, x in trees.flatten(other).items()}
     if recorded:
         fingerprints.save(str(root / "other"), 0, hashes)
-    theirs = bundled.open_bundle(str(bundle)).bundle.backbones[0].sha256
+    theirs = bundle_files.read(str(bundle)).backbones[0].sha256
     with pytest.raises(UserError, match=f"{theirs}; .*other.* {fingerprints.combine(hashes)}"):
         open_params(bundle, encoder=str(root / "other"))
 
 
 def test_options_that_the_bundle_has_no_use_for_are_refused(root):
     write_run(root, "other", ("adapter/.*", "decoder/.*"))
-    bundled.export(str(root / "other"), str(root / "out"))
+    export(str(root / "other"), str(root / "out"))
     with pytest.raises(UserError, match="--decoder was given, but .* has its decoder itself"):
         open_params(root / "out", decoder=str(root / "large"))
 
 
 def test_what_cannot_be_exported_is_refused(root, bundle):
     with pytest.raises(UserError, match="bundle is there already"):
-        bundled.export(str(root / "run"), str(bundle))
+        export(str(root / "run"), str(bundle))
     with pytest.raises(UserError, match="checkpoint_4 was expected"):
-        bundled.export(str(root / "run"), str(root / "new"), step=4)
+        export(str(root / "run"), str(root / "new"), step=4)
     descriptions.save(str(root / "large"), Description(dataclasses.replace(CONFIG, encoder=None, adapter=None)))
     with pytest.raises(UserError, match="without an adapter"):
-        bundled.export(str(root / "large"), str(root / "new"))
+        export(str(root / "large"), str(root / "new"))
     with pytest.raises(UserError, match=r"no model.json"):
-        bundled.export(str(root / "vit"), str(root / "new"))
+        export(str(root / "vit"), str(root / "new"))
     shutil.rmtree(root / "stage1")
     checkpoints.save_params(str(root / "stage1"), {"decoder": weights(8)["adapter"]["lm"]}, step=7)
     with pytest.raises(UserError, match="The run .* was trained with weights whose sha256 is .*stage1.* gives"):
-        bundled.export(str(root / "run"), str(root / "new"))
+        export(str(root / "run"), str(root / "new"))
     assert not (root / "new").exists()
 
 
 def test_the_outcome_of_the_training_is_exported(root):
     done = {"step": 20, "seconds": 3.5, "metrics": {"loss": 1.5}, "evals": {"val": {"loss": 1.75}}, "total_params": 1}
     (root / "run/done.json").write_text(json.dumps(done))
-    training = bundled.export(str(root / "run"), str(root / "out")).description.training
+    training = export(str(root / "run"), str(root / "out")).description.training
     assert training["steps"] == 20
     assert training["evals"] == {"val": {"loss": 1.75}}
     assert [source.split(" ")[0] for source in training["sources"]] == ["../vit", "../large", "../stage1", "../start"]
@@ -229,23 +224,23 @@ def start(root, **changes):
         bundle=os.path.relpath(root / "bundle"),
     )
     experiment = Experiment(**{**given, **changes})
+    model, shapes, placed = VLM(experiment.model), experiment.model.example_batch(), small.partitioner(fsdp=2)
+    program = small.program(model, placed, shapes, trainable=experiment.train.trainable)
     params, references = initialize.initial_params(
-        VLM(experiment.model),
-        example(experiment.model),
+        program,
         jax.random.key(5),
-        small.partitioner(fsdp=2),
-        trainable=experiment.train.trainable,
         sources=experiment.sources,
         model_dir=experiment.model_dir,
         say=lambda line: None,
     )
-    return warm_start.warm_start(params, references, experiment)
+    start = bundle_files.read(experiment.bundle)
+    return warm_start.warm_start(params, references, start, program, experiment.model, experiment.model_dir)
 
 
 def test_a_run_starts_where_the_bundle_is(root, bundle):
     params, record = start(root)
     assert_same(params, open_params(bundle))
-    opened = bundled.open_bundle(str(bundle)).bundle
+    opened = bundle_files.read(str(bundle))
     assert (record.path, record.step, record.sha256) == ("../bundle", 20, opened.sha256)
     assert (record.frozen, record.initial) == (0, 5)
 
@@ -254,7 +249,7 @@ def test_more_can_be_trained_than_the_bundle_trained(root, bundle):
     params, record = start(root, train=TrainConfig(trainable=("adapter/.*",)))
     lm = trees.flatten(params["adapter"]["lm"])
     assert {x.dtype for x in lm.values()} == {np.dtype(np.float32)}
-    arrays = bundled.open_bundle(str(bundle)).bundle.arrays()
+    arrays = bundle_files.read(str(bundle)).arrays()
     for path, x in lm.items():
         np.testing.assert_array_equal(x, arrays[f"adapter/lm/{path}"])
     assert record.initial == len(arrays)
@@ -266,7 +261,7 @@ def test_a_bundle_of_another_model_does_not_start_a_run(root, bundle):
         start(root, model=dataclasses.replace(CONFIG, adapter=adapter))
     checkpoints.save_params(str(root / "other"), {"encoder": weights(9)["encoder"]})
     others = (dataclasses.replace(sources(root)[0], path=str(root / "other")), *sources(root)[1:])
-    sha256 = bundled.open_bundle(str(bundle)).bundle.backbones[0].sha256
+    sha256 = bundle_files.read(str(bundle)).backbones[0].sha256
     with pytest.raises(UserError, match=f"trained with the encoder whose sha256 is {sha256}; .*../other gives"):
         start(root, sources=others)
     checkpoints.save_params(str(root / "stage9"), {"decoder": weights(8)["adapter"]["lm"]})
@@ -283,10 +278,10 @@ def test_attention_runs_on_another_kind_of_machine(monkeypatch):
     tiny = dataclasses.replace(config.adapter.lm, attention_impl="cudnn")
     front = dataclasses.replace(config.adapter.front, attention_impl="splash")
     config = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, lm=tiny, front=front))
-    assert inference.runnable(config) == models.vlm("paper")
+    assert runnable(config) == models.vlm("paper")
     perceiver = models.vlm("perceiver")
     splash = dataclasses.replace(perceiver, adapter=dataclasses.replace(perceiver.adapter, attention_impl="splash"))
-    assert inference.runnable(splash) == perceiver
+    assert runnable(splash) == perceiver
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    kept = inference.runnable(config)
+    kept = runnable(config)
     assert (kept.decoder.attention_impl, kept.adapter.front.attention_impl) == ("cudnn", "xla")

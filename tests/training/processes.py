@@ -117,7 +117,7 @@ def train(
 
     from tests.training import small
     from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
-    from vadapter.training import loop
+    from vadapter.training import initialize, loop
 
     partitioner = Partitioner(make_mesh(MeshConfig(**mesh), jax.devices()[:devices]))
     config = loop.TrainConfig(
@@ -129,14 +129,11 @@ def train(
         tensorboard=False,
     )
     try:
-        return loop.train(
-            config,
-            objective=small.objective(small.Model()),
-            params=small.params(placed=partitioner),
-            partitioner=partitioner,
-            batches=batches_of(partitioner, dies_at, terminated_at),
-            model_dir=str(folder),
-        )
+        model = small.Model()
+        program = config.program(model, small.batch(0), small.objective(model), partitioner)
+        start = initialize.begin(program, str(folder), lambda: (small.params(placed=partitioner), []))
+        data = batches_of(partitioner, dies_at, terminated_at)
+        return loop.train(config, program=program, start=start, batches=data, model_dir=str(folder))
     except Dies:
         return None
 
@@ -145,7 +142,7 @@ def records(**mesh: int) -> dict[str, Any]:
     """What this process reads on such a mesh, and the records of all, of texts that are the rows' classes."""
     import jax
 
-    from vadapter.evaluation.evaluators import GenerationEvaluator
+    from vadapter.evaluation.text_evaluator import GenerationEvaluator
     from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
 
     class Numbers:

@@ -5,9 +5,10 @@ import numpy as np
 from flax import linen as nn
 
 from vadapter.base import trees
+from vadapter.models.losses import LossSums, label_cross_entropy
 from vadapter.partitioning import MeshConfig, Partitioner, abstract_params, make_mesh
-from vadapter.training.losses import LossSums, label_cross_entropy
 from vadapter.training.optimizers import OptimizerConfig
+from vadapter.training.program import Program
 
 CLASSES = 4
 
@@ -94,6 +95,14 @@ def params(model=None, placed: Partitioner | None = None, seed=0, example=None):
 
 def boxed(model=None, example=None):
     return abstract_params(model or Model(), batch(0) if example is None else example)
+
+
+def program(model=None, placed: Partitioner | None = None, example=None, loss=None, **changes) -> Program:
+    """The program of a run of the model."""
+    model = model or Model()
+    fields = dict(trainable=("adapter/.*", "head/.*"), optimizer=optimizer(), steps=6)
+    shapes = batch(0) if example is None else example
+    return Program(model, shapes, loss or objective(model), placed or partitioner(), **{**fields, **changes})
 
 
 def optimizer(**changes) -> OptimizerConfig:

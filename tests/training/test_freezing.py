@@ -7,6 +7,7 @@ from vadapter.base.errors import UserError
 from vadapter.training import freezing
 from vadapter.training.optimizers import make_optimizer
 from vadapter.training.state import abstract_state
+from vadapter.training.storage import Storage
 
 
 def test_partition_and_its_errors():
@@ -22,18 +23,18 @@ def test_partition_and_its_errors():
 
 def test_trained_weights_become_float32_whatever_they_were_read_as():
     params = {"a": {"kernel": jnp.ones((2, 2), jnp.bfloat16)}, "ids": jnp.arange(3)}
-    assert freezing.cast({"a": params["a"]}, True)["a"]["kernel"].dtype == jnp.float32
-    frozen = freezing.cast(params, False)
+    assert Storage({"a/kernel"}).keep_all(params)["a"]["kernel"].dtype == jnp.float32
+    frozen = Storage(()).keep_all(params)
     assert (frozen["a"]["kernel"].dtype, frozen["ids"].dtype) == (jnp.bfloat16, jnp.int32)
     with pytest.raises(UserError, match="ids is trainable but holds int32"):
-        freezing.cast(params, True)
+        Storage({"ids"}).keep_all(params)
     with pytest.raises(UserError, match="frozen_dtype is 'int4'"):
-        freezing.cast(params, False, "int4")
+        Storage((), "int4")
 
 
 def test_table_counts_parameters_and_bytes():
     trained, frozen = freezing.partition(small.params(), ["adapter/.*"])
-    frozen = freezing.cast(frozen, False)
+    frozen = Storage(()).keep_all(frozen)
     state = abstract_state(make_optimizer(small.optimizer(), trained, 10), trained)
     rows = {r.part: r for r in freezing.summarize(trained, frozen, state.opt_state)}
     assert list(rows) == ["adapter/front", "adapter/lm", "decoder", "encoder", "head"]

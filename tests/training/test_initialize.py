@@ -12,8 +12,9 @@ from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.models.vlm import VLM
 from vadapter.training import checkpoints
-from vadapter.training.initialize import Source, initial_params, rename, restore
+from vadapter.training.initialize import begin, initial_params, restore
 from vadapter.training.loop import TrainConfig, train
+from vadapter.training.sources import Source, rename
 
 STAGE1_RULES = (("encoder/.*", r"\g<0>"), ("decoder/(.*)", r"adapter/lm/\1"))
 STAGE2 = ("adapter/front/.*", "head/.*")
@@ -25,31 +26,21 @@ def run_stage1(folder, seed=1):
 
 
 def start(model_dir, sources, trainable=STAGE2, model=None):
-    return initial_params(
-        model or small.Model(),
-        small.batch(0),
-        jax.random.key(0),
-        small.partitioner(),
-        trainable=trainable,
-        sources=sources,
-        model_dir=str(model_dir),
-    )
+    program = small.program(model, trainable=trainable)
+    return initial_params(program, jax.random.key(0), sources=sources, model_dir=str(model_dir))
+
+
+def write_sources(root):
+    run_stage1(root / "stage1")
+    checkpoints.save_params(str(root / "large"), {"decoder": small.params(seed=2)["decoder"]}, step=3)
 
 
 def run_stage2(root):
-    run_stage1(root / "stage1")
-    checkpoints.save_params(str(root / "large"), {"decoder": small.params(seed=2)["decoder"]}, step=3)
     sources = [Source(str(root / "stage1"), STAGE1_RULES), Source(str(root / "large"))]
-    params, references = start(root / "stage2", sources)
-    return train(
-        TrainConfig(steps=3, trainable=STAGE2, optimizer=small.optimizer(), tensorboard=False),
-        objective=small.objective(small.Model()),
-        params=params,
-        partitioner=small.partitioner(),
-        batches=small.batches,
-        model_dir=str(root / "stage2"),
-        references=references,
-    )
+    config = TrainConfig(steps=3, trainable=STAGE2, optimizer=small.optimizer(), tensorboard=False)
+    program, folder = small.program(trainable=STAGE2, steps=3), str(root / "stage2")
+    begun = begin(program, folder, lambda: start(folder, sources))
+    return train(config, program=program, start=begun, batches=small.batches, model_dir=folder)
 
 
 def test_decoder_of_stage_1_becomes_adapter_of_stage_2(tmp_path):
@@ -69,6 +60,7 @@ def test_decoder_of_stage_1_becomes_adapter_of_stage_2(tmp_path):
 
 
 def test_a_run_is_found_again_and_its_checkpoint_has_no_frozen_weights(tmp_path):
+    write_sources(tmp_path)
     trained = run_stage2(tmp_path).params
     stored = checkpoints.load_params(str(tmp_path / "stage2"))
     assert {p.split("/")[0] for p in stored} == {"adapter", "head"}
@@ -84,7 +76,37 @@ def test_a_run_is_found_again_and_its_checkpoint_has_no_frozen_weights(tmp_path)
         assert (again.dtype, np.asarray(again).tobytes()) == (x.dtype, np.asarray(x).tobytes()), path
 
 
+def test_going_on_needs_the_frozen_weights_only(tmp_path):
+    write_sources(tmp_path)
+    lm = small.params(small.Model(stage=1), seed=1)
+    checkpoints.save_params(str(tmp_path / "frozen"), {"encoder": lm["encoder"], "decoder": lm["decoder"]})
+    sources = [
+        Source(str(tmp_path / "frozen"), STAGE1_RULES),
+        Source(str(tmp_path / "large")),
+        Source(str(tmp_path / "stage1"), (("decoder/(kernel|bias)", r"adapter/front/\1"),)),
+    ]
+
+    def run(steps, folder="stage2"):
+        said, folder = [], str(tmp_path / folder)
+        config = TrainConfig(steps=steps, trainable=STAGE2, optimizer=small.optimizer(), tensorboard=False)
+        program = small.program(trainable=STAGE2, steps=6)
+        begun = begin(program, folder, lambda: start(folder, sources), sources=sources, say=said.append)
+        return train(config, program=program, start=begun, batches=small.batches, model_dir=folder), said
+
+    whole, _ = run(6, "whole")
+    run(3)
+    shutil.rmtree(tmp_path / "stage1")
+    resumed, said = run(6)
+    for path, x in trees.flatten(whole.params).items():
+        assert np.asarray(x).tobytes() == np.asarray(trees.flatten(resumed.params)[path]).tobytes(), path
+    assert "stage1 is not there any more. It gave initial values only" in said[0]
+    shutil.rmtree(tmp_path / "large")
+    with pytest.raises(UserError, match="A checkpoint was expected in .*large; found no such folder"):
+        run(6)
+
+
 def test_other_weights_in_a_source_are_refused(tmp_path):
+    write_sources(tmp_path)
     run_stage2(tmp_path)
     shutil.rmtree(tmp_path / "stage1")
     run_stage1(tmp_path / "stage1", seed=5)
@@ -137,17 +159,12 @@ def test_queries_start_at_positions(tmp_path):
     model, batch = VLM(config), models.batch(config, rows=2)
     others = {p: x for p, x in trees.flatten(small.params(model, example=batch)).items() if p != "adapter/queries"}
     checkpoints.save_params(str(tmp_path / "others"), trees.unflatten(others))
-    params, _ = initial_params(
-        model,
-        batch,
-        jax.random.key(0),
-        small.partitioner(fsdp=2),
-        trainable=(".*",),
-        sources=[Source(str(tmp_path / "others"))],
-        model_dir=str(tmp_path / "run"),
-    )
+    program = small.program(model, small.partitioner(fsdp=2), batch, trainable=(".*",))
+    sources = [Source(str(tmp_path / "others"))]
+    params, _ = initial_params(program, jax.random.key(0), sources=sources, model_dir=str(tmp_path / "run"))
     size = config.encoder.image_size
     grey = np.full((1, 1, 1, size, size, 3), 128, np.uint8)
-    places = jax.jit(lambda p: model.apply({"params": p}, grey, method="query_places"))(params)
+    read = lambda m: m.adapter.places(m.encode(grey))  # noqa: E731
+    places = jax.jit(lambda p: model.apply({"params": p}, method=read))(params)
     np.testing.assert_allclose(params["adapter"]["queries"], places, rtol=1e-4, atol=1e-5)
     assert np.std(np.asarray(places), axis=0).max() > 0.01

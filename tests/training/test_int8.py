@@ -10,12 +10,14 @@ from jax.sharding import PartitionSpec
 from tests.models import small as models
 from tests.training import small
 from vadapter.base import quantization, trees
+from vadapter.models import stacks
 from vadapter.models.decoder import Decoder
 from vadapter.models.vlm import VLM
 from vadapter.training import checkpoints, freezing, initialize
-from vadapter.training.initialize import Source
 from vadapter.training.loop import TrainConfig, train
-from vadapter.training.objectives import vlm_objective
+from vadapter.training.objectives import make_objective
+from vadapter.training.sources import Source
+from vadapter.training.storage import Storage
 
 CONFIG = models.vlm("queries")
 BATCH = models.batch(CONFIG)
@@ -25,28 +27,16 @@ TRAINABLE = ("adapter/(queries|projection/.*|front/.*)",)
 def run(root, name, placed, remat="none", steps=2):
     """Returns the result of a short training, and the values that it started from."""
     model = VLM(models.vlm("queries", decoder=models.decoder(remat=remat), encoder=models.vit(remat=remat)))
+    optimizer, folder = small.optimizer(learning_rate=0.001), str(root / name)
+    config = TrainConfig(steps=steps, trainable=TRAINABLE, frozen_dtype="int8", optimizer=optimizer, tensorboard=False)
+    program = config.program(model, BATCH, make_objective(model), placed)
     params, references = initialize.initial_params(
-        model,
-        BATCH,
-        jax.random.key(0),
-        placed,
-        trainable=TRAINABLE,
-        sources=[Source(str(root / "source"))],
-        model_dir=str(root / name),
-        frozen_dtype="int8",
+        program, jax.random.key(0), sources=[Source(str(root / "source"))], model_dir=folder
     )
     before = {path: np.asarray(quantization.values(x)) for path, x in trees.flatten(params).items()}
-    optimizer = small.optimizer(learning_rate=0.001)
-    result = train(
-        TrainConfig(steps=steps, trainable=TRAINABLE, frozen_dtype="int8", optimizer=optimizer, tensorboard=False),
-        objective=vlm_objective(model),
-        params=params,
-        partitioner=placed,
-        batches=lambda start: iter([BATCH] * steps),
-        model_dir=str(root / name),
-        references=references,
-    )
-    return result, before
+    start = initialize.begin(program, folder, lambda: (params, references))
+    data = lambda start: iter([BATCH] * steps)  # noqa: E731
+    return train(config, program=program, start=start, batches=data, model_dir=folder), before
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +55,7 @@ def test_a_run_trains_on_int8_and_leaves_it_as_it_was(root, sharded):
     result, before = sharded
     after = trees.flatten(result.params)
     quantized = {path for path, x in after.items() if quantization.is_quantized(x)}
-    assert quantized == {path for path in after if quantization.applies(path)}
+    assert quantized == {path for path in after if stacks.quantizes(path)}
     assert {path.split("/")[0] for path in quantized} == {"encoder", "adapter", "decoder"}
     assert after["decoder/embedder/embedding"].dtype == jnp.bfloat16
     trained = checkpoints.load_params(str(root / "sharded"))
@@ -103,13 +93,13 @@ def test_logits_are_near_those_of_f32_and_kernels_take_a_quarter():
     rng = np.random.default_rng(1)
     flat = {path: np.sqrt(1 / x.shape[-1]) * rng.normal(size=x.shape) for path, x in trees.flatten(shapes).items()}
     exact = {"decoder": trees.unflatten({path: jnp.asarray(x, jnp.float32) for path, x in flat.items()})}
-    rough = freezing.cast(exact, False, "int8")
+    rough = Storage((), "int8").keep_all(exact)
     logits = jax.jit(lambda params: model.apply({"params": params["decoder"]}, tokens, method=predict))
     a, b = np.asarray(logits(exact)), np.asarray(logits(rough))
     assert 1e-4 < np.sqrt(np.mean((b - a) ** 2) / np.mean(a**2)) < 0.02
 
     def layers(dtype):
-        kept = {"decoder": {"layers": freezing.cast(exact, False, dtype)["decoder"]["layers"]}}
+        kept = {"decoder": {"layers": Storage((), dtype).keep_all(exact)["decoder"]["layers"]}}
         (row,) = freezing.summarize({}, kept, {})
         return row
 
@@ -126,7 +116,7 @@ def test_no_floating_copy_of_all_layers_is_made(remat):
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), x, ids, ids))["params"]
 
     def temporary_bytes(dtype):
-        frozen = jax.eval_shape(lambda tree: freezing.cast(tree, False, dtype), {"decoder": shapes})["decoder"]
+        frozen = jax.eval_shape(Storage((), dtype).keep_all, {"decoder": shapes})["decoder"]
 
         def total(x, frozen):
             return model.apply({"params": frozen}, x, ids, ids)[0].sum()

@@ -11,7 +11,7 @@ from tests.training import small
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.base.evaluator import EvalResult
-from vadapter.training import checkpoints
+from vadapter.training import checkpoints, initialize
 from vadapter.training.loop import TrainConfig, train
 
 
@@ -35,17 +35,11 @@ def config(**changes):
 
 
 def run(model_dir, data=small.batches, evaluators=(), objective=None, data_info=None, placed=None, **changes):
-    placed = placed or small.partitioner()
-    return train(
-        config(**changes),
-        objective=objective or small.objective(small.Model()),
-        params=small.params(placed=placed),
-        partitioner=placed,
-        batches=data,
-        model_dir=str(model_dir),
-        evaluators=evaluators,
-        data_info=data_info,
-    )
+    placed, settings = placed or small.partitioner(), config(**changes)
+    model = small.Model()
+    program = settings.program(model, small.batch(0), objective or small.objective(model), placed)
+    start = initialize.begin(program, str(model_dir), lambda: (small.params(placed=placed), []), data_info=data_info)
+    return train(settings, program=program, start=start, batches=data, model_dir=str(model_dir), evaluators=evaluators)
 
 
 def lines(model_dir, split):

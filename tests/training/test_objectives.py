@@ -7,9 +7,10 @@ from tests.training import small
 from vadapter.base import trees
 from vadapter.base.batch import LabelledImages
 from vadapter.models.classifier import Classifier, ClassifierConfig
+from vadapter.models.losses import ObjectiveConfig
 from vadapter.models.vlm import VLM
 from vadapter.training import freezing
-from vadapter.training.objectives import ObjectiveConfig, classifier_objective, vlm_objective
+from vadapter.training.objectives import make_objective
 from vadapter.training.step import loss_and_gradients
 
 
@@ -21,7 +22,7 @@ def gradients(placed, accumulate=1, **settings):
     weights[:, -1] = [0, 1, 0, 2, 1, 0, 1, 1]
     batch = batch.replace(target_weights=weights)
     trained, frozen = freezing.partition(small.params(model, placed, example=batch), ["adapter/.*"])
-    objective = vlm_objective(model, ObjectiveConfig(**settings))
+    objective = make_objective(model, ObjectiveConfig(**settings))
 
     def compute(trained, frozen, batch):
         return loss_and_gradients(objective, trained, frozen, batch, accumulate)
@@ -64,6 +65,6 @@ def test_classifier():
     media = rng.integers(0, 256, (4, 16, 16, 3), np.uint8)
     batch = LabelledImages(media, np.array([[0, 4], [1, -1], [2, 0], [-1, -1]], np.int32), np.ones(4, np.float32))
     params = small.params(model, example=batch)
-    sums = classifier_objective(model)(params, batch)
+    sums = make_objective(model)(params, batch)
     assert sums.weight_sum == 5
     assert 0.5 < sums.loss_sum / sums.weight_sum < 3

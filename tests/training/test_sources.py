@@ -16,6 +16,7 @@ from vadapter.base.errors import UserError
 from vadapter.models.classifier import Classifier, ClassifierConfig
 from vadapter.training import checkpoints, initialize, sources
 from vadapter.training.sources import Source
+from vadapter.training.storage import Storage
 
 STAGE1_RULES = (("encoder/.*", r"\g<0>"), ("decoder/(.*)", r"adapter/lm/\1"))
 
@@ -25,17 +26,9 @@ def shapes(model=None, example=None):
 
 
 def start(model_dir, given, trainable=("adapter/front/.*", "head/.*"), placed=None, said=None, **more):
-    return initialize.initial_params(
-        small.Model(),
-        small.batch(0),
-        jax.random.key(0),
-        placed or small.partitioner(),
-        trainable=trainable,
-        sources=given,
-        model_dir=str(model_dir),
-        say=(said if said is not None else []).append,
-        **more,
-    )
+    program = small.program(placed=placed, trainable=trainable, **more)
+    say = (said if said is not None else []).append
+    return initialize.initial_params(program, jax.random.key(0), sources=given, model_dir=str(model_dir), say=say)
 
 
 def write(folder, tree, step=0):
@@ -153,16 +146,8 @@ def test_position_embeddings_of_another_image_size_are_resampled(tmp_path, class
     write(tmp_path / "small", trees.unflatten(values))
     offer = sources.look(Source(str(tmp_path / "small")), shapes(model, images(32)))
     assert "encoder/pos_embedding resampled from 2 x 2 to 4 x 4 patches" in offer.summary()
-    reference = offer.reference("small", list(values))
-    params = initialize.assemble(
-        {},
-        [reference],
-        boxed,
-        placed,
-        resolve=lambda r: str(tmp_path / r.path),
-        frozen_dtype="float32",
-        what="The run",
-    )
+    reference = offer.reference(str(tmp_path / "small"), list(values))
+    params = initialize.assemble({}, [reference], boxed, Storage.of(boxed, placed, (), "float32"), "The run")
     found = np.asarray(params["encoder"]["pos_embedding"])
     stored = values["encoder/pos_embedding"]
     assert found.shape == (1, 16 + class_token, 32)
@@ -193,17 +178,10 @@ def test_assemble_lays_given_arrays_over_the_references(tmp_path):
     own = {p: np.asarray(x) for p, x in trees.flatten(trained).items()}
     placed = small.partitioner(fsdp=2)
 
-    def assemble(own, **more):
-        return initialize.assemble(
-            own,
-            references,
-            small.boxed(),
-            placed,
-            resolve=lambda reference: str(tmp_path / "elsewhere"),
-            frozen_dtype="bfloat16",
-            what="The bundle b",
-            **more,
-        )
+    def assemble(own, untrained=()):
+        moved = [dataclasses.replace(r, path=str(tmp_path / "elsewhere")) for r in references]
+        storage = Storage.of(small.boxed(), placed, own.keys() - set(untrained))
+        return initialize.assemble(own, moved, small.boxed(), storage, "The bundle b")
 
     found = trees.flatten(assemble(own))
     for path, x in own.items():

@@ -7,9 +7,7 @@ from tests.training import small
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.training import freezing
-from vadapter.training.optimizers import make_optimizer
-from vadapter.training.state import abstract_state, create_state, state_shardings
-from vadapter.training.step import loss_and_gradients, make_train_step
+from vadapter.training.step import loss_and_gradients
 
 ADAPTER = ("adapter/.*",)
 
@@ -17,25 +15,17 @@ ADAPTER = ("adapter/.*",)
 def run_steps(count, *, placed=None, trainable=ADAPTER, accumulate=1, frozen_dtype="float32", **optimizer):
     placed = placed or small.partitioner()
     start = small.params(placed=placed)
-    trained, frozen = freezing.partition(start, trainable)
-    frozen = freezing.cast(frozen, False, frozen_dtype)
-    chosen = make_optimizer(small.optimizer(**optimizer), trained, count + 2)
-    abstract = abstract_state(chosen, trained)
-    shardings = state_shardings(abstract, jax.tree.map(lambda x: x.sharding, trained), placed.replicated)
-    step = make_train_step(
-        small.objective(small.Model()),
-        chosen,
-        state_shardings=shardings,
-        frozen_shardings=jax.tree.map(lambda x: x.sharding, frozen),
-        batch_sharding=placed.batch_sharding,
-        replicated=placed.replicated,
-        accumulate=accumulate,
+    program = small.program(
+        placed=placed,
+        trainable=trainable,
+        frozen_dtype=frozen_dtype,
+        optimizer=small.optimizer(accumulate=accumulate, **optimizer),
+        steps=count + 2,
     )
-    state, metrics = create_state(chosen, trained, shardings), {}
-    before = jax.tree.map(np.asarray, frozen)
+    state, frozen = program.start(start)
+    before, metrics = jax.tree.map(np.asarray, frozen), {}
     for i in range(count):
-        with placed.activate():
-            state, metrics = step(state, frozen, placed.put_batch(small.batch(i)))
+        state, metrics = program.step(state, frozen, program.put(small.batch(i)))
     return state, {k: float(v) for k, v in metrics.items()}, before, frozen
 
 
@@ -134,11 +124,3 @@ def test_moments_lie_where_their_parameters_lie_and_are_float32():
         assert parameter is not None
         assert x.dtype == jnp.float32
         assert x.sharding.is_equivalent_to(params[parameter].sharding, x.ndim), path
-
-
-def test_a_frozen_parameter_with_state_is_caught():
-    with pytest.raises(AssertionError, match="encoder/kernel has moments: 0/mu/encoder/kernel"):
-        freezing.check_frozen({"encoder": {"kernel": 1}}, {}, moments=({"mu": {"encoder": {"kernel": 2}}},))
-    # A trained path may end like a frozen one.
-    trained = {"decoder": {"head": {"kernel": 1}}}
-    freezing.check_frozen({"head": {"kernel": 1}}, trained, moments=({"mu": trained},))

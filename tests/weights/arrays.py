@@ -2,11 +2,10 @@
 
 import numpy as np
 
-from vadapter.weights.architecture import Architecture, Opened, expected
+from vadapter.weights.checkpoint import Checkpoint
 from vadapter.weights.mapping import map_tensors
+from vadapter.weights.recognise import parameter_shapes
 from vadapter.weights.tensors import TensorInfo
-
-_ARCHITECTURE = {"part": "decoder", "family": "", "rules": ()}
 
 
 class Arrays:
@@ -24,19 +23,19 @@ class Arrays:
 
 
 def opened(kind, arrays):
-    return Opened(kind, Arrays(arrays), None, None, {})
+    return Checkpoint(kind, Arrays(arrays), None, None, {})
 
 
 def random_params(config, seed=0):
     """Random numbers for each parameter of a model, by path."""
     rng = np.random.default_rng(seed)
-    shapes = expected(Architecture(config=config, **_ARCHITECTURE))
+    shapes = parameter_shapes(config)
     return {path: rng.normal(size=x.shape).astype(np.float32) for path, x in shapes.items()}
 
 
 def imported(architecture, tensors):
     """The parameters that an architecture's table makes of a checkpoint."""
-    parameters = map_tensors(tensors, architecture.rules, expected(architecture), architecture.ignored)
+    parameters = map_tensors(tensors, architecture.rules, parameter_shapes(architecture.config), architecture.ignored)
     pieces = {p.path: [piece.read() for piece in p.pieces] for p in parameters}
     return {path: x[0] if x[0].ndim == 0 else np.concatenate(x) for path, x in pieces.items()}
 

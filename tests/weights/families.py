@@ -21,12 +21,14 @@ from tests.weights.arrays import Arrays, imported
 from vadapter.base import trees
 from vadapter.models.decoder import Decoder, DecoderConfig
 from vadapter.models.vit import ViT, ViTConfig
-from vadapter.weights.architecture import Architecture, Opened, Part, recognise
+from vadapter.weights.checkpoint import Checkpoint
+from vadapter.weights.family import Architecture, ModelPart
+from vadapter.weights.recognise import recognise
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = sorted(path.name for path in GOLDEN.iterdir())
-TEXT = [name for name in FAMILIES if name.startswith(("gemma", "qwen", "llama"))]
-VISION = [name for name in FAMILIES if name not in TEXT] + ["gemma3"]
+TEXT = [name for name in FAMILIES if name.startswith(("gemma", "qwen", "llama", "mistral"))]
+ENCODERS = [name for name in FAMILIES if name not in TEXT] + ["gemma3"]
 
 Named = dict[str, np.ndarray]
 
@@ -89,14 +91,14 @@ def write_folder(family: str, folder: Path | str) -> Path:
     return folder
 
 
-def opened(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], **extra: Mapping[str, Any]) -> Opened:
+def opened(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], **extra: Mapping[str, Any]) -> Checkpoint:
     """Makes a source of settings and tensors; `extra` are other JSON files, without their ending."""
-    return Opened(
+    return Checkpoint(
         "huggingface", Arrays(arrays), settings, None, {f"{name}.json": value for name, value in extra.items()}
     )
 
 
-def load(source: Opened, part: Part | None = None) -> tuple[Any, dict[str, Any], Architecture]:
+def load(source: Checkpoint, part: ModelPart | None = None) -> tuple[Any, dict[str, Any], Architecture]:
     """Imports a source in f32.
 
     Returns:

@@ -119,8 +119,8 @@ def reference(family: str, model: Any) -> families.Named:
     if family in families.TEXT:
         tried = (text_inputs(family, seed) for seed in range(100))
         made |= next(x for inputs in tried if (x := inputs | text_outputs(model, **inputs))["margin"] > MARGIN)
-    if family in families.VISION:
-        config, _, _ = families.load(families.opened(families.config(family), families.tensors(family)), "vision")
+    if family in families.ENCODERS:
+        config, _, _ = families.load(families.opened(families.config(family), families.tensors(family)), "encoder")
         inputs = vision_inputs(config)
         made |= inputs | vision_outputs(model, config, **inputs)
     return made
@@ -130,8 +130,8 @@ def compare(family: str, theirs: families.Named) -> tuple[float, float, float | 
     """Returns the largest difference of logits or patches, the largest value, and the share of equal new tokens."""
     source = families.opened(families.config(family), families.tensors(family))
     apart, largest, same = 0.0, 0.0, None
-    if family in families.VISION:
-        config, params, _ = families.load(source, "vision")
+    if family in families.ENCODERS:
+        config, params, _ = families.load(source, "encoder")
         ours = families.patches(config, params, theirs["frames"])
         apart, largest = float(np.abs(ours - theirs["patches"]).max()), float(np.abs(ours).max())
     if family in families.TEXT:

@@ -11,9 +11,8 @@ from tests.weights.arrays import Arrays, assert_same, imported, opened, random_p
 from vadapter.base.errors import UserError
 from vadapter.models import variants
 from vadapter.models.vit import ViT
-from vadapter.weights.architecture import Architecture, expected, recognise
-from vadapter.weights.big_vision import architectures
-from vadapter.weights.open import open_source
+from vadapter.weights.checkpoint import open_checkpoint
+from vadapter.weights.recognise import parameter_shapes, recognise
 
 VIT = dataclasses.replace(small.vit(), dtype="bfloat16")
 GEMMA = gemma_layout.config()
@@ -72,7 +71,7 @@ def test_plain_vit(layout, top):
     beside["opt/target/"] = {"opt/state/step": noise(), "extra/accum": noise()}
     source = opened("big_vision", under(top, {**vit_file(params, layout), **HEADS}) | beside.get(top, {}))
     found = recognise(source)
-    assert (found.part, found.family, found.config) == ("vision", "vit", VIT)
+    assert (found.part, found.family, found.config) == ("encoder", "vit", VIT)
     assert_same(imported(found, source.tensors), params)
 
 
@@ -81,7 +80,7 @@ def test_siglip_without_its_text_tower(layout):
     params = random_params(VIT)
     source = opened("big_vision", under("params/", under("img/", {**vit_file(params, layout), **HEADS}) | TEXT))
     found = recognise(source)
-    assert (found.part, found.family, found.config) == ("vision", "siglip", VIT)
+    assert (found.part, found.family, found.config) == ("encoder", "siglip", VIT)
     assert_same(imported(found, source.tensors), params)
 
 
@@ -115,7 +114,7 @@ def test_a_class_token_without_a_position_gets_zeros():
 
 def test_a_published_size_has_its_image_size():
     config = variants.encoder("so400m_14_384")
-    shapes = expected(Architecture("vision", "siglip", config, ()))
+    shapes = parameter_shapes(config)
     empty = {path: np.broadcast_to(np.float32(0), x.shape) for path, x in shapes.items()}
     source = opened("big_vision", under("img/", empty))
     assert recognise(source).config == recognise(source, variant="so400m_14_224").config == config
@@ -169,9 +168,9 @@ def test_paligemma_has_both_parts(scanned, kind):
     config = gemma_layout.config(num_kv_heads={"multi_query": 1, "grouped": 2, "multi_head": 4}[kind])
     vit_params, params = random_params(VIT), random_params(config)
     source = opened("big_vision", paligemma(vit_params, params, scanned))
-    with pytest.raises(UserError, match="--part vision or --part decoder"):
+    with pytest.raises(UserError, match="part: encoder or decoder"):
         recognise(source)
-    vision, decoder = (recognise(source, part) for part in ("vision", "decoder"))
+    vision, decoder = (recognise(source, part) for part in ("encoder", "decoder"))
     assert (vision.family, vision.config) == ("siglip", VIT)
     assert_same(imported(vision, source.tensors), vit_params)
     assert (decoder.family, decoder.config) == ("gemma", config)
@@ -196,16 +195,18 @@ def test_paligemma_2_has_the_settings_of_gemma_2():
 
 def test_a_variant_gives_the_settings_and_says_which_part_is_meant():
     source = opened("big_vision", paligemma(random_params(VIT), random_params(GEMMA)))
-    (only,) = architectures(source, "so400m_14_224")
-    assert (only.part, only.config) == ("vision", VIT)
-    (only,) = architectures(source, "gemma_7b")
+    only = recognise(source, variant="so400m_14_224")
+    assert (only.part, only.config) == ("encoder", VIT)
+    only = recognise(source, variant="gemma_7b")
     assert (only.part, only.config) == ("decoder", GEMMA)
     with pytest.raises(UserError, match="post_norms False \\(not True\\)"):
-        architectures(source, "gemma2_2b")
+        recognise(source, variant="gemma2_2b")
     with pytest.raises(UserError, match="class_token False \\(not True\\)"):
-        architectures(source, "clip_l_14_224")
+        recognise(source, variant="clip_l_14_224")
     with pytest.raises(UserError, match="'gemma_3b' is unknown"):
-        architectures(source, "gemma_3b")
+        recognise(source, variant="gemma_3b")
+    with pytest.raises(UserError, match="'gemma_7b' is one of a decoder, and part is 'encoder'"):
+        recognise(source, "encoder", "gemma_7b")
 
 
 def test_bf16_stays_bf16():
@@ -221,8 +222,8 @@ def test_from_a_file(tmp_path, save):
     vit_params, params = random_params(VIT), random_params(GEMMA)
     params = {path: x.astype(ml_dtypes.bfloat16) for path, x in params.items()}  # numpy stores these as void
     save(tmp_path / "pt_224.bf16.npz", **paligemma(vit_params, params))
-    source = open_source(str(tmp_path / "pt_224.bf16.npz"))
-    assert_same(imported(recognise(source, "vision"), source.tensors), vit_params)
+    source = open_checkpoint(str(tmp_path / "pt_224.bf16.npz"))
+    assert_same(imported(recognise(source, "encoder"), source.tensors), vit_params)
     assert_same(imported(recognise(source, "decoder"), source.tensors), params)
 
 
@@ -250,7 +251,7 @@ def test_other_vits_are_refused(change, message):
 
 
 def test_other_files_are_refused():
-    with pytest.raises(UserError, match="no ViT"):
+    with pytest.raises(UserError, match="Expected one of these: .*a ViT"):
         recognise(opened("big_vision", {"params/x": noise(2)}))
     hybrid = {"embedding/kernel": noise(1, 1, 3, 32), "pos_embedding": noise(1, 4, 32)}
     with pytest.raises(UserError, match="hybrids"):

@@ -11,9 +11,9 @@ from tests.weights.test_big_vision import noise, under, vit_file
 from vadapter.base.errors import UserError
 from vadapter.models import variants
 from vadapter.models.positions import RopeScaling
-from vadapter.weights.architecture import expected, recognise
+from vadapter.weights.checkpoint import open_checkpoint
 from vadapter.weights.mapping import map_tensors
-from vadapter.weights.open import open_source
+from vadapter.weights.recognise import parameter_shapes, recognise
 
 GEMMA1 = gemma_layout.config()
 GEMMA2 = gemma_layout.config(
@@ -94,7 +94,7 @@ def test_published_sizes_are_found_by_their_shapes(name):
     source = opened("gemma", shapes_only(config))
     found = recognise(source)
     assert found.config == config
-    assert map_tensors(source.tensors, found.rules, expected(found), found.ignored)
+    assert map_tensors(source.tensors, found.rules, parameter_shapes(found.config), found.ignored)
 
 
 @pytest.mark.parametrize("ocdbt", [True, False])
@@ -112,7 +112,7 @@ def test_from_files(tmp_path, flat, ocdbt):
         inner[leaf] = x
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt)
     ocp.Checkpointer(handler).save(tmp_path / "gemma2-2b", tree)
-    source = open_source(str(tmp_path / "gemma2-2b"))
+    source = open_checkpoint(str(tmp_path / "gemma2-2b"))
     assert source.kind == "gemma"
     assert_same(imported(recognise(source), source.tensors), params)
 
@@ -131,7 +131,7 @@ def multimodal(vit_root, root):
 def test_the_vision_encoder_of_gemma_3(vit_root, root):
     vit_params, params, arrays = multimodal(vit_root, root)
     source = opened("gemma", arrays)
-    vision = recognise(source, "vision", "so400m_14_224")
+    vision = recognise(source, "encoder", "so400m_14_224")
     assert (vision.family, vision.config.image_size) == ("siglip", 16)
     assert_same(imported(vision, source.tensors), vit_params)
     decoder = recognise(source, "decoder", "gemma3_4b")
@@ -141,7 +141,7 @@ def test_the_vision_encoder_of_gemma_3(vit_root, root):
 
 def test_gemma_3_of_another_size_needs_a_variant():
     source = opened("gemma", gemma_layout.orbax(random_params(GEMMA3)))
-    with pytest.raises(UserError, match="sizes that are not published.*--variant"):
+    with pytest.raises(UserError, match="sizes that are not published.*variant"):
         recognise(source)
     with pytest.raises(UserError, match="qk_norm True \\(not False\\)"):
         recognise(source, variant="gemma2_2b")

@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from tests.weights import families, published
+from tests.weights import families, published_configs
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.models import variants
-from vadapter.weights.architecture import recognise
+from vadapter.weights.recognise import recognise
 
 TOLERANCE = 1e-4
 ANCHORS = (
@@ -31,9 +31,9 @@ def described(settings, **extra):
     return families.opened(settings, {name: np.zeros(1, np.float32) for name in ANCHORS}, **extra)
 
 
-@pytest.mark.parametrize("family", families.VISION)
+@pytest.mark.parametrize("family", families.ENCODERS)
 def test_patch_tokens_are_those_of_transformers(family):
-    config, params, _ = families.load(source(family), "vision")
+    config, params, _ = families.load(source(family), "encoder")
     golden = families.outputs(family)
     ours = families.patches(config, params, golden["frames"])
     np.testing.assert_allclose(ours, golden["patches"], rtol=0, atol=TOLERANCE)
@@ -62,6 +62,7 @@ def test_logits_and_text_are_those_of_transformers(family):
         ("gemma3_text", {"rope_scaling": None}),
         ("gemma3_text", {"attention_pattern": ("local", "global")}),
         ("qwen2_window", {"attention_pattern": ("global",)}),
+        ("mistral", {"window": 5}),
         ("llama3", {"rope_scaling": None}),
     ],
 )
@@ -73,12 +74,12 @@ def test_the_golden_files_notice_a_wrong_setting(family, change):
 
 
 def test_gemma3_has_two_parts():
-    with pytest.raises(UserError, match=r"vision \(siglip\) and decoder \(gemma3\).*--part"):
+    with pytest.raises(UserError, match=r"encoder \(siglip\) and decoder \(gemma3\).*part"):
         recognise(source("gemma3"))
-    assert recognise(source("gemma3"), "vision").family == "siglip"
+    assert recognise(source("gemma3"), "encoder").family == "siglip"
     with pytest.raises(UserError, match="no decoder"):
         recognise(source("siglip"), "decoder")
-    with pytest.raises(UserError, match="leave out --variant"):
+    with pytest.raises(UserError, match="leave out variant"):
         recognise(source("siglip"), variant="siglip_b_16_224")
 
 
@@ -120,11 +121,48 @@ def test_names_of_other_versions(family):
         other["visual_projection.weight"] = np.zeros((16, 32), np.float32)
     if family == "dinov2":
         other["classifier.weight"] = np.zeros((10, 64), np.float32)
-    for part in ("vision", "decoder") if family == "gemma3" else (None,):
+    for part in ("encoder", "decoder") if family == "gemma3" else (None,):
         wanted = families.load(families.opened(families.config(family), arrays), part)[1]
         found = trees.flatten(families.load(families.opened(families.config(family), other), part)[1])
         for path, x in trees.flatten(wanted).items():
             np.testing.assert_array_equal(found[path], x, err_msg=path)
+
+
+TIED = "gemma2"
+
+
+def with_head(change):
+    """A tied model whose file has a head, made by `change` of the table."""
+    arrays = families.tensors(TIED)
+    arrays["lm_head.weight"] = change(arrays["model.embed_tokens.weight"])
+    return arrays
+
+
+def test_a_tied_model_may_be_saved_as_its_head_alone():
+    wanted = families.load(source(TIED))[1]
+    arrays = with_head(np.copy)
+    del arrays["model.embed_tokens.weight"]
+    config, params, found = families.load(families.opened(families.config(TIED), arrays))
+    assert config.tied_head and not found.notes
+    for path, x in trees.flatten(wanted).items():
+        np.testing.assert_array_equal(trees.flatten(params)[path], x, err_msg=path)
+
+
+def test_a_tied_model_with_another_head_is_read_as_transformers_reads_it():
+    arrays = with_head(lambda table: 2 * table)
+    config, params, found = families.load(families.opened(families.config(TIED), arrays))
+    assert not config.tied_head
+    np.testing.assert_array_equal(params["head"]["embedding"], arrays["lm_head.weight"])
+    np.testing.assert_array_equal(params["embedder"]["embedding"], arrays["model.embed_tokens.weight"])
+    assert "lm_head.weight differs" in " ".join(found.notes)
+    same = families.load(families.opened(families.config(TIED), with_head(np.copy)))
+    assert same[0].tied_head and not same[2].notes
+
+
+@pytest.mark.parametrize(("window", "pattern"), [(8, ("local",)), (None, ("global",))])
+def test_all_layers_of_mistral_have_the_window_or_none(window, pattern):
+    config = recognise(source("mistral", sliding_window=window)).config
+    assert (config.window, config.attention_pattern) == (window, pattern)
 
 
 def test_gate_and_up_of_the_giant_dinov2_may_be_two_tensors():
@@ -142,21 +180,21 @@ def test_gate_and_up_of_the_giant_dinov2_may_be_two_tensors():
         np.testing.assert_array_equal(found[path], x, err_msg=path)
 
 
-@pytest.mark.parametrize("name", published.DECODERS)
+@pytest.mark.parametrize("name", published_configs.DECODERS)
 def test_published_decoders_are_our_variants(name):
-    assert recognise(described(published.DECODERS[name]), "decoder").config == variants.decoder(name)
+    assert recognise(described(published_configs.DECODERS[name]), "decoder").config == variants.decoder(name)
 
 
-@pytest.mark.parametrize("name", published.ENCODERS)
+@pytest.mark.parametrize("name", published_configs.ENCODERS)
 def test_published_encoders_are_our_variants(name):
-    settings = published.ENCODERS[name]
+    settings = published_configs.ENCODERS[name]
     anchor = ANCHORS[2 if "dino" in name else 1]
     opened = families.opened(settings, {anchor: np.zeros(1, np.float32)})
-    assert recognise(opened, "vision").config == variants.encoder(name)
+    assert recognise(opened, "encoder").config == variants.encoder(name)
 
 
 def test_the_encoder_of_gemma3_is_so400m_at_896_pixels():
-    config = recognise(described(published.DECODERS["gemma3_4b"]), "vision").config
+    config = recognise(described(published_configs.DECODERS["gemma3_4b"]), "encoder").config
     assert config == variants.encoder("so400m_14_224", image_size=896)
 
 
@@ -208,7 +246,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("llama3", {"model_type": "mistral"}, "'mistral'.*gemma3_text.*llama.*siglip"),
+        ("llama3", {"model_type": "gpt2"}, "'gpt2'.*gemma3_text.*llama.*mistral.*siglip"),
         ("siglip", {"model_type": "siglip2"}, "NaFlex.*fixed resolution"),
         ("llama3", {"quantization_config": {"bits": 4}}, "quantization_config.*not quantised"),
         ("llama3", {"attention_bias": True}, "attention_bias to True"),
@@ -253,9 +291,9 @@ def test_weights_of_another_model_are_refused():
 
 
 def test_a_written_folder_is_the_model(tmp_path):
-    from vadapter.weights.open import open_source
+    from vadapter.weights.checkpoint import open_checkpoint
 
-    config, params, _ = families.load(open_source(str(families.write_folder("clip", tmp_path / "clip"))))
+    config, params, _ = families.load(open_checkpoint(str(families.write_folder("clip", tmp_path / "clip"))))
     golden = families.outputs("clip")
     ours = families.patches(config, params, golden["frames"])
     np.testing.assert_allclose(ours, golden["patches"], rtol=0, atol=TOLERANCE)
@@ -278,8 +316,8 @@ def test_transformers_agrees_live(family, parity, tmp_path):
     theirs = copy.copy(golden)
     if family in families.TEXT:
         theirs |= parity.text_outputs(model, golden["tokens"], golden["mask"])
-    if family in families.VISION:
-        config = families.load(source(family), "vision")[0]
+    if family in families.ENCODERS:
+        config = families.load(source(family), "encoder")[0]
         theirs |= parity.vision_outputs(model, config, golden["frames"])
     for name, x in golden.items():
         np.testing.assert_allclose(theirs[name], x, rtol=0, atol=TOLERANCE, err_msg=name)
@@ -291,14 +329,14 @@ def test_transformers_agrees_live(family, parity, tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize("family", ["gemma3", "qwen3", "siglip", "dinov2_giant"])
 def test_what_save_pretrained_shards_is_read(family, parity, tmp_path):
-    from vadapter.weights.open import open_source
+    from vadapter.weights.checkpoint import open_checkpoint
 
     parity.load(family, families.write_folder(family, tmp_path / "one")).save_pretrained(
         tmp_path / "shards", max_shard_size="20KB"
     )
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
-    for part in ("vision", "decoder") if family == "gemma3" else (None,):
-        config, params, _ = families.load(open_source(str(tmp_path / "shards")), part)
+    for part in ("encoder", "decoder") if family == "gemma3" else (None,):
+        config, params, _ = families.load(open_checkpoint(str(tmp_path / "shards")), part)
         wanted_config, wanted, _ = families.load(source(family), part)
         assert config == wanted_config
         for path, x in trees.flatten(wanted).items():

@@ -10,8 +10,8 @@ from tests.models import small
 from tests.weights.arrays import assert_same, imported, opened, random_params
 from vadapter.base.errors import UserError
 from vadapter.models import variants
-from vadapter.weights.architecture import recognise
-from vadapter.weights.open import open_source
+from vadapter.weights.checkpoint import open_checkpoint
+from vadapter.weights.recognise import recognise
 
 BF16 = {"dtype": "bfloat16"}
 PALM = small.decoder(
@@ -81,9 +81,9 @@ def test_the_parts_of_a_model_with_our_names():
     vit, decoder, adapter = random_params(VIT), random_params(PALM), {"lm/layers/x": noise(3), "queries": noise(2)}
     arrays = under("encoder/", vit) | under("decoder/", decoder) | under("adapter/", adapter)
     source = opened("t5x", under("target/", arrays) | STATE)
-    with pytest.raises(UserError, match="--part"):
+    with pytest.raises(UserError, match="with part"):
         recognise(source)
-    vision = recognise(source, "vision")
+    vision = recognise(source, "encoder")
     assert vision.config == VIT
     assert_same(imported(vision, source.tensors), vit)
     assert_same(imported(recognise(source, "decoder"), source.tensors), decoder)
@@ -92,7 +92,7 @@ def test_the_parts_of_a_model_with_our_names():
 def test_a_clip_with_our_names_needs_a_variant():
     params = random_params(CLIP)
     source = opened("t5x", under("encoder/", params))
-    with pytest.raises(UserError, match="--variant"):
+    with pytest.raises(UserError, match="Give variant"):
         recognise(source)
     found = recognise(source, variant="clip_l_14_224")
     assert found.config == dataclasses.replace(CLIP, mean=found.config.mean, std=found.config.std)
@@ -122,7 +122,7 @@ def test_names_of_the_decoder_only_example(changes, joined, monkeypatch):
     params = random_params(config)
     embedder = "token_embedder" if joined else "decoder/token_embedder"
     source = opened("t5x", under("target/", example(params, joined, embedder)) | STATE)
-    with pytest.raises(UserError, match="--variant"):
+    with pytest.raises(UserError, match="Give variant"):
         recognise(source)
     found = recognise(source, variant="ours")
     assert (found.family, found.config) == ("t5x", config)
@@ -192,8 +192,20 @@ def test_an_incomplete_model_is_refused():
         imported(recognise(source, variant="small_llama"), source.tensors)
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_model_with_norms_on_results_only_is_not_read_as_palm(own):
+    """OLMo 2 has no norm before the MLP, as PaLM, and none before the attention either."""
+    params = random_params(dataclasses.replace(LLAMA, post_norms=own))
+    if own:
+        arrays = under("decoder/", {path: x for path, x in params.items() if "/pre_" not in path})
+    else:
+        arrays = {name: x for name, x in example(params).items() if "/pre_" not in name}
+    with pytest.raises(UserError, match="no norm before the attention .*OLMo 2"):
+        recognise(opened("t5x", arrays), variant="small_llama")
+
+
 def test_other_models_are_refused():
-    with pytest.raises(UserError, match="no model that is known"):
+    with pytest.raises(UserError, match="no model that can be imported.*decoder-only"):
         recognise(opened("t5x", {"target/x/kernel": noise(2)}))
     arrays = {name: x for name, x in example(random_params(LLAMA)).items() if "token_embedder" not in name}
     with pytest.raises(UserError, match="token_embedder"):
@@ -219,7 +231,7 @@ def test_from_files_of_the_legacy_format(tmp_path, own):
     target = traverse_util.unflatten_dict(stored, sep="/")
     state = {"version": 3, "optimizer": {"target": target, "state": {"step": np.int32(100), "param_states": {}}}}
     (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(state))
-    source = open_source(str(folder))
+    source = open_checkpoint(str(folder))
     assert source.kind == "t5x"
     assert_same(imported(recognise(source, variant="small_llama"), source.tensors), params)
 
@@ -229,7 +241,7 @@ def test_from_files_of_orbax(tmp_path):
     arrays = under("target/encoder/", vit) | under("target/decoder/", decoder) | STATE
     tree = traverse_util.unflatten_dict(arrays, sep="/")
     ocp.PyTreeCheckpointer().save(tmp_path / "checkpoint_100" / "state", tree)
-    source = open_source(str(tmp_path / "checkpoint_100"))
+    source = open_checkpoint(str(tmp_path / "checkpoint_100"))
     assert source.kind == "t5x"
-    assert_same(imported(recognise(source, "vision"), source.tensors), vit)
+    assert_same(imported(recognise(source, "encoder"), source.tensors), vit)
     assert_same(imported(recognise(source, "decoder"), source.tensors), decoder)

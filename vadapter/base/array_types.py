@@ -1,7 +1,8 @@
 """Array annotations. One letter a dimension, everywhere in the package:
 
-B batch, M media of a row, F frames, P patches, R visual tokens a medium, T query length, S key length, N heads,
-K key/value heads, H head dimension, D width, V vocabulary, C colour channels, L targets of a row, G label groups.
+B batch (BM: its media as rows), M media of a row, F frames, P patches, E width of the vision encoder, R visual tokens
+a medium, Q learned queries, T query length, S key length, N heads, K key/value heads, H head dimension, D width,
+V vocabulary, C colour channels, L targets of a row, G label groups.
 """
 
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8

@@ -1,8 +1,19 @@
 """The batch: what the data side hands to the model side."""
 
+import dataclasses
+
 import flax.struct
+import numpy as np
 
 from vadapter.base.array_types import Array, Float, Int, UInt8
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What a batch holds on this host: examples with a loss, and text and visual tokens without padding."""
+
+    examples: int
+    tokens: int
 
 
 @flax.struct.dataclass
@@ -36,6 +47,11 @@ class Batch:
     target_ids: Int[Array, "B L"]
     target_weights: Float[Array, "B L"]
 
+    def counts(self) -> Counts:
+        """Counts rows with a loss and their tokens."""
+        rows = np.asarray(self.target_weights).sum(axis=1) > 0
+        return Counts(int(rows.sum()), int((np.asarray(self.segment_ids)[rows] > 0).sum()))
+
 
 @flax.struct.dataclass
 class LabelledImages:
@@ -50,3 +66,7 @@ class LabelledImages:
     media: UInt8[Array, "B h w C"]
     labels: Int[Array, "B G"]
     weights: Float[Array, " B"]
+
+    def counts(self) -> Counts:
+        """Counts images with a loss."""
+        return Counts(int((np.asarray(self.weights) > 0).sum()), 0)

@@ -1,6 +1,7 @@
 """What the training loop and the evaluators agree on, so that neither needs to import the other."""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,11 +18,20 @@ class EvalResult:
             `curve.jsonl`.
         images: pictures to show with the text to draw under each: (uint8 [h, w, 3], caption).
         records: one JSON-serialisable dict an example, such as its references and prediction.
+        intervals: draws the 95% bootstrap intervals of scalars, by their names. It takes a while, so training does not.
+        explanations: what scalars are, in a few words, by the part of their names that follows the evaluator's or the
+            benchmark's.
+        facts: says what the scalars depend on, JSON-serialisable; asked for by reports only.
+        notes: sentences that belong beside the scalars.
     """
 
     scalars: dict[str, float]
     images: list[tuple[np.ndarray, str]] = dataclasses.field(default_factory=list)
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    intervals: Callable[[], dict[str, tuple[float, float]]] = dict
+    explanations: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    facts: Callable[[], dict[str, Any]] = dict
+    notes: Sequence[str] = ()
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Small pictures: a PNG for an image, an animated WebP for a video, or JPEG strips of frames of many examples."""
+"""Pictures for pages: small lossless ones (an animation of a video), and strips of frames side by side."""
 
 import base64
 import hashlib
@@ -7,9 +7,11 @@ import io
 import numpy as np
 from PIL import Image
 
-MAX_SIDE = 192
-FRAME_MS = 220
-STRIP_FRAMES = 4
+_SIDE = 192  # longest side of a picture
+_FRAME_MS = 220
+_STRIP_FRAMES = 4
+_STRIP_HEIGHT = 128  # least height of a strip of pixels
+_INPUT_FRAMES, _INPUT_SIDE, _INPUT_LOSSLESS = 8, 224, 96
 _MAGIC = {"image/png": b"\x89PNG", "image/webp": b"RIFF"}
 _GAP = 3  # white pixels between the frames of a strip
 
@@ -20,15 +22,24 @@ def frames_of(media: np.ndarray) -> np.ndarray:
     return media[None] if media.ndim == 3 else media
 
 
-def data_uri(media: np.ndarray, max_side: int = MAX_SIDE) -> str:
-    """Encodes uint8 media, [h, w, 3] or [F, h, w, 3], as a lossless data URI whose longer side is at most `max_side`.
+def _some(frames: np.ndarray, most: int) -> np.ndarray:
+    """Up to `most` frames, evenly spread from the first to the last."""
+    return frames[np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)]
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def data_uri(media: np.ndarray) -> str:
+    """Encodes uint8 media, [h, w, 3] or [F, h, w, 3], as a lossless data URI whose longer side is at most 192.
 
     More than one frame becomes an animation that loops.
     """
     pictures = []
     for frame in frames_of(media):
         picture = Image.fromarray(np.ascontiguousarray(frame))
-        picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)  # never enlarges
+        picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)  # never enlarges
         pictures.append(picture)
     out = io.BytesIO()
     if len(pictures) == 1:
@@ -37,9 +48,9 @@ def data_uri(media: np.ndarray, max_side: int = MAX_SIDE) -> str:
     else:
         kind = "image/webp"
         pictures[0].save(
-            out, "WEBP", lossless=True, save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0
+            out, "WEBP", lossless=True, save_all=True, append_images=pictures[1:], duration=_FRAME_MS, loop=0
         )
-    return f"data:{kind};base64,{base64.b64encode(out.getvalue()).decode('ascii')}"
+    return _uri(kind, out.getvalue())
 
 
 def bytes_of(uri: str) -> tuple[str, bytes]:
@@ -58,7 +69,7 @@ def uri_of(content: bytes) -> str | None:
     """Returns the data URI of a PNG's or WebP's bytes, None if they are neither."""
     for kind, magic in _MAGIC.items():
         if content.startswith(magic):
-            return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+            return _uri(kind, content)
     return None
 
 
@@ -77,33 +88,30 @@ def is_small(uri: str) -> bool:
     return Image.open(io.BytesIO(bytes_of(uri)[1])).height < 96
 
 
-def strip(media: np.ndarray, max_frames: int = 4, min_height: int = 128) -> np.ndarray:
-    """Returns one uint8 picture [h, w, 3] of an image or of up to `max_frames` frames of a video side by side.
+def strip(media: np.ndarray) -> np.ndarray:
+    """Returns one uint8 picture [h, w, 3] of an image or of up to four frames of a video side by side.
 
     Small pictures are enlarged by a whole factor, so that they can be looked at.
     """
-    frames = frames_of(media)
-    chosen = np.linspace(0, len(frames) - 1, min(max_frames, len(frames))).round().astype(int)
-    factor = max(1, -(-min_height // frames.shape[1]))
-    side_by_side = np.concatenate([frames[i] for i in chosen], axis=1)
+    frames = _some(frames_of(media), _STRIP_FRAMES)
+    factor = max(1, -(-_STRIP_HEIGHT // frames.shape[1]))
+    side_by_side = np.concatenate(list(frames), axis=1)
     return side_by_side.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def jpeg_strip(media: np.ndarray, max_side: int = MAX_SIDE) -> bytes:
+def jpeg_strip(media: np.ndarray) -> bytes:
     """Encodes uint8 media, [h, w, 3] or [F, h, w, 3], as one JPEG.
 
-    A video is up to `STRIP_FRAMES` of its frames, evenly spread from the first to the last, side by side. A frame's
-    longer side is at most `max_side`; frames under half of it are enlarged by a whole factor, with hard pixels.
+    A video is up to four of its frames, evenly spread from the first to the last, side by side. A frame's longer side
+    is at most 192; frames under half of it are enlarged by a whole factor, with hard pixels.
     """
-    frames = frames_of(media)
-    chosen = np.linspace(0, len(frames) - 1, min(STRIP_FRAMES, len(frames))).round().astype(int)
     pictures = []
-    for i in chosen:
-        picture = Image.fromarray(np.ascontiguousarray(frames[i]))
-        factor = max_side // max(picture.size)
+    for frame in _some(frames_of(media), _STRIP_FRAMES):
+        picture = Image.fromarray(np.ascontiguousarray(frame))
+        factor = _SIDE // max(picture.size)
         if factor > 1:
             picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-        picture.thumbnail((max_side, max_side), Image.Resampling.BILINEAR)
+        picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BILINEAR)
         pictures.append(picture)
     width, height = pictures[0].size
     strip_of_all = Image.new("RGB", (len(pictures) * (width + _GAP) - _GAP, height), "white")
@@ -112,6 +120,26 @@ def jpeg_strip(media: np.ndarray, max_side: int = MAX_SIDE) -> bytes:
     out = io.BytesIO()
     strip_of_all.save(out, "JPEG", quality=85)
     return out.getvalue()
+
+
+def input_uri(media: np.ndarray) -> str:
+    """Encodes media as an encoder gets them: a data URI of up to eight frames side by side.
+
+    Args:
+        media: uint8 [h, w, 3] or [F, h, w, 3].
+
+    Returns:
+        A PNG where the frames are small, else a JPEG with frames of at most 224 pixels.
+    """
+    frames = frames_of(media)
+    small = frames.shape[1] <= _INPUT_LOSSLESS
+    pictures = [Image.fromarray(np.ascontiguousarray(frame)) for frame in _some(frames, _INPUT_FRAMES)]
+    for picture in pictures:
+        picture.thumbnail((_INPUT_SIDE, _INPUT_SIDE), Image.Resampling.LANCZOS)  # never enlarges
+    out = io.BytesIO()
+    joined = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
+    joined.save(out, "PNG" if small else "JPEG", **({} if small else {"quality": 85}))
+    return _uri("image/png" if small else "image/jpeg", out.getvalue())
 
 
 def is_strip(uri: str) -> bool:
@@ -154,4 +182,4 @@ class Pictures:
     def uri(self, name: str) -> str | None:
         """The picture as a data URI; None if it is not here."""
         content = self._content.get(name)
-        return None if content is None else f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}"
+        return None if content is None else _uri("image/jpeg", content)

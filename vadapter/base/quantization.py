@@ -4,7 +4,6 @@ Only the weights are quantised, by qwix; activations are not. A kernel is turned
 (`vadapter.models.layers.dense`), so that its bf16 twin never exists for more than a layer.
 """
 
-import re
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import jax
@@ -15,15 +14,6 @@ from vadapter.base.array_types import Array
 
 if TYPE_CHECKING:
     from qwix import QArray
-
-# The kernels of stacked layers are nearly all of a large model. Norms, biases, vocabulary tables and the small maps
-# around the layers stay as they are: little would be saved, and the tables are read by row.
-_KERNEL = re.compile(r"(encoder/Transformer/encoderblock|(decoder|adapter/lm)/layers)/(.+/)?(?P<map>[^/]+)/kernel")
-
-
-def applies(path: str) -> bool:
-    """Returns whether the parameter of that path is one that is quantised."""
-    return _KERNEL.fullmatch(path) is not None
 
 
 def is_quantized(leaf: Any) -> "TypeGuard[QArray]":
@@ -41,22 +31,19 @@ def nbytes(leaf: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(leaf))
 
 
-def quantize(path: str, kernel: Array) -> "QArray":
-    """Quantises a stacked kernel where it lies: symmetric, by the largest absolute value of each output channel.
+def quantize(kernel: Array, inputs: int) -> "QArray":
+    """Quantises a kernel of stacked layers where it lies: by the largest absolute value of each output channel.
 
     Args:
-        path: of the parameter; see `applies`.
         kernel: floating, the layers first, then the axes that are summed over, then those of the output.
+        inputs: number of axes that are summed over.
 
     Returns:
         A qwix `QArray`: the values lie as `kernel` does, and so does the scale, which has size 1 in the summed axes.
     """
     import qwix
 
-    match = _KERNEL.fullmatch(path)
-    assert match is not None, path
-    summed = 2 if match["map"] == "out" else 1  # attention's result is summed over heads and their channels
-    channels = (0, *range(1 + summed, kernel.ndim))
+    channels = (0, *range(1 + inputs, kernel.ndim))
 
     def make(kernel: Array) -> "QArray":
         return qwix.quantize(kernel.astype(jnp.float32), jnp.int8, channelwise_axes=channels)

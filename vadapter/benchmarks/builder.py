@@ -157,7 +157,7 @@ def prepare(
 
     Args:
         data_dir: where it is or will be written.
-        benchmark, split: which; see `table.BENCHMARKS`.
+        benchmark, split: which; see `table`.
         manual_dir: folder with the official files and the media, as data/README.md says. Not needed where the data set
             is built.
         text_only: questions and answers without media.

@@ -34,17 +34,20 @@ def benchmark_task(
     `answer_type`, `domain` and `image` where the benchmark has them.
 
     Args:
-        name: one of `table.BENCHMARKS`.
+        name: of a benchmark, see `table`.
         data_dir: where built splits are; those that are not are written there first.
         manual_dir: folder with the official files and the media, as data/README.md says; not needed once all is built.
         splits: of the benchmark; default the one that papers report.
-        prompt: a name in data/prompts or a template; default the paper's of the kind.
+        prompt: a name in data/prompts or a template; default the benchmark's.
         shots: text-only examples of the training split before a question (its official file must be there too); 0 is
             none. Captions have none.
-        shots_seed, shots_fixed, example_prompt: see `few_shot.Examples`.
+        shots_seed: seed of the choice of examples.
+        shots_fixed: whether all questions have the same examples.
+        example_prompt: form of an example: a name in data/prompts, or a template with `<question>` and `<answer>`.
         resize: stretch, crop or pad.
-        frame_sampling: see `video.decode`.
-        vocabulary, prompt_format: as of `tasks.jsonl_task`.
+        frame_sampling: uniform, centre or random; see `video.decode`.
+        vocabulary: a tokeniser's file or folder; see `tasks.jsonl_task`.
+        prompt_format: `plain`, `chat` or a family; see `tasks.jsonl_task`.
         max_bad_share: share of the rows that may have no file.
 
     Raises:
@@ -54,7 +57,12 @@ def benchmark_task(
     official = table.benchmark(name)
     splits = tuple(splits) or (official.evaluated,)
     with_examples = official.question and shots > 0
-    prompt = prompt or default_prompt(name, shots)
+    if with_examples and "train" not in official.splits:
+        raise UserError(
+            f"Expected {name} to have a split train, which its {shots} examples before a question are taken from; it "
+            f"has {', '.join(official.splits)}. Set shots to 0 (SHOTS=0)."
+        )
+    prompt = prompt or official.default_prompt(with_examples)
     template = prompts.resolve(prompt, official.question)
     if with_examples and prompts.EXAMPLES not in template:
         raise UserError(
@@ -73,11 +81,3 @@ def benchmark_task(
         pairs = TrainingPairs(builder.prepare(data_dir, name, "train", manual_dir or "", text_only=True))
         examples = few_shot.Examples(pairs, shots, shots_seed, shots_fixed, example_prompt)
     return add_task(name, source, [Question(prompt, examples)], vocabulary=words)
-
-
-def default_prompt(name: str, shots: int) -> str:
-    """Returns the name of the paper's prompt for a benchmark, with or without examples."""
-    official = table.benchmark(name)
-    if not official.question:
-        return "caption"
-    return f"{official.media}_question" + ("_examples" if shots > 0 else "")

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
 
     benchmark = table.benchmark(args.dataset)
     wanted = [(split, False) for split in args.split or [benchmark.evaluated]]
-    if benchmark.question and not args.no_examples:
+    if benchmark.question and "train" in benchmark.splits and not args.no_examples:
         wanted.append(("train", True))
     options = tuple(f"--{option}" for option in args.beam_options.split(",") if option)
     for split, text_only in wanted:

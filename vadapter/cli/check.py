@@ -1,7 +1,7 @@
 """Reads the data of a run and says what would spoil it, before any accelerator is used.
 
 vadapter check --gin_file=experiments/own_stage1.gin --gin.TRAIN_JSONL='"photos/photos.jsonl"' \\
-  --gin.ENCODER_RUN='"demo/vit"' --gin.TINY_RUN='"demo/tiny"'
+  --gin.ENCODER_WEIGHTS='"demo/vit"' --gin.TINY_WEIGHTS='"demo/tiny"'
 
 It takes the gin files of `vadapter train`, so that it checks the very task, vocabulary, lengths and model of the run.
 The exit status is 1 where something would spoil the run. MODEL_DIR is not needed and nothing is written there.
@@ -12,8 +12,7 @@ import dataclasses
 import json
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,16 +49,16 @@ def run(args: argparse.Namespace) -> int:
     for option in ("limit", "examples"):
         if getattr(args, option) < 0:
             raise UserError(f"--{option} is {getattr(args, option)}; expected a number of at least 0.")
+    from vadapter.base import progress
     from vadapter.cli import experiments
     from vadapter.data.check import check_page, scan
 
     experiments.register()
-    args.gin_bindings.insert(0, "MODEL_DIR=''")  # required by gin, used by nothing here
     with _warnings() as warnings:
-        parse_gin_arguments(args)
+        parse_gin_arguments(args, bindings=["MODEL_DIR=''"])  # required by gin, used by nothing here
         parts = parts_of(experiments.made(), args.split)
-    with _progress() as progress:
-        report = scan.check(parts, limit=args.limit, examples=args.examples, warnings=warnings, progress=progress)
+    with progress.bars() as show:
+        report = scan.check(parts, limit=args.limit, examples=args.examples, warnings=warnings, progress=show)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "check.json").write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
@@ -80,7 +79,6 @@ def parts_of(experiment: "Experiment", split: str | None = None) -> list["Part"]
         UserError: it describes no model, or has no such split.
     """
     from vadapter.data.check.scan import Part, splits_of
-    from vadapter.models.vlm import VLMConfig
     from vadapter.runs.shapes import for_model
 
     model: Any = experiment.model
@@ -89,8 +87,7 @@ def parts_of(experiment: "Experiment", split: str | None = None) -> list["Part"]
             "Expected an experiment with a model, whose sizes the data must fit; found MODEL = None. Give the gin "
             "files of `vadapter train`."
         )
-    sizes = for_model(model)
-    rows = model.decoder.vocab_size if isinstance(model, VLMConfig) else None
+    sizes, rows = for_model(model), model.vocab_size
     parts: dict[tuple[str, str], Part] = {}
     for data in (experiment.data, *(evaluation.data for evaluation in experiment.evaluations)):
         key = data.mixture, data.split
@@ -119,27 +116,6 @@ def _warnings() -> Iterator[list[str]]:
         yield found
     finally:
         logging.getLogger().removeHandler(handler)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar a split on a terminal, nothing elsewhere."""
-    from rich import progress
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
-    bars: dict[str, Any] = {}
-    with progress.Progress(
-        *columns, progress.TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty()
-    ) as bar:
-
-        def show(where: str, done: int, total: int) -> None:
-            if where not in bars:
-                bars[where] = bar.add_task(where, total=total)
-            bar.update(bars[where], completed=done)
-
-        yield show
 
 
 def _print(report: "Report") -> None:

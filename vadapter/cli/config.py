@@ -1,44 +1,42 @@
 """The gin front, with t5x's conventions: repeated `--gin_file`, `--gin.NAME=VALUE`, `--gin_search_paths`.
 
 The library does not know gin. Commands register its config classes and functions here under their plain names, parse
-the user's files, and ask gin for the objects. `gin_errors.py` turns gin's errors into messages.
+the user's files, and ask gin for the objects. `gin_files.py` finds and reads files, `gin_errors.py` turns gin's errors
+into messages, `settings.py` lists what is set.
 """
 
 import argparse
-import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
 import gin
 from etils import epath
-from gin import config as gin_config
 
-from vadapter.base import resources
 from vadapter.base.errors import UserError
-from vadapter.cli.gin_errors import explain, is_gin_error
+from vadapter.cli import gin_errors, gin_files
+from vadapter.cli.gin_errors import is_gin_error
 
 __all__ = [
     "add_gin_arguments",
     "config_text",
-    "friendly_gin_error",
+    "explain",
     "is_gin_error",
     "parse_gin",
     "parse_gin_arguments",
     "register",
+    "registered",
     "save_config",
 ]
 
-_registered: dict[str, Any] = {}
-_search_paths: list[Path] = []
+_registered: dict[str, Callable[..., Any]] = {}
 
 
 def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--gin_file`, `--gin.NAME=VALUE` and `--gin_search_paths`."""
+    """Adds `--gin_file`, `--gin.NAME=VALUE`, `--gin_search_paths` and `--print_config`."""
     group = parser.add_argument_group("configuration")
     group.add_argument(
         "--gin_file",
@@ -62,48 +60,90 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR,DIR",
         help="folders to look for gin files in, after the working directory and before the shipped gin folder",
     )
+    group.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print every setting of the run with its place and meaning, and do nothing else",
+    )
 
 
-def parse_gin_arguments(args: argparse.Namespace) -> None:
-    """Parses what `add_gin_arguments` declared. Raises as `parse_gin`."""
+def parse_gin_arguments(args: argparse.Namespace, files: Sequence[str] = (), bindings: Sequence[str] = ()) -> None:
+    """Parses what `add_gin_arguments` declared. With `--print_config` it prints and exits, as `--help` does.
+
+    Args:
+        args: the command line.
+        files: to be read before those of the command line.
+        bindings: `NAME=VALUE`, to be set before those of the command line.
+
+    Raises:
+        UserError: as `parse_gin`.
+    """
     paths = [path for path in args.gin_search_paths.split(",") if path]
-    parse_gin(args.gin_file, args.gin_bindings, paths)
+    statements = parse_gin(
+        [*files, *args.gin_file], [*bindings, *args.gin_bindings], paths, complete=not args.print_config
+    )
+    if args.print_config:
+        from vadapter.cli import settings
+
+        print(settings.text(settings.of_run(statements)))
+        raise SystemExit(0)
 
 
-def parse_gin(gin_files: Sequence[str] = (), bindings: Sequence[str] = (), search_paths: Sequence[str] = ()) -> None:
+def parse_gin(
+    files: Sequence[str] = (), bindings: Sequence[str] = (), search_paths: Sequence[str] = (), complete: bool = True
+) -> gin_files.Statements:
     """Replaces the gin configuration by files and then bindings, and checks it.
 
     A relative file, also in an `include`, is looked for in the working directory, then in `search_paths`, then in the
     shipped gin folder and in the folder that holds it (so `runs/train.gin` and `gin/runs/train.gin` both work).
 
     Args:
-        gin_files: later ones override earlier ones.
+        files: later ones override earlier ones.
         bindings: `NAME=VALUE` each, over the files.
         search_paths: more folders to look in.
+        complete: whether everything that files leave to the user must have a value.
+
+    Returns:
+        What was said, with its places.
 
     Raises:
         UserError: a file is missing or has a syntax error; a configurable, parameter or macro is unknown; a macro is
             still REQUIRED.
     """
-    shipped = resources.folder("gin")
-    _search_paths[:] = [*(Path(path) for path in search_paths), shipped, shipped.parent]
-    _use_search_paths()
+    gin_files.use_search_paths(search_paths)
     gin.clear_config()
     try:
-        for gin_file in gin_files:
-            gin.parse_config_file(gin_file)
+        for file in files:
+            gin.parse_config_file(file)
         for binding in bindings:
             _parse_binding(binding)
-        gin.finalize()
+        statements = gin_files.read(files, bindings)
+        gin_files.check_macros(statements)
+        if complete:
+            _leave_out_spare(statements)
+            gin.finalize()
     except Exception as error:
         if isinstance(error, UserError) or not is_gin_error(error):
             raise
-        raise UserError(friendly_gin_error(error)) from error
+        raise UserError(explain(error)) from error
+    return statements
 
 
-def friendly_gin_error(error: BaseException) -> str:
+def _leave_out_spare(statements: gin_files.Statements) -> None:
+    """Gives None to what is REQUIRED and not reached by the experiment, such as that of a replaced data file."""
+    keys = {name: f"{name}/gin.macro.value" for name in statements.macros}
+    required = [name for name, key in keys.items() if repr(gin.query_parameter(key)) == "%gin.REQUIRED"]
+    if not required or not any(name.startswith("Experiment.") for name in statements.places):
+        return
+    from vadapter.cli import settings
+
+    for name in {*required} - settings.macros_of_run(statements):
+        gin.bind_parameter(keys[name], None)
+
+
+def explain(error: BaseException) -> str:
     """Returns the paragraph for an error of gin: what was expected, found (with file and line), and to be changed."""
-    return explain(error, _registered, ["the working directory", *map(str, _search_paths)])
+    return gin_errors.paragraph(error, _registered, gin_files.searched())
 
 
 def _parse_binding(binding: str) -> None:
@@ -120,28 +160,7 @@ def _parse_binding(binding: str) -> None:
         ) from error
 
 
-def _find(path: str) -> str:
-    """The place of a gin file: itself, or in the first of the search paths that has it."""
-    places = [epath.Path(path), *(folder / path for folder in _search_paths)]  # a run's may be in a bucket
-    return next((str(place) for place in places if place.is_file()), path)
-
-
-def _open(path: str) -> IO[str]:
-    return epath.Path(_find(path)).open()
-
-
-def _exists(path: str) -> bool:
-    return epath.Path(_find(path)).is_file()
-
-
-def _use_search_paths() -> None:
-    # gin's own search paths can only be added to, and its reader of Python resources logs an error for each file that
-    # it does not have. gin has no public way to replace readers.
-    readers: list[Any] = gin_config._FILE_READERS
-    readers[:] = [(_open, _exists)]
-
-
-def register(*things: ModuleType | Callable[..., Any] | Iterable[Any]) -> None:
+def register(*things: Callable[..., Any] | Iterable[Any]) -> None:
     """Makes dataclasses and functions configurable by gin under their plain names.
 
     gin calls them through a wrapper with the same signature: the objects come out as the very class, with lists as
@@ -149,42 +168,31 @@ def register(*things: ModuleType | Callable[..., Any] | Iterable[Any]) -> None:
     thing twice does nothing.
 
     Args:
-        *things: dataclasses; functions; modules, of which the public frozen dataclasses and the functions named in
-            `__all__` are taken; or lists of these.
+        *things: dataclasses, functions, or lists of these.
 
     Raises:
-        ValueError: another thing has the name already.
+        UserError: another thing has the name already.
     """
     for thing in things:
-        if isinstance(thing, ModuleType):
-            register(*_public(thing))
-        elif callable(thing):
+        if callable(thing):
             _register_one(thing)
         else:
             register(*thing)
 
 
-def _public(module: ModuleType) -> list[Any]:
-    """The module's own public frozen dataclasses (flax modules are not frozen), and the functions of its `__all__`."""
-    exported = getattr(module, "__all__", ())
-    return [
-        member
-        for name, member in vars(module).items()
-        if (inspect.isfunction(member) and name in exported)
-        or (inspect.isclass(member) and _is_frozen(member) and not name.startswith("_"))
-        if member.__module__ == module.__name__
-    ]
-
-
-def _is_frozen(thing: type) -> bool:
-    return dataclasses.is_dataclass(thing) and thing.__dataclass_params__.frozen  # type: ignore[attr-defined]
+def registered() -> Mapping[str, Callable[..., Any]]:
+    """Returns what was registered, by its name in gin."""
+    return _registered
 
 
 def _register_one(thing: Callable[..., Any]) -> None:
     name = thing.__name__
-    if _registered.get(name, thing) is not thing:
-        taken = _registered[name].__module__
-        raise ValueError(f"the gin name {name} is wanted for {thing.__module__} and taken by {taken}")
+    known = _registered.get(name, thing)
+    if known is not thing:
+        raise UserError(
+            f"The name {name} in gin is wanted for {thing.__module__}.{name} and taken by {known.__module__}.{name}. "
+            "Rename one of them."
+        )
     if name not in _registered:
         _registered[name] = thing
         with gin.unlock_config():

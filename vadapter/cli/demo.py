@@ -21,7 +21,7 @@ import vadapter
 from vadapter.base.errors import UserError
 
 if TYPE_CHECKING:
-    from vadapter.reports.report import Report
+    from vadapter.reports.data import Comparison
 
 PRETRAINING = ("vit", "tiny", "large")
 ARMS = {
@@ -121,11 +121,11 @@ def bindings(part: str, output: Path, seed: int) -> list[str]:
     """Returns the macros that an experiment of the demo leaves open."""
     macros = {"MODEL_DIR": output / part, "DATA_DIR": output / "data"}
     if part not in PRETRAINING:
-        macros["ENCODER_RUN"] = output / "vit"
+        macros["ENCODER_WEIGHTS"] = output / "vit"
     if part == "stage1":
-        macros["TINY_RUN"] = output / "tiny"
+        macros["TINY_WEIGHTS"] = output / "tiny"
     if part in (*ARMS, VIDEO):
-        macros["LARGE_RUN"] = output / "large"
+        macros["LARGE_WEIGHTS"] = output / "large"
         if part in ("paper", "queries", "queries_frozen"):
             macros["STAGE1_RUN"] = output / "stage1"
         if part == VIDEO:
@@ -135,19 +135,18 @@ def bindings(part: str, output: Path, seed: int) -> list[str]:
 
 def write_report(output: Path, seed: int, overrides: list[str]) -> None:
     """Writes `results.json`, `report.html` and `picture.svg` of the arms that are there, and prints a table."""
-    from vadapter.reports import files as report_files
-    from vadapter.reports import picture as report_picture
-    from vadapter.reports import report
+    from vadapter.reports import comparison, data, picture
+    from vadapter.reports.files import load_run
 
     done = [name for name in ARMS if (output / name / "done.json").exists()]
     if BASELINE not in done:
         raise UserError(
             f"The report compares with the arm {BASELINE!r}, which {output} does not have. Run that part first."
         )
-    arms = report.compare([report_files.load_arm(output / name, name, ARMS[name]) for name in done], BASELINE)
+    arms = data.compare([load_run(output / name, name, ARMS[name]) for name in done], BASELINE)
     packages = ("jax", "flax", "optax", "seqio", "tensorflow")
     versions = {name: importlib.metadata.version(name) for name in packages}
-    content = report.Report(
+    content = data.Comparison(
         "Progressive alignment in miniature",
         arms,
         BASELINE,
@@ -155,26 +154,24 @@ def write_report(output: Path, seed: int, overrides: list[str]) -> None:
         seed=seed,
         environment={"vadapter": vadapter.__version__, **versions},
     )
-    results = json.dumps(report.results_json(content), indent=2)
+    results = json.dumps(comparison.results_json(content), indent=2)
     (output / "results.json").write_text(results + "\n")
-    report.write_report(with_clips(content, output), output / "report.html")
-    report_picture.write_picture(content, output / "picture.svg")
+    comparison.write(with_clips(content, output), output / "report.html")
+    picture.write_picture(content, output / "picture.svg")
     print_table(arms)
     print(f"\nFigures: {output}/results.json\nReport, open it in a browser: {output}/report.html")
     print(f"Curves in TensorBoard: tensorboard --logdir={output}")
 
 
-def with_clips(content: "Report", output: Path) -> "Report":
+def with_clips(content: "Comparison", output: Path) -> "Comparison":
     """Returns the report with what the part `video` says of clips, if that part is done."""
-    from vadapter.reports import files as report_files
+    from vadapter.reports.files import load_run
 
     if not (output / VIDEO / "done.json").exists():
         return content
-    clips = report_files.load_arm(
-        output / VIDEO, VIDEO, "the arm `queries`, trained on with clips: other examples, no curve"
-    )
+    clips = load_run(output / VIDEO, VIDEO, "the arm `queries`, trained on with clips: other examples, no curve")
     clips = dataclasses.replace(clips, curve=[], train_curve=[])
-    return dataclasses.replace(content, arms=[*content.arms, clips])
+    return dataclasses.replace(content, runs=[*content.runs, clips])
 
 
 def print_table(arms: list) -> None:
@@ -185,7 +182,7 @@ def print_table(arms: list) -> None:
     columns = ("arm", "trained", "steps", "seconds", "val loss", "CIDEr", "exact", "VQA", "steps to baseline")
     table = Table(*columns)
     for arm in arms:
-        figures = (arm.val_loss, arm.cider, arm.exact_match, arm.vqa_accuracy)
+        figures = (arm.val_loss, *(arm.scores.get(name) for name in ("cider", "exact_match", "vqa_accuracy")))
         cells = [
             "-" if x is None else form % x for x, form in zip(figures, ("%.3f", "%.1f", "%.2f", "%.2f"), strict=True)
         ]

@@ -8,15 +8,15 @@ vadapter eval --model_dir=runs/queries --gin.val/LoaderConfig.split='"test"' --g
 Or on a bundle: the gin files then say on which data, and with which evaluators.
 
 vadapter eval --bundle=owl --output=results --gin_file=runs/eval.gin --gin_file=data/jsonl.gin \
-  --gin.TRAIN_JSONL='"photos/train.jsonl"' --gin.VALIDATION_JSONL='"photos/test.jsonl"'
+  --gin.TRAIN_JSONL='"photos/train.jsonl"' --gin.VALIDATION_JSONL='"photos/test.jsonl"' \
+  --gin.VOCABULARY='"weights/large"'
 """
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vadapter.base.evaluator import Evaluator
-    from vadapter.runs.experiment import Evaluation
+    from vadapter.reports.evaluation import Evaluated
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,71 +41,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluates; writes `metrics.json`, `evaluation.html` and `predictions.jsonl`, and of a benchmark its submission
     and a side file."""
+    import dataclasses
+
     import jax
 
-    from vadapter.base import buckets, pictures
+    from vadapter.base import buckets
     from vadapter.base.errors import UserError
-    from vadapter.cli import experiments, processes
+    from vadapter.cli import arguments, experiments, processes
     from vadapter.cli.config import parse_gin_arguments
-    from vadapter.evaluation.evaluators import GenerationEvaluator
-    from vadapter.reports import evaluation as report_evaluation
-    from vadapter.reports import files as report_files
-    from vadapter.runs import bundled, restored
+    from vadapter.runs.evaluate import evaluate
+    from vadapter.runs.experiment import Parts
 
     if args.bundle and not args.output:
         raise UserError("A bundle is left as it is. Say with --output where to write the results of its evaluation.")
     if args.num_examples < 0:
         raise UserError(f"--num_examples is {args.num_examples}; expected 0, for none, or more.")
     buckets.check(args.output or "")
-    opened = bundled.of_arguments(args)
     experiments.register()
-    if opened:
+    if args.bundle:
         parse_gin_arguments(args)
-        processes.join()
-        trained = restored.of_bundle(opened, processes.first_process_first(experiments.made))
     else:
-        model_dir, step = parse_run(args)
-        processes.join()
-        trained = restored.of_run(processes.first_process_first(experiments.made), model_dir, step)
-    output = args.output or trained.parts.experiment.model_dir
-    checkpoint = f"{args.bundle or args.model_dir} at step {trained.step}"
-    found, records = [], []
-    for evaluation, evaluator in zip(trained.parts.experiment.evaluations, trained.parts.evaluators(), strict=True):
-        generates = isinstance(evaluator, GenerationEvaluator)
-        if generates and args.num_examples > 0:
-            evaluator.pictures = pictures.Pictures()
-        result = evaluator(trained.params)
-        examples = []
-        if generates:
-            examples = evaluator.examples(args.num_examples)  # all processes together
-            evaluator.pictures = None  # frees its memory for the next
-        if jax.process_index() != 0:
-            continue
-        intervals = getattr(evaluator, "intervals", dict)()  # an evaluator of one's own may have none
-        evaluated = report_evaluation.Evaluated(
-            evaluator.name,
-            evaluation.kind,
-            report_evaluation.whole_names(evaluator.name, result.scalars),
-            report_evaluation.whole_names(evaluator.name, intervals),
-            _facts(evaluation, evaluator, result.records, output, checkpoint),
-            examples,
-        )
-        print(f"step {trained.step}  {evaluated.name}: {report_evaluation.line(evaluated)}", flush=True)
-        found.append(evaluated)
-        records += result.records
-    if jax.process_index() == 0:
-        report = report_evaluation.of_checkpoint(checkpoint, found)
-        report_files.save_metrics(output, report_evaluation.metrics_json(report))
-        report_evaluation.write_evaluation(report, f"{output}/evaluation.html")
-        report_files.save_predictions(output, records)
-        print(f"Wrote {output}/metrics.json and {output}/evaluation.html.")
+        parse_run(args)
+    processes.join()
+    experiment = processes.first_process_first(experiments.made)
+    trained = arguments.trained(args, Parts(experiment).partitioner)
+    trained.check_data(experiment.data.mixture)
+    parts = Parts(dataclasses.replace(experiment, model=trained.description.model))
+    output = args.output or trained.folder
+    first = jax.process_index() == 0
+
+    def told(evaluated: "Evaluated") -> None:
+        if first:
+            print(f"step {trained.step}  {evaluated.name}: {evaluated.line()}", flush=True)
+
+    report = evaluate(
+        zip(experiment.evaluations, parts.evaluators(), strict=True),
+        trained.params,
+        checkpoint=f"{args.bundle or args.model_dir} at step {trained.step}",
+        num_examples=args.num_examples,
+        folder=output,
+        told=told,
+    )
+    if first:
+        print(f"Wrote {', '.join(map(str, report.write(output)))}.")
 
 
-def parse_run(args: argparse.Namespace) -> tuple[str, int]:
+def parse_run(args: argparse.Namespace) -> None:
     """Parses a run's `config.gin`, then the files and bindings of the command line.
-
-    Returns:
-        (MODEL_DIR, step of the checkpoint).
 
     Raises:
         UserError: the folder is not a run's, or as `config.parse_gin`.
@@ -113,37 +95,11 @@ def parse_run(args: argparse.Namespace) -> tuple[str, int]:
     from etils import epath
 
     from vadapter.base.errors import UserError
-    from vadapter.cli.config import parse_gin
+    from vadapter.cli.config import parse_gin_arguments
     from vadapter.training import checkpoints
 
-    model_dir, step = checkpoints.locate(args.model_dir, args.step)
+    model_dir, _ = checkpoints.locate(args.model_dir, args.step)
     saved = epath.Path(model_dir) / "config.gin"
     if not saved.is_file():
         raise UserError(f"{model_dir} has a checkpoint but no config.gin, which vadapter train writes. Put it back.")
-    paths = [path for path in args.gin_search_paths.split(",") if path]
-    parse_gin([str(saved), *args.gin_file], [f"MODEL_DIR={model_dir!r}", *args.gin_bindings], paths)
-    return model_dir, step
-
-
-def _facts(
-    evaluation: "Evaluation", evaluator: "Evaluator", records: list[dict[str, Any]], output: str, checkpoint: str
-) -> dict[str, Any]:
-    """What an evaluation was made on and with. Writes a benchmark's submission, whose side file says it."""
-    import dataclasses
-    import json
-
-    from vadapter.evaluation import submissions
-    from vadapter.evaluation.evaluators import GenerationEvaluator
-    from vadapter.reports import evaluation as report_evaluation
-
-    facts = {"data": evaluation.data.mixture, "split": evaluation.data.split}
-    if not isinstance(evaluator, GenerationEvaluator):
-        return facts
-    decoding = dataclasses.asdict(evaluation.decoding)
-    if evaluator.protocol is None:
-        return facts | report_evaluation.facts_of_texts(records) | {"decoding": decoding}
-    settings = {"checkpoint": checkpoint, "decoding": decoding, **evaluator.details}
-    split = evaluation.data.split
-    submission, side = submissions.save(output, evaluator.protocol, records, split=split, settings=settings)
-    print(f"Wrote {submission} and {side}.")
-    return facts | json.loads(side.read_text())
+    parse_gin_arguments(args, [str(saved)], [f"MODEL_DIR={model_dir!r}"])

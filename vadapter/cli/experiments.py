@@ -15,28 +15,31 @@ from vadapter.data.rows import preprocessors
 from vadapter.data.scenes.config import ScenesConfig
 from vadapter.data.scenes.scenes_tasks import scenes_task
 from vadapter.generation.config import DecodingConfig
-from vadapter.models import adapters, classifier, resampler, variants, vlm
-from vadapter.models.decoder import DecoderConfig
-from vadapter.models.positions import RopeScaling
-from vadapter.models.vit import ViTConfig
+from vadapter.models import classifier, variants, vlm  # noqa: F401  so that the shipped configurations are registered
+from vadapter.models.configuration import REGISTRY
+from vadapter.models.losses import ObjectiveConfig
 from vadapter.partitioning import MeshConfig, hosts
 from vadapter.runs.experiment import Evaluation, Experiment
-from vadapter.training import initialize, loop, objectives, optimizers
+from vadapter.training import loop, optimizers
+from vadapter.training.sources import Source
 
 # What a plan needs no value of: folders and files of data and weights, which it never opens.
-_UNOPENED = ("_DIR", "_RUN", "_JSONL", "_FILES", "MIXTURE_OR_TASK_NAME")
+_UNOPENED = ("_DIR", "_RUN", "_WEIGHTS", "_JSONL", "_FILES", "MIXTURE_OR_TASK_NAME", "VOCABULARY")
+_NO_EXPERIMENT = (
+    "No experiment was given. Name one or more gin files, such as --gin_file=experiments/scenes_stage1.gin; "
+    "the shipped ones are listed in docs/gin.md."
+)
 
 
 def register() -> None:
-    """Makes everything that experiments bind known to gin."""
+    """Makes everything that experiments bind known to gin: our own, and what modules of a user have registered."""
     config.register(
         [Experiment, Evaluation, LoaderConfig, ScenesConfig, MeshConfig, hosts.HostsConfig, DecodingConfig],
-        [ViTConfig, DecoderConfig, RopeScaling, classifier.ClassifierConfig, vlm.VLMConfig],
-        [adapters.MlpConfig, adapters.LMAdapterConfig, resampler.PerceiverConfig, resampler.PoolerConfig],
-        [loop.TrainConfig, objectives.ObjectiveConfig, optimizers.OptimizerConfig, initialize.Source],
+        REGISTRY,
+        [loop.TrainConfig, ObjectiveConfig, optimizers.OptimizerConfig, Source],
         [variants.encoder, variants.decoder, scenes_task, tasks.jsonl_task, tasks.pairs_task],
         [benchmark_task, benchmark_split, tasks.add_mixture, tfds_task],
-        list(preprocessors.REGISTRY),
+        preprocessors.REGISTRY,
     )
 
 
@@ -47,10 +50,7 @@ def made() -> Experiment:
         UserError: no file was given that describes one.
     """
     if not gin.config_str().strip():
-        raise UserError(
-            "No experiment was given. Name one or more gin files, such as --gin_file=experiments/scenes_stage1.gin; "
-            "the shipped ones are listed in docs/gin.md."
-        )
+        raise UserError(_NO_EXPERIMENT)
     return gin.get_configurable("Experiment")()
 
 
@@ -65,6 +65,8 @@ def unopened(gin_files: Sequence[str], bindings: Sequence[str] = (), search_path
     Raises:
         UserError: as `config.parse_gin`; or something else is left to the user.
     """
+    if not gin_files:
+        raise UserError(_NO_EXPERIMENT)
     register()
     # The task functions open their data when they are called, and evaluations read more: neither is part of a step.
     given = [*bindings, "MIXTURE_OR_TASK_NAME = 'planned'", "EVALUATIONS = []"]

@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the bundle and prints what is in it."""
-    from vadapter.runs import bundled
+    from vadapter.runs.export import export
 
-    made = bundled.export(args.checkpoint, args.out, args.step)
+    made = export(args.checkpoint, args.out, args.step)
     arrays = made.arrays()
     print(f"Wrote {args.out}: {sum(x.size for x in arrays.values()):,} parameters of step {made.step}.")
     for backbone in made.backbones:

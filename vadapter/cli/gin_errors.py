@@ -10,6 +10,8 @@ from typing import Any
 
 import gin
 
+from vadapter.cli.gin_files import RENAMED
+
 Registered = Mapping[str, Callable[..., Any]]
 
 _LOCATION = re.compile(r'\n\s*In (?:file "(?P<file>.+?)",|bindings string) line (?P<line>\d+)\n\s*(?P<text>.*)')
@@ -35,7 +37,7 @@ def is_gin_error(error: BaseException) -> bool:
     return isinstance(error, kinds) and any(pattern.search(str(error)) for pattern in _ANY)
 
 
-def explain(error: BaseException, registered: Registered, searched: Sequence[str]) -> str:
+def paragraph(error: BaseException, registered: Registered, searched: Sequence[str]) -> str:
     """Returns the message for an error that `is_gin_error` recognises.
 
     Args:
@@ -96,6 +98,8 @@ def _explain_parameter(name: str, parameter: str, registered: Registered) -> str
 
 
 def _explain_macro(macro: str) -> str:
+    if new := RENAMED.get(macro):
+        return f"The macro %{macro} is called %{new} now. Rename it."
     known = [name for name, _ in _macros() if name != macro]
     return (
         f"The macro %{macro} is used and has no value; the macros with values are: {_near(macro, known)}. "

@@ -59,28 +59,29 @@ def run(args: argparse.Namespace) -> None:
 
     import jax
 
+    from vadapter.cli import arguments
     from vadapter.data.reading import video
     from vadapter.data.rows import memory
-    from vadapter.evaluation.evaluators import local_rows
     from vadapter.generation.decoding import DecodingConfig, make_generate
     from vadapter.partitioning import MeshConfig, Partitioner, hosts, make_mesh
-    from vadapter.runs import bundled, inference
+    from vadapter.partitioning.gather import local_rows
+    from vadapter.runs.load import eos_id
 
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(DecodingConfig) if hasattr(args, f.name)}
     decoding = DecodingConfig(**given)
     hosts.start()
     partitioner = Partitioner(make_mesh(MeshConfig(*args.mesh)))
-    if opened := bundled.of_arguments(args):
-        trained = inference.of_bundle(opened, partitioner)
-    else:
-        trained = inference.of_run(args.model_dir, args.step, partitioner)
-    vocabulary = trained.vocabulary
-    generate = make_generate(trained.model, partitioner, decoding, eos_id=inference.eos_id(vocabulary))
+    trained = arguments.trained(args, partitioner)
+    trained.check_speaks()
+    vocabulary, text = trained.vocabulary, trained.description.text
+    assert vocabulary is not None and text is not None
+    generate = make_generate(trained.model, partitioner, decoding, eos_id=eos_id(vocabulary))
     for path in args.media:
         prompt = args.prompt or trained.prompt(bool(args.question), video.is_video(path))
         rows = partitioner.batch_ways // partitioner.host_share[1]  # copies, one for each part of the batch here
-        row = {"vocabulary": vocabulary, "lengths": trained.text.lengths, "sizes": trained.sizes}
-        batch = memory.batch([path], prompt, None, args.question, **row, resize=trained.resize, copies=rows)
+        row = {"vocabulary": vocabulary, "lengths": text.lengths, "sizes": trained.sizes}
+        resize = trained.description.resize
+        batch = memory.batch([path], prompt, None, args.question, **row, resize=resize, copies=rows)
         ids = generate(trained.params, partitioner.put_batch(batch))
         text = vocabulary.decode(local_rows(ids)[0].tolist()).strip()
         if jax.process_index() == 0:

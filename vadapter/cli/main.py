@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import vadapter
 from vadapter.base.errors import UserError
+from vadapter.cli import modules
 
 GIN_FLAG = "--gin."
 
@@ -64,6 +65,7 @@ def _command_parser(command: Command) -> tuple[argparse.ArgumentParser, object]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    modules.add_module_argument(parser)
     module.add_arguments(parser)
     return parser, module.run
 
@@ -81,7 +83,7 @@ def _message(error: BaseException) -> str | None:
         from vadapter.cli import config
 
         if config.is_gin_error(error):
-            return config.friendly_gin_error(error)
+            return config.explain(error)
     return None
 
 
@@ -100,7 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         front = _front_parser().parse_args(argv)
         command = next(c for c in COMMANDS if c.name == front.command)
         parser, run = _command_parser(command)
-        status = run(parser.parse_args(rewrite_gin_flags(front.arguments)))  # type: ignore[operator]
+        args = parser.parse_args(rewrite_gin_flags(front.arguments))
+        modules.import_modules(args.module)
+        status = run(args)  # type: ignore[operator]
         return int(status or 0)
     except SystemExit as error:  # argparse: help, version, or a message that it has printed
         return error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -1,11 +1,11 @@
 r"""Compiles a run's real training step for a TPU slice, on a machine without TPU, and says what it needs.
 
-vadapter plan --gin_file=experiments/paper_stage2_vitg_8b.gin --topology=v5e:8x8 --price=1.2 --html=plan.html
+vadapter plan --gin_file=experiments/paper_stage2.gin --topology=v5e:8x8 --price=1.2 --html=plan.html
 
 Memory is known to the byte, the time of a step as the compiler estimates it. No data are read and no weights opened:
 their places in the gin files need no values. With --search it also looks for a faster setting, or for one that fits:
 
-vadapter plan --gin_file=experiments/paper_stage2_vitg_8b.gin --topology=v5e:8x8 --search
+vadapter plan --gin_file=experiments/paper_stage2.gin --topology=v5e:8x8 --search
 
 Needs libtpu: pip install 'vadapter[tpu]'. Exit status 1 says that nothing fits.
 """
@@ -53,11 +53,15 @@ def run(args: argparse.Namespace) -> int:
 
     from vadapter.base.errors import UserError
     from vadapter.cli import experiments
+    from vadapter.cli.config import parse_gin_arguments
     from vadapter.runs import planner
 
     if args.price is not None and args.price < 0 or args.search_limit < 1:
         raise UserError("--price must not be negative, and --search_limit must be 1 or more.")
     topology = Topology.parse(args.topology, args.slices)
+    if args.print_config:
+        experiments.register()
+        parse_gin_arguments(args)  # prints and exits
     paths = [path for path in args.gin_search_paths.split(",") if path]
     experiment = experiments.unopened(args.gin_file, args.gin_bindings, paths)
     recipe = Path(args.gin_file[0]).stem if args.gin_file else "experiment"

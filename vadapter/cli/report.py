@@ -24,18 +24,17 @@ def run(args: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from vadapter.reports import files as report_files
-    from vadapter.reports import picture as report_picture
-    from vadapter.reports import report
+    from vadapter.reports import comparison, picture
+    from vadapter.reports.files import comparison_of_runs
 
-    content = report_files.report_of_runs(args.model_dirs, baseline=args.baseline, title=args.title)
-    report.write_report(content, args.output, max_examples=args.max_examples)
+    content = comparison_of_runs(args.model_dirs, baseline=args.baseline, title=args.title)
+    comparison.write(content, args.output, max_examples=args.max_examples)
     written = [args.output]
     if args.results:
         Path(args.results).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.results).write_text(json.dumps(report.results_json(content), indent=2) + "\n")
+        Path(args.results).write_text(json.dumps(comparison.results_json(content), indent=2) + "\n")
         written.append(args.results)
     if args.picture:
-        report_picture.write_picture(content, args.picture)
+        picture.write_picture(content, args.picture)
         written.append(args.picture)
     print(f"Wrote {', '.join(written)}.")

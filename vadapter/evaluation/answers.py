@@ -1,11 +1,13 @@
 """Scores of answers to questions: VQA accuracy with its normalisation, stemmed for OKVQA, exact match, and iVQA's.
 
-All of them are 0..1 for one question. The rules are the published ones, with the quirks of the benchmarks' programs.
+All of them are 0..1 for one question; the metrics of benchmarks are in percent. The rules are the published ones, with
+the quirks of the benchmarks' programs.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from vadapter.evaluation.metrics import Metric, register
 from vadapter.evaluation.stemmer import stem
 
 _NUMBER_WORDS = {
@@ -128,3 +130,21 @@ def exact_accuracy(prediction: str, answers: Sequence[str]) -> float:
 def ivqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """iVQA: min(people who gave this very answer / 2, 1) over five people; answers are compared to the letter."""
     return min(sum(answer == prediction for answer in answers) / 2, 1.0)
+
+
+# Of any questions, 0..1. Those of benchmarks have the same name, and belong to their protocols alone.
+ANSWERS = register(Metric("vqa_accuracy", "VQA", "accuracy of answers", "answers", answer_score, form="{:.1%}"))
+
+
+def official(name: str, score: Callable[[str, Sequence[str]], float], explanation: str) -> Metric:
+    """Returns a metric of a benchmark's questions, in percent."""
+    return Metric(name, "accuracy", explanation, "answers", score, scale=100.0, form="{:.1f}")
+
+
+VQA_ACCURACY = official("vqa_accuracy", vqa_accuracy, "accuracy against several people's answers, in percent")
+OKVQA_ACCURACY = official(
+    "vqa_accuracy", okvqa_accuracy, "accuracy against several people's answers, stemmed, in percent"
+)
+UNSTEMMED_ACCURACY = official("vqa_accuracy_unstemmed", vqa_accuracy, "the same without stemming")
+EXACT_ACCURACY = official("accuracy", exact_accuracy, "answers equal to the right one, in percent")
+IVQA_ACCURACY = official("accuracy", ivqa_accuracy, "accuracy against five people's answers, in percent")

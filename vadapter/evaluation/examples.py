@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -16,25 +16,19 @@ class Example:
     Attributes:
         kind: best, worst or random.
         record: with its scores.
+        scores: (label, value) of those that are shown.
         picture: a JPEG data URI, a strip of frames if it is a video; None where none was kept.
     """
 
     kind: str
     record: Record
+    scores: Sequence[tuple[str, float]] = ()
     picture: str | None = None
 
-    @property
-    def score(self) -> float | None:
-        return score_of(self.record)
 
-
-def score_of(record: Record) -> float | None:
-    """The score that records are ranked by: CIDEr of a caption, accuracy of an answer; None where it has none."""
-    value = record.get("cider", record.get("score"))
-    return None if value is None else float(value)
-
-
-def choose(records: Sequence[Record], count: int, seed: int = 0) -> list[Example]:
+def choose(
+    records: Sequence[Record], count: int, rank: Callable[[Record], float | None], seed: int = 0
+) -> list[Example]:
     """Chooses `count` records of each kind, captions and questions apart.
 
     Among equal scores those with a picture come first, and else chance decides, so that many right answers are not all
@@ -43,6 +37,7 @@ def choose(records: Sequence[Record], count: int, seed: int = 0) -> list[Example
     Args:
         records: scored or not; one that is not scored can be chosen at random only.
         count: of each kind.
+        rank: what a record is ranked by, more is better; None where it is not scored. See `Scoring.rank`.
         seed: the same records and seed give the same examples.
 
     Returns:
@@ -54,7 +49,7 @@ def choose(records: Sequence[Record], count: int, seed: int = 0) -> list[Example
         members = [r for r in records if bool(r.get("question")) == questions]
         shuffled = random.Random(seed).sample(members, len(members))
         shuffled.sort(key=lambda r: "picture" not in r)
-        scored = [(s, r) for r in shuffled if (s := score_of(r)) is not None]
+        scored = [(s, r) for r in shuffled if (s := rank(r)) is not None]
         scored.sort(key=lambda pair: -pair[0])
         most = min(count, (len(scored) + 1) // 2)
         best, rest = scored[:most], scored[most:]

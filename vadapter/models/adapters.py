@@ -1,7 +1,8 @@
 """What stands between the vision encoder and the decoder: visual tokens in, soft tokens out.
 
     MlpAdapter     a map of each token (LLaVA); with one layer, the projection of stage 1
-    Resampler      perceiver resampler (the paper's baseline) or attentional pooler (stage 1 of the paper), then a map
+    Resampler      perceiver resampler (the paper's baseline) or attentional pooler (stage 1 of the paper), then a map:
+                   in `resampler`
     LMAdapter      a tiny language model between two maps: the paper's proposal and its variants
 
 The LM adapter is a line of three choices:
@@ -14,31 +15,32 @@ The LM adapter is a line of three choices:
 
 Front `projection` with read-out `appended` is the *queries* wiring: the aligned LM reads what it read in stage 1, and
 answers where it answered in stage 1, after it.
+
+An adapter of your own: see `configuration`.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from vadapter.base.array_types import Array, Float
 from vadapter.base.errors import UserError
 from vadapter.models import layers
-from vadapter.models.decoder import Decoder, DecoderConfig
+from vadapter.models.configuration import AdapterConfig, adapter, describe
+from vadapter.models.decoder import DecoderConfig
+from vadapter.models.flops import FlopCounter
 from vadapter.models.layers import dense
-from vadapter.models.resampler import (
-    AttentionalPooler,
-    Perceiver,
-    PerceiverConfig,
-    PoolerConfig,
-    flatten_frames,
-)
+from vadapter.models.resampler import flatten_frames
 from vadapter.partitioning import constrain
 
 Readout = Literal["slots", "appended"]
 
 
+@adapter
 @dataclasses.dataclass(frozen=True)
 class MlpConfig:
     """A map of each visual token by itself.
@@ -53,24 +55,37 @@ class MlpConfig:
     hidden_dim: int | None = None
     dtype: str = "bfloat16"
 
+    def make(self, output_dim: int, name: str | None = None) -> nn.Module:
+        """See `configuration.AdapterConfig`."""
+        return MlpAdapter(self, output_dim, name=name)
 
+    def num_tokens(self, frames: int, patches: int) -> int:
+        """See `configuration.AdapterConfig`."""
+        return frames * patches
+
+    def flops(self, counter: FlopCounter, media: float, frames: int, patches: int) -> dict[str, float]:
+        """See `configuration.AdapterConfig`."""
+        return {counter.name: counter.kernels(media * frames * patches)}
+
+
+@adapter
 @dataclasses.dataclass(frozen=True)
 class LMAdapterConfig:
     """A tiny language model as adapter (paper, section 3).
 
     Attributes:
         lm: the tiny LM; its `causal` says whether the causal mask stays.
-        front: what makes the LM's input of the visual tokens: a `PerceiverConfig` (new resampler: the paper), a
-            `PoolerConfig` (stage 1's pooler) or an `MlpConfig` (stage 1's projection).
+        front: the adapter that makes the LM's input of the visual tokens: a `PerceiverConfig` (new resampler: the
+            paper), a `PoolerConfig` (stage 1's pooler), an `MlpConfig` (stage 1's projection), or your own.
         readout: `slots`, the outputs of the input's own tokens (the paper), or `appended`, the outputs of learned
             queries that stand after them.
         num_queries: queries of read-out `appended`.
         query_init: `normal`, or `positions`: queries start as the front's tokens of a blank image, so that they start
-            at places (`vadapter.training.initialize`).
+            at places (`LMAdapter.places`).
     """
 
     lm: DecoderConfig
-    front: PerceiverConfig | PoolerConfig | MlpConfig
+    front: AdapterConfig
     readout: Readout = "slots"
     num_queries: int = 0
     query_init: Literal["normal", "positions"] = "normal"
@@ -84,23 +99,32 @@ class LMAdapterConfig:
                 f"{self.readout!r} with num_queries={self.num_queries}."
             )
 
+    def make(self, output_dim: int, name: str | None = None) -> nn.Module:
+        """See `configuration.AdapterConfig`."""
+        return LMAdapter(self, output_dim, name=name)
 
-AdapterConfig = MlpConfig | PerceiverConfig | PoolerConfig | LMAdapterConfig
+    def num_tokens(self, frames: int, patches: int) -> int:
+        """See `configuration.AdapterConfig`."""
+        return self.num_queries or self.front.num_tokens(frames, patches)
 
+    def flops(self, counter: FlopCounter, media: float, frames: int, patches: int) -> dict[str, float]:
+        """See `configuration.AdapterConfig`. The front, the LM and the last map are counted by themselves."""
+        length = self.front.num_tokens(frames, patches) + self.num_queries
+        after = {name: counter.part(name, before=counter.flows) for name in ("lm", "projection")}
+        read = media * (self.num_queries or length)
+        return {
+            **self.front.flops(counter.part("front"), media, frames, patches),
+            **self.lm.flops(after["lm"], np.full(round(media), length)),
+            after["projection"].name: after["projection"].kernels(read),
+        }
 
-def num_tokens(config: AdapterConfig, frames: int, patches: int) -> int:
-    """Returns R, the soft tokens that an adapter makes of one medium.
+    def starts(self) -> Mapping[str, Callable[..., Array]]:
+        """See `configuration.AdapterConfig`."""
+        return {"queries": LMAdapter.places} if self.query_init == "positions" else {}
 
-    Args:
-        config: the adapter's.
-        frames: F as the adapter sees it.
-        patches: P.
-    """
-    if isinstance(config, MlpConfig):
-        return frames * patches
-    if isinstance(config, LMAdapterConfig):
-        return config.num_queries or num_tokens(config.front, frames, patches)
-    return config.num_queries
+    def summary(self) -> str:
+        """See `configuration.AdapterConfig`."""
+        return f"{describe(self.front)}, then a {describe(self.lm)}; read-out {self.readout}"
 
 
 class MlpAdapter(nn.Module):
@@ -121,38 +145,6 @@ class MlpAdapter(nn.Module):
         return constrain(x, "batch", "length", "activation_embed")
 
 
-class Resampler(nn.Module):
-    """Perceiver or pooler and a map to the decoder's width: `[B, F, P, E]` to `[B, R, D]`."""
-
-    config: PerceiverConfig | PoolerConfig
-    output_dim: int
-
-    @nn.compact
-    def __call__(self, visual: Float[Array, "B F P E"]) -> Float[Array, "B R D"]:
-        c = self.config
-        if isinstance(c, PerceiverConfig):
-            x = Perceiver(c, name="resampler")(visual)
-        else:
-            x = AttentionalPooler(c, name="resampler")(visual)
-        x = dense(self.output_dim, ("embed", "mlp"), name="projection", bias=True, dtype=c.dtype)(x)
-        return constrain(x, "batch", "length", "activation_embed")
-
-
-def make_adapter(config: AdapterConfig, output_dim: int, name: str | None = None) -> nn.Module:
-    """Makes the module of a configuration.
-
-    Args:
-        config: the adapter's.
-        output_dim: width of the soft tokens.
-        name: name of the submodule, for compact modules.
-    """
-    if isinstance(config, MlpConfig):
-        return MlpAdapter(config, output_dim, name=name)
-    if isinstance(config, LMAdapterConfig):
-        return LMAdapter(config, output_dim, name=name)
-    return Resampler(config, output_dim, name=name)
-
-
 class LMAdapter(nn.Module):
     """Tiny LM between two maps: `[B, F, P, E]` to `[B, R, D]`.
 
@@ -165,8 +157,8 @@ class LMAdapter(nn.Module):
 
     def setup(self):
         c = self.config
-        self.front = make_adapter(c.front, c.lm.width)
-        self.lm = Decoder(c.lm)
+        self.front = c.front.make(c.lm.width)
+        self.lm = c.lm.make()
         self.projection = dense(self.output_dim, ("embed", "mlp"), bias=True, dtype=c.lm.dtype)
         if c.num_queries:
             init = layers.named(nn.initializers.normal(c.lm.width**-0.5), "queries", "embed")

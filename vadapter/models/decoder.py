@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from vadapter.base.array_types import Array, Bool, Float, Int
 from vadapter.base.errors import UserError
 from vadapter.models import layers
 from vadapter.models.attention import AttentionImpl, attend, prepare, soft_cap
+from vadapter.models.configuration import configuration
+from vadapter.models.flops import FlopCounter
 from vadapter.models.kv_cache import KVCache
 from vadapter.models.layers import Norm, dense, named
 from vadapter.models.masks import Visibility
@@ -20,20 +23,21 @@ from vadapter.models.positions import RopeScaling, apply_rope, rope_angles, rope
 from vadapter.partitioning import constrain
 
 
+@configuration("decoder")
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """Shape and kind of a decoder. `models/variants.py` has the published ones.
 
     Attributes:
         vocab_size: rows of the embedding table.
-        width: D.
-        depth: layers.
-        num_heads: query heads.
+        width: channels of a token, D.
+        depth: number of layers.
+        num_heads: number of query heads, N.
         num_kv_heads: key/value heads; 1 is multi-query, num_heads is multi-head.
-        head_dim: H.
+        head_dim: channels of a head, H.
         mlp_dim: hidden size of the MLP.
-        norm: see `layers.Norm`.
-        norm_eps: see `layers.Norm`.
+        norm: `rms`, `rms_plus_one`, `layer` or `layer_no_bias`; see `layers.Norm`.
+        norm_eps: added to the variance or mean square in each norm.
         activation: of the MLP; with `gated` this names GeGLU (`gelu`, `gelu_tanh`) or SwiGLU (`silu`).
         gated: whether the MLP has a gate.
         parallel_block: attention and MLP read the same norm and are added together (PaLM).
@@ -51,10 +55,12 @@ class DecoderConfig:
         tied_head: the embedding table is also the vocabulary head; else that is a table of its own, `head/embedding`.
         scale_embedding: text embeddings are multiplied by sqrt(width) (Gemma, PaLM).
         causal: whether slots see earlier ones only.
-        attention_impl: see `attention.attend`.
+        attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs; see `attention.attend`.
         dtype: of the computation: `float32` or `bfloat16`.
         remat: what the backward pass recomputes: `none`, `full` or `dots`.
     """
+
+    stack: ClassVar[str] = "layers"
 
     vocab_size: int
     width: int
@@ -108,24 +114,83 @@ class DecoderConfig:
         pattern = self.attention_pattern
         return tuple(pattern[i % len(pattern)] == "local" for i in range(self.depth))
 
+    def make(self, name: str | None = None) -> "Decoder":
+        """Returns the module; `name` is that of the submodule, for modules that are `nn.compact`."""
+        return Decoder(self, name=name)
 
+    def flops(self, counter: FlopCounter, lengths: Any, targets: float = 0.0) -> dict[str, float]:
+        """Returns the FLOPs of a training step; see `configuration.AdapterConfig.flops`.
+
+        Args:
+            counter: counts on the decoder's parameters.
+            lengths: tokens of each row, without padding.
+            targets: hidden states that the vocabulary head multiplies; 0 where there is no head.
+        """
+        lengths = np.asarray(lengths, np.float64)
+        total = counter.kernels(float(lengths.sum()))
+        if targets:
+            total += counter.matmul(f"{'embedder' if self.tied_head else 'head'}/embedding", targets)
+        width, attention = self.num_heads * self.head_dim, 0.0
+        for local in (False, True):
+            layers = sum(x == local for x in self.local_layers)
+            keys = np.minimum(lengths, self.window or math.inf) if local else lengths
+            causal = self.causal and not local
+            attention += counter.attention(float((lengths * keys).sum()), 1, width, layers, causal)
+        return {counter.name: total + attention}
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass
-class Sight:
-    """What one kind of layer sees: its mask and its rotation. Made once and shared by the layers of that kind."""
+class AttentionInputs:
+    """What the attention of all layers of one kind, local or global, is given: its mask and its rotation."""
 
     mask: Bool[Array, "B 1 T S"] | Visibility
     angles: Float[Array, "B T half"]
 
-    def where(self, is_local: Bool[Array, ""], everywhere: "Sight") -> "Sight":
-        """Returns this sight of local layers if the layer is one, else `everywhere`."""
-        angles = jnp.where(is_local, self.angles, everywhere.angles)
-        if isinstance(self.mask, Visibility):
-            return Sight(dataclasses.replace(self.mask, is_local=is_local), angles)
-        assert not isinstance(everywhere.mask, Visibility)
-        return Sight(jnp.where(is_local, self.mask, everywhere.mask), angles)
+    @staticmethod
+    def choose(is_local: Bool[Array, ""], local: "AttentionInputs", global_: "AttentionInputs") -> "AttentionInputs":
+        """Returns `local` for a layer that is local, else `global_`."""
+        angles = jnp.where(is_local, local.angles, global_.angles)
+        if isinstance(local.mask, Visibility):
+            return AttentionInputs(dataclasses.replace(local.mask, is_local=is_local), angles)
+        assert not isinstance(global_.mask, Visibility)
+        return AttentionInputs(jnp.where(is_local, local.mask, global_.mask), angles)
 
 
-jax.tree_util.register_dataclass(Sight, ["mask", "angles"], [])
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class LayerInputs:
+    """What a layer has of its own. The decoder stacks those of all layers, and the scan gives each layer its own.
+
+    Attributes:
+        is_local: whether the layer is local.
+        key: cached keys; None without a cache.
+        value: cached values; None without a cache.
+    """
+
+    is_local: Bool[Array, ""]
+    key: Float[Array, "B S K H"] | None = None
+    value: Float[Array, "B S K H"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class SharedInputs:
+    """What all layers share.
+
+    Attributes:
+        global_: attention inputs of global layers.
+        local: of local layers; None where there are none.
+        start: slot of the cache that the first new key takes; None without a cache.
+    """
+
+    global_: AttentionInputs
+    local: AttentionInputs | None
+    start: Int[Array, ""] | None
+
+    def attention(self, is_local: Bool[Array, ""]) -> AttentionInputs:
+        """Returns the attention inputs of a layer."""
+        return self.global_ if self.local is None else AttentionInputs.choose(is_local, self.local, self.global_)
 
 
 class Attention(nn.Module):
@@ -134,8 +199,12 @@ class Attention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], sight: Sight, cache: tuple | None) -> tuple[Array, tuple | None]:
+    def __call__(
+        self, x: Float[Array, "B T D"], own: LayerInputs, shared: SharedInputs
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        """Returns what attention adds, and the cached keys and values with the new ones (None without a cache)."""
         c = self.config
+        inputs = shared.attention(own.is_local)
         common: dict[str, Any] = {"bias": c.qkv_bias, "dtype": c.dtype}
         query = dense((c.num_heads, c.head_dim), ("embed", "heads", "kv"), name="query", **common)(x)
         # The kernels of one head are small: to gather them in each layer takes longer than to keep them whole.
@@ -146,38 +215,38 @@ class Attention(nn.Module):
         if c.qk_norm:
             query = Norm(c.norm, c.norm_eps, "kv", name="query_norm")(query)
             key = Norm(c.norm, c.norm_eps, "kv", name="key_norm")(key)
-        query, key = apply_rope(query, sight.angles), apply_rope(key, sight.angles)
-        if cache is not None:
-            keys, values, at = cache
-            start = (0, at, 0, 0)
-            key = jax.lax.dynamic_update_slice(keys, key.astype(keys.dtype), start)
-            value = jax.lax.dynamic_update_slice(values, value.astype(values.dtype), start)
-            cache = (key, value)
+        query, key = apply_rope(query, inputs.angles), apply_rope(key, inputs.angles)
+        read = None
+        if own.key is not None and own.value is not None and shared.start is not None:
+            start = (0, shared.start, 0, 0)
+            key = jax.lax.dynamic_update_slice(own.key, key.astype(own.key.dtype), start)
+            value = jax.lax.dynamic_update_slice(own.value, value.astype(own.value.dtype), start)
+            read = (key, value)
         scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
         out = attend(
             query,
             key.astype(query.dtype),
             value.astype(query.dtype),
-            sight.mask,
+            inputs.mask,
             scale=scale,
             softcap=c.attention_softcap,
             impl=c.attention_impl,
         )
         out = constrain(out, "batch", "length", "activation_heads", None)
-        return dense(c.width, ("heads", "kv", "embed"), name="out", axis=(-2, -1), dtype=c.dtype)(out), cache
+        return dense(c.width, ("heads", "kv", "embed"), name="out", axis=(-2, -1), dtype=c.dtype)(out), read
 
 
 class Layer(nn.Module):
-    """One block; as a scan body it is given (hidden), (is_local, cache of the layer), (sights, next slot)."""
+    """One block, a scan body."""
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], of_layer: tuple, shared: tuple) -> tuple[Array, Any]:
+    def __call__(
+        self, x: Float[Array, "B T D"], own: LayerInputs, shared: SharedInputs
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        """Returns the hidden states, and the layer's cached keys and values (None without a cache)."""
         c = self.config
-        is_local, kv = of_layer
-        (everywhere, nearby), slot = shared
-        sight = everywhere if nearby is None else nearby.where(is_local, everywhere)
 
         def norm(name: str, y: Array) -> Array:
             return Norm(c.norm, c.norm_eps, name=name)(y)
@@ -187,14 +256,14 @@ class Layer(nn.Module):
 
         mlp = layers.GatedMlp(c.mlp_dim, c.activation, c.gated, dtype=c.dtype, name="mlp")
         y = norm("pre_attention_norm", x)
-        out, kv = Attention(c, name="attention")(y, sight, None if kv is None else (*kv, slot))
+        out, read = Attention(c, name="attention")(y, own, shared)
         out = after("post_attention_norm", out)
         if c.parallel_block:
             x = x + out + after("post_mlp_norm", mlp(y))
         else:
             x = x + out
             x = x + after("post_mlp_norm", mlp(norm("pre_mlp_norm", x)))
-        return constrain(x, "batch", "length", "activation_embed"), kv
+        return constrain(x, "batch", "length", "activation_embed"), read
 
 
 class Decoder(nn.Module):
@@ -255,29 +324,34 @@ class Decoder(nn.Module):
         """
         c = self.config
         x = constrain(x.astype(jnp.dtype(c.dtype)), "batch", "length", "activation_embed")
-        slot, kv = None, None
-        key_positions, key_segments = positions, segment_ids
+        own = LayerInputs(jnp.asarray(c.local_layers))
+        start, key_positions, key_segments = None, positions, segment_ids
         if cache is not None:
-            slot, kv = cache.length, (cache.key, cache.value)
+            own = LayerInputs(own.is_local, cache.key, cache.value)
+            start = cache.length
             cache = cache.advance(positions, segment_ids)
             key_positions, key_segments = cache.positions, cache.segment_ids
 
-        def sight(window: int | None, frequencies: np.ndarray) -> Sight:
+        def attention_inputs(window: int | None, frequencies: np.ndarray) -> AttentionInputs:
             seen = Visibility(positions, key_positions, segment_ids, key_segments, causal=c.causal, window=window)
-            return Sight(prepare(seen, c.attention_impl), rope_angles(positions, frequencies))
+            return AttentionInputs(prepare(seen, c.attention_impl), rope_angles(positions, frequencies))
 
-        local = np.array(c.local_layers)
-        everywhere = sight(None, rope_frequencies(c.head_dim, c.rope_base, c.rope_scaling))
-        nearby = None
-        if local.any():
-            nearby = sight(c.window, rope_frequencies(c.head_dim, c.rope_local_base or c.rope_base))
-        x, kv = self.layers(x, (jnp.asarray(local), kv), ((everywhere, nearby), slot))
+        global_ = attention_inputs(None, rope_frequencies(c.head_dim, c.rope_base, c.rope_scaling))
+        local = None
+        if any(c.local_layers):
+            local = attention_inputs(c.window, rope_frequencies(c.head_dim, c.rope_local_base or c.rope_base))
+        x, read = self.layers(x, own, SharedInputs(global_, local, start))
         if cache is not None:
-            cache = cache.replace(key=kv[0], value=kv[1])
+            cache = cache.replace(key=read[0], value=read[1])
         return self.final_norm(x), cache
 
+    def head_table(self) -> Float[Array, "V D"]:
+        """Returns the table of the vocabulary head, in the compute dtype."""
+        head = self.embedder if self.config.tied_head else self.head
+        return head.embedding.astype(jnp.dtype(self.config.dtype))
+
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Returns soft-capped f32 logits. Training uses `head_weights` and a chunked loss instead."""
+        """Returns soft-capped f32 logits. Training uses `head_table` and a chunked loss instead."""
         logits = (self.embedder if self.config.tied_head else self.head).attend(x)
         logits = constrain(logits, "batch", "length", "activation_vocab")
         return soft_cap(logits.astype(jnp.float32), self.config.final_softcap)
@@ -286,14 +360,3 @@ class Decoder(nn.Module):
         """Makes a cache of `size` slots for `batch` rows."""
         c = self.config
         return KVCache.empty(c.depth, batch, size, c.num_kv_heads, c.head_dim, jnp.dtype(c.dtype))
-
-
-def head_weights(config: DecoderConfig, params: dict[str, Any]) -> tuple[Float[Array, "V D"], float | None]:
-    """Returns a decoder's vocabulary head as a table in the compute dtype, and the cap of its logits.
-
-    Args:
-        config: the decoder's.
-        params: the decoder's parameters.
-    """
-    table = params["embedder" if config.tied_head else "head"]["embedding"]
-    return table.astype(jnp.dtype(config.dtype)), config.final_softcap

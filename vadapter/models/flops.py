@@ -6,21 +6,13 @@ frozen decoder behind a trained adapter 4N, what is trained 6N. Padding is not c
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from vadapter.base import trees
-from vadapter.base.batch import Batch, LabelledImages
-from vadapter.models.adapters import AdapterConfig, LMAdapterConfig, MlpConfig, num_tokens
-from vadapter.models.classifier import ClassifierConfig
-from vadapter.models.decoder import DecoderConfig
-from vadapter.models.resampler import PerceiverConfig, PoolerConfig
-from vadapter.models.vit import ViTConfig
-from vadapter.models.vlm import VLMConfig
+from vadapter.base.batch import Counts
 
 FlopsOf = Callable[[Any], dict[str, float]]
 
@@ -48,169 +40,89 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Matmul:
-    """Weights that multiply tokens: a parameter path, its number of weights, and the tokens."""
+class FlopCounter:
+    """Counts on the parameters of one part of a model.
 
-    path: str
-    weights: int
-    tokens: float
-
-
-def matmul_flops(work: Matmul, trainable: bool, flows: bool) -> float:
-    """FLOPs of one step; `flows` says whether a gradient goes on to the tokens."""
-    return 2.0 * work.weights * work.tokens * (1 + trainable + flows)
-
-
-def attention_flops(queries: float, keys: float, width: int, layers: int, flows: bool, causal: bool = False) -> float:
-    """FLOPs of scores and weighted sums of one step: 4 a (query, key, channel) forwards, twice that backwards.
-
-    Args:
-        queries: number of queries.
-        keys: keys that each sees, before the causal mask.
-        width: heads times head dimension.
-        layers: number of layers.
-        flows: whether there is a backward pass through it.
-        causal: half of the keys are seen.
+    Attributes:
+        name: of the part: the beginning of its parameters' paths, such as `adapter` or `adapter/front`.
+        sizes: numbers of weights by slash path, of the whole model.
+        trainable: slash paths of the trained parameters, of the whole model.
+        before: whether something before the part is trained, so that a gradient goes on to its input.
     """
-    return 4.0 * queries * keys * width * layers * (3 if flows else 1) * (0.5 if causal else 1)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Counter:
-    """Counts on one model: the sizes of its kernels and which are trained."""
-
+    name: str
     sizes: Mapping[str, int]
     trainable: Collection[str]
+    before: bool = False
 
-    def trains(self, prefix: str) -> bool:
-        return any(p.startswith(prefix) for p in self.trainable)
+    @property
+    def flows(self) -> bool:
+        """Whether gradients go through the part: it, or something before it, is trained."""
+        return self.before or any(path.startswith(f"{self.name}/") for path in self.trainable)
 
-    def kernels(self, prefix: str, tokens: float, flows: bool, exclude: str | None = None) -> float:
-        """FLOPs of all kernels below a path."""
-        chosen = (p for p in self.sizes if p.startswith(prefix) and p.endswith("/kernel"))
-        return sum(
-            matmul_flops(Matmul(p, self.sizes[p], tokens), p in self.trainable, flows)
-            for p in chosen
-            if exclude is None or not p.startswith(exclude)
-        )
+    def part(self, name: str, before: bool | None = None) -> "FlopCounter":
+        """Returns the counter of a part of this part.
 
-    def encoder(self, config: ViTConfig, frames: float) -> float:
-        tokens, flows = frames * config.num_patches, self.trains("encoder/")
-        attention = attention_flops(tokens, config.num_patches, config.width, config.depth, flows)
-        return self.kernels("encoder/", tokens, flows) + attention
+        Args:
+            name: of the submodule.
+            before: see the attribute; default this part's, as for what comes first in it.
+        """
+        before = self.before if before is None else before
+        return dataclasses.replace(self, name=f"{self.name}/{name}", before=before)
 
-    def front(self, config: AdapterConfig, prefix: str, media: float, visual: int, flows: bool) -> float:
-        """A map, pooler or perceiver with its projection, on `visual` tokens of each medium."""
-        if isinstance(config, MlpConfig):
-            return self.kernels(prefix, media * visual, flows)
-        assert isinstance(config, PerceiverConfig | PoolerConfig)
-        concat = isinstance(config, PerceiverConfig) and config.concat_keys
-        layers, width = 1, config.query_dim
-        if isinstance(config, PerceiverConfig):
-            layers, width = config.num_layers, config.hidden_dim
-        keys, queries = visual + config.num_queries * concat, media * config.num_queries
-        total = attention_flops(queries, keys, width, layers, flows)
-        for path, size in self.sizes.items():
-            if path.startswith(prefix) and path.endswith("/kernel"):
-                tokens = queries
-                if path.endswith("input_projection/kernel"):
-                    tokens = media * visual
-                elif path.endswith(("/key/kernel", "/value/kernel")):
-                    tokens = media * keys
-                total += matmul_flops(Matmul(path, size, tokens), path in self.trainable, flows)
-        return total
+    def matmul(self, parameter: str, tokens: float, flows: bool | None = None) -> float:
+        """FLOPs of one parameter that multiplies `tokens` tokens.
 
-    def adapter(self, config: AdapterConfig, media: float, visual: int) -> dict[str, float]:
-        before = self.trains("encoder/")
-        if not isinstance(config, LMAdapterConfig):
-            return {"adapter": self.front(config, "adapter/", media, visual, before or self.trains("adapter/"))}
-        front_flows = before or self.trains("adapter/front/")
-        flows = front_flows or self.trains("adapter/")
-        length = num_tokens(config.front, 1, visual) + config.num_queries
-        read = config.num_queries or length
-        lm = self.kernels("adapter/lm/", media * length, flows) + _decoder_attention(config.lm, [length], flows) * media
-        return {
-            "adapter/front": self.front(config.front, "adapter/front/", media, visual, front_flows),
-            "adapter/lm": lm,
-            "adapter/projection": self.kernels("adapter/projection/", media * read, flows),
-        }
+        Args:
+            parameter: its path below the part.
+            tokens: how many.
+            flows: whether a gradient goes on to the tokens; default the part's.
+        """
+        path = f"{self.name}/{parameter}"
+        flows = self.flows if flows is None else flows
+        return 2.0 * self.sizes[path] * tokens * (1 + (path in self.trainable) + flows)
 
-    def decoder(self, config: DecoderConfig, lengths: np.ndarray, targets: float) -> float:
-        flows = any(self.trains(p) for p in ("encoder/", "adapter/", "decoder/"))
-        total = self.kernels("decoder/", float(lengths.sum()), flows, exclude="decoder/head/")
-        table = "decoder/embedder/embedding" if config.tied_head else "decoder/head/embedding"
-        head = Matmul(table, config.vocab_size * config.width, targets)
-        return total + matmul_flops(head, table in self.trainable, flows) + _decoder_attention(config, lengths, flows)
+    def kernels(self, tokens: float | Callable[[str], float], flows: bool | None = None) -> float:
+        """FLOPs of all kernels of the part (parameters named `kernel`, as linear maps have them).
+
+        Args:
+            tokens: how many tokens the kernels multiply, or a function that says so of a kernel's path below the part.
+            flows: see `matmul`.
+        """
+        start = len(self.name) + 1
+        mine = (p[start:] for p in self.sizes if p.startswith(f"{self.name}/") and p.endswith("/kernel"))
+        return sum(self.matmul(p, tokens(p) if callable(tokens) else tokens, flows) for p in mine)
+
+    def attention(self, queries: float, keys: float, width: int, layers: int, causal: bool = False) -> float:
+        """FLOPs of scores and weighted sums: 4 a (query, key, channel) forwards, twice that backwards.
+
+        Args:
+            queries: number of queries.
+            keys: keys that each sees, before the causal mask.
+            width: heads times head dimension.
+            layers: number of layers.
+            causal: half of the keys are seen.
+        """
+        return 4.0 * queries * keys * width * layers * (3 if self.flows else 1) * (0.5 if causal else 1)
 
 
-def _decoder_attention(config: DecoderConfig, lengths: Any, flows: bool) -> float:
-    width, total = config.num_heads * config.head_dim, 0.0
-    lengths = np.asarray(lengths, np.float64)
-    for local in (False, True):
-        layers = sum(x == local for x in config.local_layers)
-        keys = np.minimum(lengths, config.window or math.inf) if local else lengths
-        causal = config.causal and not local
-        total += attention_flops(float((lengths * keys).sum()), 1, width, layers, flows, causal)
-    return total
-
-
-def _counter(abstract: trees.Tree, trainable: Collection[str]) -> _Counter:
-    return _Counter({p: int(x.size) for p, x in trees.flatten(abstract).items()}, frozenset(trainable))
-
-
-def vlm_flops(config: VLMConfig, abstract: trees.Tree, trainable: Collection[str]) -> FlopsOf:
-    """Returns a function that counts the FLOPs of a step on a `Batch`, by part.
+def counters(parts: Sequence[str], abstract: trees.Tree, trainable: Collection[str]) -> dict[str, FlopCounter]:
+    """Returns a counter for each part of a model.
 
     Args:
-        config: of the model.
-        abstract: its parameters or their shapes, unboxed.
+        parts: in the order in which data go through them; see `configuration.ModelConfig.parts`.
+        abstract: the model's parameters or their shapes, unboxed.
         trainable: slash paths of the trained parameters.
     """
-    counter = _counter(abstract, trainable)
-
-    def count(batch: Batch) -> dict[str, float]:
-        weights = np.asarray(batch.target_weights)
-        rows = weights.sum(axis=1) > 0
-        lengths = (np.asarray(batch.segment_ids)[rows] > 0).sum(axis=1)
-        parts = {"decoder": counter.decoder(config.decoder, lengths, float((weights > 0).sum()))}
-        medium_count, frames = batch.media.shape[1:3]
-        media = float(rows.sum()) * medium_count
-        if config.encoder is not None and config.adapter is not None and media:
-            seen = config.num_frames if config.repeat_stills and frames == 1 else frames
-            parts["encoder"] = counter.encoder(config.encoder, media * frames)
-            parts |= counter.adapter(config.adapter, media, seen * config.encoder.num_patches)
-        return parts
-
-    return count
-
-
-def classifier_flops(config: ClassifierConfig, abstract: trees.Tree, trainable: Collection[str]) -> FlopsOf:
-    """Returns a function that counts the FLOPs of a step on `LabelledImages`; see `vlm_flops`."""
-    counter = _counter(abstract, trainable)
-
-    def count(batch: LabelledImages) -> dict[str, float]:
-        rows = float((np.asarray(batch.weights) > 0).sum())
-        return {
-            "encoder": counter.encoder(config.encoder, rows),
-            "head": counter.kernels("head/", rows, counter.trains("encoder/")),
-        }
-
-    return count
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """What this process's part of a batch holds: examples with a loss, and text and visual tokens without padding."""
-
-    examples: int
-    tokens: int
+    sizes = {path: int(x.size) for path, x in trees.flatten(abstract).items()}
+    found: dict[str, FlopCounter] = {}
+    before = False
+    for name in parts:
+        found[name] = FlopCounter(name, sizes, frozenset(trainable), before)
+        before = found[name].flows
+    return found
 
 
 def count(batch: Any) -> Counts:
-    """Counts a batch on the host."""
-    if isinstance(batch, LabelledImages):
-        return Counts(int((np.asarray(batch.weights) > 0).sum()), 0)
-    if isinstance(batch, Batch):
-        rows = np.asarray(batch.target_weights).sum(axis=1) > 0
-        return Counts(int(rows.sum()), int((np.asarray(batch.segment_ids)[rows] > 0).sum()))
-    return Counts(int(jax.tree.leaves(batch)[0].shape[0]), 0)
+    """Counts what this process's part of a batch holds; a batch that does not say so has as many examples as rows."""
+    return batch.counts() if hasattr(batch, "counts") else Counts(int(jax.tree.leaves(batch)[0].shape[0]), 0)

@@ -167,22 +167,20 @@ class GatedMlp(nn.Module):
         mlp_dim: hidden size.
         act: activation of the gate.
         gated: whether there is a gate (GeGLU, SwiGLU, ...).
-        bias: biases on all maps.
         dtype: of the computation.
     """
 
     mlp_dim: int
     act: Activation = "gelu_tanh"
     gated: bool = True
-    bias: bool = False
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         def wide(name: str) -> Array:
-            maps = dense(self.mlp_dim, ("embed", "mlp"), name=name, bias=self.bias, dtype=self.dtype)
+            maps = dense(self.mlp_dim, ("embed", "mlp"), name=name, dtype=self.dtype)
             return constrain(maps(x), "batch", "length", "activation_mlp")
 
         act = activation(self.act)
         hidden = act(wide("gate")) * wide("up") if self.gated else act(wide("up"))
-        return dense(x.shape[-1], ("mlp", "embed"), name="down", bias=self.bias, dtype=self.dtype)(hidden)
+        return dense(x.shape[-1], ("mlp", "embed"), name="down", dtype=self.dtype)(hidden)

@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from vadapter.base.array_types import Array, Float, Int
+from vadapter.models.configuration import configuration
 
 
+@configuration("field")
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """How frequencies are stretched for contexts longer than the pretraining's.
 
     Attributes:
         kind: `linear` divides every frequency by `factor` (Gemma 3, 4B and more); `llama3` divides the slow ones only.
-        factor: the stretch.
+        factor: how many times longer the context gets.
         low_freq_factor: llama3: wavelengths over original_length / low_freq_factor are stretched fully.
         high_freq_factor: llama3: wavelengths under original_length / high_freq_factor are kept.
         original_length: llama3: tokens of the pretraining context.

@@ -1,6 +1,10 @@
-"""Cross-attention from learned queries to visual tokens: perceiver resampler and attentional pooler."""
+"""Cross-attention from learned queries to visual tokens: perceiver resampler and attentional pooler.
+
+As adapters they are followed by a map to the decoder's width (`Resampler`).
+"""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax.numpy as jnp
@@ -10,19 +14,22 @@ from vadapter.base.array_types import Array, Float
 from vadapter.base.errors import UserError
 from vadapter.models import layers
 from vadapter.models.attention import AttentionImpl, attend
+from vadapter.models.configuration import adapter
+from vadapter.models.flops import FlopCounter
 from vadapter.models.layers import Norm, dense, named
 from vadapter.partitioning import constrain
 
 LayerNormPlacement = Literal["final", "shared", "separate", "separate_final"]
 
 
+@adapter
 @dataclasses.dataclass(frozen=True)
 class PerceiverConfig:
     """Perceiver resampler (Flamingo, arXiv 2204.14198) with the options of the paper's Table 1; its best are default.
 
     Attributes:
         num_layers: 6 in the baseline, 1 before the tiny LM.
-        num_queries: R.
+        num_queries: tokens that come out, R.
         query_dim: width of the queries, and of the result.
         hidden_dim: width of query, key and value inside the cross-attention.
         num_heads: heads of the cross-attention.
@@ -34,7 +41,7 @@ class PerceiverConfig:
         num_frames: frames that have a time embedding.
         concat_keys: queries are keys and values too, as in Flamingo. Whether the paper keeps that is open.
         zero_init: cross-attention and FFN results start at zero, so that the resampler starts as its queries.
-        attention_impl: see `attention.attend`.
+        attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs; see `attention.attend`.
         dtype: of the computation.
     """
 
@@ -60,13 +67,28 @@ class PerceiverConfig:
                 f"PerceiverConfig: hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}."
             )
 
+    def make(self, output_dim: int, name: str | None = None) -> nn.Module:
+        """See `configuration.AdapterConfig`."""
+        return Resampler(self, output_dim, Perceiver, name=name)
 
+    def num_tokens(self, frames: int, patches: int) -> int:
+        """See `configuration.AdapterConfig`."""
+        return self.num_queries
+
+    def flops(self, counter: FlopCounter, media: float, frames: int, patches: int) -> dict[str, float]:
+        """See `configuration.AdapterConfig`."""
+        keys = frames * patches + self.num_queries * self.concat_keys
+        attention = counter.attention(media * self.num_queries, keys, self.hidden_dim, self.num_layers)
+        return {counter.name: attention + _kernels(counter, media, frames * patches, keys, self.num_queries)}
+
+
+@adapter
 @dataclasses.dataclass(frozen=True)
 class PoolerConfig:
     """CoCa's attentional pooler (arXiv 2205.01917): one cross-attention, then LayerNorm on what was queried.
 
     Attributes:
-        num_queries: R.
+        num_queries: tokens that come out, R.
         query_dim: width of the queries and of the result.
         num_heads: heads of the cross-attention.
         residual: the queries are added to what they read, and an FFN follows, both starting at zero: how a pooler of
@@ -74,7 +96,7 @@ class PoolerConfig:
         ffn_ratio: hidden size of that FFN over query_dim.
         time_embedding: as in `PerceiverConfig`, starting at zero.
         num_frames: frames that have a time embedding.
-        attention_impl: see `attention.attend`.
+        attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs; see `attention.attend`.
         dtype: of the computation.
     """
 
@@ -93,6 +115,39 @@ class PoolerConfig:
             raise UserError(
                 f"PoolerConfig: query_dim {self.query_dim} is not a multiple of num_heads {self.num_heads}."
             )
+
+    def make(self, output_dim: int, name: str | None = None) -> nn.Module:
+        """See `configuration.AdapterConfig`."""
+        return Resampler(self, output_dim, AttentionalPooler, name=name)
+
+    def num_tokens(self, frames: int, patches: int) -> int:
+        """See `configuration.AdapterConfig`."""
+        return self.num_queries
+
+    def flops(self, counter: FlopCounter, media: float, frames: int, patches: int) -> dict[str, float]:
+        """See `configuration.AdapterConfig`."""
+        keys = frames * patches
+        attention = counter.attention(media * self.num_queries, keys, self.query_dim, layers=1)
+        return {counter.name: attention + _kernels(counter, media, keys, keys, self.num_queries)}
+
+
+def _kernels(counter: FlopCounter, media: float, visual: int, keys: int, queries: int) -> float:
+    """FLOPs of all maps: those to keys and values run on the keys, the first map on visual tokens, others on queries.
+
+    Args:
+        counter: of the adapter.
+        media: images or videos.
+        visual: visual tokens of each.
+        keys: keys that each query sees.
+        queries: queries of each.
+    """
+
+    def tokens(path: str) -> float:
+        if path.endswith("input_projection/kernel"):
+            return media * visual
+        return media * (keys if path.endswith(("/key/kernel", "/value/kernel")) else queries)
+
+    return counter.kernels(tokens)
 
 
 class CrossAttention(nn.Module):
@@ -237,3 +292,24 @@ class AttentionalPooler(nn.Module):
             x = x + gate.astype(x.dtype) * queries
             x = x + FeedForward(c.ffn_ratio, c.dtype, zero_init=True, name="ffn")(x)
         return x
+
+
+class Resampler(nn.Module):
+    """Perceiver or pooler and a map to the decoder's width: `[B, F, P, E]` to `[B, R, D]`.
+
+    Attributes:
+        config: of the perceiver or pooler.
+        output_dim: D.
+        resampler: `Perceiver` or `AttentionalPooler`.
+    """
+
+    config: PerceiverConfig | PoolerConfig
+    output_dim: int
+    resampler: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, visual: Float[Array, "B F P E"]) -> Float[Array, "B R D"]:
+        c = self.config
+        x = self.resampler(c, name="resampler")(visual)
+        x = dense(self.output_dim, ("embed", "mlp"), name="projection", bias=True, dtype=c.dtype)(x)
+        return constrain(x, "batch", "length", "activation_embed")

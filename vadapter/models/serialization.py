@@ -1,7 +1,7 @@
 """Configurations of models as JSON and back, for files that outlive the code that wrote them.
 
 A configuration is an object with the name of its `class` and all of its fields, the defaults too: a default that
-changes later does not change a model that was trained before.
+changes later does not change a model that was trained before. The classes are those of `configuration.REGISTRY`.
 """
 
 import dataclasses
@@ -9,22 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from vadapter.base.errors import UserError
-from vadapter.models.adapters import LMAdapterConfig, MlpConfig
-from vadapter.models.classifier import ClassifierConfig
-from vadapter.models.decoder import DecoderConfig
-from vadapter.models.positions import RopeScaling
-from vadapter.models.resampler import PerceiverConfig, PoolerConfig
-from vadapter.models.vit import ViTConfig
-from vadapter.models.vlm import VLMConfig
+from vadapter.models import classifier, vlm  # noqa: F401  so that the shipped configurations are registered
+from vadapter.models.configuration import REGISTRY
 
 CLASS = "class"  # a word of Python, so no field is called so
-_CLASSES = {
-    kind.__name__: kind
-    for kind in (
-        *(VLMConfig, ClassifierConfig, ViTConfig, DecoderConfig, RopeScaling),
-        *(MlpConfig, PerceiverConfig, PoolerConfig, LMAdapterConfig),
-    )
-}
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -33,8 +21,8 @@ def to_json(config: Any) -> dict[str, Any]:
     Raises:
         TypeError: it is none of the configurations of models, or holds something else than numbers, texts and these.
     """
-    if type(config).__name__ not in _CLASSES:
-        raise TypeError(f"{type(config).__name__} is no configuration of a model")
+    if type(config).__name__ not in REGISTRY:
+        raise TypeError(f"{type(config).__name__} is no configuration of a model that is registered")
     fields = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
     return {CLASS: type(config).__name__, **fields}
 
@@ -51,13 +39,14 @@ def from_json(record: Mapping[str, Any], where: str = "The record") -> Any:
     Raises:
         UserError: a class or a field is unknown or missing, or the values do not fit one another.
     """
-    if not isinstance(record, Mapping) or record.get(CLASS) not in _CLASSES:
+    if not isinstance(record, Mapping) or record.get(CLASS) not in REGISTRY:
         found = record.get(CLASS) if isinstance(record, Mapping) else record
         raise UserError(
-            f"{where} describes a model of the class {found!r}; this version of vadapter knows {', '.join(_CLASSES)}. "
-            "Was it written by a newer version? Install that one."
+            f"{where} describes a model of the class {found!r}; known are {', '.join(REGISTRY.names)}. If the class is "
+            "your own, import the module that defines it, or name it with --module. If a newer version of vadapter "
+            "wrote the file, install that one."
         )
-    kind = _CLASSES[record[CLASS]]
+    kind = REGISTRY[record[CLASS]]
     fields = {field.name: field for field in dataclasses.fields(kind)}
     values = {name: _value(value, where) for name, value in record.items() if name != CLASS}
     if unknown := sorted(values.keys() - fields.keys()):

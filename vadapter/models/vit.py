@@ -1,6 +1,7 @@
 """Vision transformer with big_vision's parameter names and semantics, and the switches of CLIP, SigLIP and DINOv2."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,12 +10,15 @@ from vadapter.base.array_types import Array, Float, UInt8
 from vadapter.base.errors import UserError
 from vadapter.models import layers
 from vadapter.models.attention import AttentionImpl, attend
+from vadapter.models.configuration import encoder
+from vadapter.models.flops import FlopCounter
 from vadapter.models.layers import Norm, dense, named
 from vadapter.partitioning import constrain
 
 _xavier = nn.initializers.xavier_uniform()
 
 
+@encoder
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
     """Shape and kind of a ViT. `models/variants.py` has the published ones.
@@ -22,9 +26,9 @@ class ViTConfig:
     Attributes:
         image_size: pixels of each side of the square input.
         patch_size: pixels of each side of a patch.
-        width: D.
-        depth: layers.
-        num_heads: N; the head dimension is width / num_heads.
+        width: channels of a token, D.
+        depth: number of layers.
+        num_heads: number of heads, N; the head dimension is width / num_heads.
         mlp_dim: hidden size of the MLP.
         activation: `gelu_tanh` (big_vision), `gelu` (DINOv2), `quick_gelu` (OpenAI CLIP); with `gated`, of the gate.
         gated: the MLP has a gate, `Dense_1(act(Gate(x)) * Dense_0(x))` (SwiGLU of DINOv2's giant size).
@@ -39,11 +43,13 @@ class ViTConfig:
         drop_edges: `image_size` may be no multiple of `patch_size`; the pixels right of and below the last whole patch
             are then not read (SigLIP so400m at 384 pixels sees 378 of them).
         mean: of the pixels in 0..1, for R, G, B; 0.5 with std 0.5 maps to -1..1 (big_vision, SigLIP).
-        std: likewise.
-        attention_impl: see `attention.attend`.
+        std: of the pixels in 0..1, for R, G, B.
+        attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs; see `attention.attend`.
         dtype: of the computation; patch and position embeddings are always in f32.
         remat: what the backward pass recomputes: `none`, `full` or `dots`.
     """
+
+    stack: ClassVar[str] = "Transformer/encoderblock"
 
     image_size: int
     patch_size: int
@@ -87,6 +93,16 @@ class ViTConfig:
     def num_patches(self) -> int:
         """P, the patch tokens of a frame."""
         return self.grid**2
+
+    def make(self, name: str | None = None) -> nn.Module:
+        """See `configuration.EncoderConfig`."""
+        return ViT(self, name=name)
+
+    def flops(self, counter: FlopCounter, frames: float) -> dict[str, float]:
+        """See `configuration.EncoderConfig`."""
+        tokens = frames * self.num_patches
+        attention = counter.attention(tokens, self.num_patches, self.width, self.depth)
+        return {counter.name: counter.kernels(tokens) + attention}
 
 
 class MlpBlock(nn.Module):

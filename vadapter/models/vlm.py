@@ -1,19 +1,25 @@
 """The composition: vision encoder, adapter, decoder."""
 
 import dataclasses
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from vadapter.base.array_types import Array, Float, Int, UInt8
 from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
-from vadapter.models import adapters, decoder
+from vadapter.base.trees import Tree
+from vadapter.models import adapters, decoder, flops, vit  # noqa: F401  so that the shipped parts are registered
+from vadapter.models.configuration import AdapterConfig, EncoderConfig, configuration
 from vadapter.models.kv_cache import KVCache
-from vadapter.models.vit import ViT, ViTConfig
+from vadapter.models.losses import LossSums, ObjectiveConfig, cross_entropy
 
 
+@configuration("model")
 @dataclasses.dataclass(frozen=True)
 class VLMConfig:
     """Any encoder, adapter and decoder; a decoder alone is a language model.
@@ -28,8 +34,8 @@ class VLMConfig:
     """
 
     decoder: decoder.DecoderConfig
-    encoder: ViTConfig | None = None
-    adapter: adapters.AdapterConfig | None = None
+    encoder: EncoderConfig | None = None
+    adapter: AdapterConfig | None = None
     num_frames: int = 1
     repeat_stills: bool = True
 
@@ -41,8 +47,76 @@ class VLMConfig:
         """Returns R for media that are stored with `frames` frames (1 for a still image)."""
         if self.encoder is None or self.adapter is None:
             return 0
-        seen = self.num_frames if self.repeat_stills and frames == 1 else frames
-        return adapters.num_tokens(self.adapter, seen, self.encoder.num_patches)
+        return self.adapter.num_tokens(self._frames_seen(frames), self.encoder.num_patches)
+
+    def _frames_seen(self, frames: int) -> int:
+        """F as the adapter sees it."""
+        return self.num_frames if self.repeat_stills and frames == 1 else frames
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """See `configuration.ModelConfig`."""
+        return ("encoder", "adapter", "decoder")
+
+    @property
+    def vocab_size(self) -> int:
+        """See `configuration.ModelConfig`."""
+        return self.decoder.vocab_size
+
+    def make(self) -> "VLM":
+        """See `configuration.ModelConfig`."""
+        return VLM(self)
+
+    def data_sizes(self) -> dict[str, Any]:
+        """See `configuration.ModelConfig`."""
+        tokens = {frames: self.num_visual_tokens(frames) for frames in {1, self.num_frames}}
+        sizes = {"num_frames": self.num_frames, "num_visual_tokens": tokens}
+        return sizes if self.encoder is None else {"image_size": self.encoder.image_size, **sizes}
+
+    def example_batch(self, rows: int = 1, lengths: Mapping[str, int] | None = None, frames: int = 1) -> Batch:
+        """See `configuration.ModelConfig`. A row has one image or video, and text for inputs and targets."""
+        lengths = lengths or {"inputs": 1, "targets": 1}
+
+        def shape(dtype: type, *sizes: int) -> Any:
+            return jax.ShapeDtypeStruct((rows, *sizes), dtype)
+
+        size = self.encoder.image_size if self.encoder else 1
+        row = shape(np.int32, lengths["inputs"] + self.num_visual_tokens(frames) + lengths["targets"])
+        target = shape(np.int32, lengths["targets"])
+        return Batch(
+            tokens=row,
+            segment_ids=row,
+            positions=row,
+            media_index=row,
+            media=shape(np.uint8, 1 if self.encoder else 0, frames, size, size, 3),
+            target_positions=target,
+            target_ids=target,
+            target_weights=shape(np.float32, lengths["targets"]),
+        )
+
+    def flops(self, abstract: Tree, trainable: Collection[str]) -> flops.FlopsOf:
+        """See `configuration.ModelConfig`."""
+        counters = flops.counters(self.parts, abstract, trainable)
+
+        def count(batch: Batch) -> dict[str, float]:
+            weights = np.asarray(batch.target_weights)
+            rows = weights.sum(axis=1) > 0
+            lengths = (np.asarray(batch.segment_ids)[rows] > 0).sum(axis=1)
+            found = self.decoder.flops(counters["decoder"], lengths, float((weights > 0).sum()))
+            medium_count, frames = batch.media.shape[1:3]
+            media = float(rows.sum()) * medium_count
+            if self.encoder is not None and self.adapter is not None and media:
+                found |= self.encoder.flops(counters["encoder"], media * frames)
+                seen, patches = self._frames_seen(frames), self.encoder.num_patches
+                found |= self.adapter.flops(counters["adapter"], media, seen, patches)
+            return found
+
+        return count
+
+    def starts(self) -> dict[str, Callable[..., Array]]:
+        """Returns how parameters start that start from others: `VLM.start` by path."""
+        found = getattr(self.adapter, "starts", dict)()
+        return {f"adapter/{path}": value for path, value in found.items()}
 
 
 class VLM(nn.Module):
@@ -52,15 +126,18 @@ class VLM(nn.Module):
 
     def setup(self):
         c = self.config
-        self.decoder = decoder.Decoder(c.decoder)
+        self.decoder = c.decoder.make()
         if c.encoder is not None and c.adapter is not None:
-            self.encoder = ViT(c.encoder)
-            self.adapter = adapters.make_adapter(c.adapter, c.decoder.width)
+            self.encoder = c.encoder.make()
+            self.adapter = c.adapter.make(c.decoder.width)
 
     def encode(self, media: UInt8[Array, "B M F h w C"]) -> Float[Array, "BM F P E"]:
         """Returns the encoder's patch tokens, rows and media joined; a still image's are repeated over the frames."""
         batch, count, frames = media.shape[:3]
         tokens = self.encoder(media.reshape(-1, *media.shape[3:]))
+        config = self.config.encoder
+        assert config is not None
+        _check_shape(config, "num_patches and width", tokens.shape[1:], (config.num_patches, config.width))
         tokens = tokens.reshape(batch * count, frames, *tokens.shape[1:])
         if frames == 1 and self.config.repeat_stills:
             tokens = jnp.repeat(tokens, self.config.num_frames, axis=1)
@@ -69,6 +146,8 @@ class VLM(nn.Module):
     def soft_tokens(self, media: UInt8[Array, "B M F h w C"]) -> Float[Array, "B MR D"]:
         """Returns what the decoder reads in place of text embeddings."""
         soft = self.adapter(self.encode(media))
+        expected = (self.config.num_visual_tokens(media.shape[2]), self.config.decoder.width)
+        _check_shape(self.config.adapter, "num_tokens and the decoder's width", soft.shape[1:], expected)
         return soft.reshape(media.shape[0], -1, soft.shape[-1])
 
     def embed(self, batch: Batch) -> Float[Array, "B T D"]:
@@ -87,6 +166,28 @@ class VLM(nn.Module):
         if self.is_initializing():
             self.decoder.logits(hidden)  # makes the parameters of an untied head
         return hidden
+
+    def logits(self, batch: Batch) -> Float[Array, "B L V"]:
+        """Returns f32 logits of the targets, soft-capped as the decoder's configuration says."""
+        return self.decoder.logits(self(batch))
+
+    def loss_sums(self, batch: Batch, settings: ObjectiveConfig | None = None) -> LossSums:
+        """Returns the cross-entropy of the targets, in nats, as sums over the batch.
+
+        Args:
+            batch: rows with targets.
+            settings: z-loss and chunks of the vocabulary; default none of these.
+        """
+        settings = settings or ObjectiveConfig()
+        return cross_entropy(
+            self(batch),
+            self.decoder.head_table(),
+            batch.target_ids,
+            batch.target_weights,
+            softcap=self.config.decoder.final_softcap,
+            z_loss=settings.z_loss,
+            vocab_chunk=settings.vocab_chunk,
+        )
 
     def prefill(self, batch: Batch, max_new_tokens: int) -> tuple[Float[Array, "B V"], KVCache]:
         """Reads the prompts.
@@ -115,11 +216,21 @@ class VLM(nn.Module):
         assert read is not None
         return self.decoder.logits(hidden)[:, 0], read
 
-    def query_places(self, media: UInt8[Array, "1 1 F h w C"]) -> Float[Array, "Q D"]:
-        """Returns the start of position queries, for an LM adapter; see `LMAdapterConfig.query_init`."""
-        return self.adapter.places(self.encode(media))
+    def start(self, path: str) -> Array:
+        """Returns the first value of a parameter of `VLMConfig.starts`: what comes of a grey image.
+
+        A grey image has nothing to see: all that tells its tokens apart is where they are.
+        """
+        assert self.config.encoder is not None
+        size = self.config.encoder.image_size
+        grey = jnp.full((1, 1, 1, size, size, 3), 128, jnp.uint8)
+        return self.config.starts()[path](self.adapter, self.encode(grey))
 
 
-def head_weights(config: VLMConfig, params: dict[str, Any]) -> tuple[Float[Array, "V D"], float | None]:
-    """Returns the decoder's vocabulary table and the cap of its logits; see `decoder.head_weights`."""
-    return decoder.head_weights(config.decoder, params["decoder"])
+def _check_shape(config: Any, what: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Refuses a module that does not do what its configuration says: tokens would be lost, or taken twice."""
+    if found != expected:
+        raise UserError(
+            f"{type(config).__name__}: {what} say that a row has tokens of the shape {expected}, and its module made "
+            f"{found}. Change the module or the configuration."
+        )

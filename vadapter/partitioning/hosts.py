@@ -27,7 +27,7 @@ class HostsConfig:
 
     Attributes:
         coordinator_address: `host:port` of process 0, which the others can reach.
-        num_processes: of the run.
+        num_processes: number of processes of the run.
         process_id: of this process, from 0.
         initialization_timeout: seconds to wait for all processes.
     """

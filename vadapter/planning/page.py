@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from vadapter.base import pages
 from vadapter.planning import calibration
 from vadapter.planning.estimate import METHOD
 from vadapter.planning.plans import Plan, advice, gib
@@ -321,10 +320,8 @@ def html(title: str, lead: str, shown: Sequence[Table], paragraphs: Sequence[str
         paragraphs: notes under them.
         plan: whose memory and time are drawn as bars; None draws none.
     """
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     content = {"title": title, "lead": lead, "tables": shown, "notes": paragraphs, "bars": bars(plan) if plan else []}
-    return environment.get_template("plan.html.j2").render(**content)
+    return pages.render(Path(__file__).parent / "templates" / "plan.html.j2", content)
 
 
 def bars(plan: Plan) -> list[tuple[str, list[tuple[str, str, float]]]]:

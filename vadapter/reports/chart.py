@@ -33,7 +33,7 @@ class Series:
 
 
 def slot(index: int) -> int:
-    """The palette's colour for the index-th arm; CSS classes `c0`, `c1`, ... carry it."""
+    """The palette's colour for the index-th run; CSS classes `c0`, `c1`, ... carry it."""
     return index % len(PALETTE)
 
 
@@ -67,8 +67,6 @@ def line_chart(
     *,
     target: tuple[str, float] | None = None,
     crossings: Mapping[str, int] | None = None,
-    x_label: str = "step",
-    y_label: str = "validation loss (log scale)",
 ) -> str:
     """Draws lines over a linear step axis and a logarithmic value axis.
 
@@ -90,7 +88,7 @@ def line_chart(
     labelled = width >= 500
     right = min(0.3 * width, 26 + _CHAR * (6 + 1.1 * max(len(s.name) for s in series))) if labelled else 12
     frame = _Frame(44, 26, width - right, height - 40, series, target)
-    parts = [_axes(frame, x_label, y_label)]
+    parts = [_axes(frame)]
     if target is not None:
         parts.append(_target(frame, target))
     parts += [_line(frame, s) for s in series]
@@ -132,8 +130,8 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", css: str = ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{css}>{html.escape(text)}</text>'
 
 
-def _axes(f: _Frame, x_label: str, y_label: str) -> str:
-    parts = [_text(f.left - 36, f.top - 12, y_label)]
+def _axes(f: _Frame) -> str:
+    parts = [_text(f.left - 36, f.top - 12, "validation loss (log scale)")]
     for value in log_ticks(math.exp(f.low), math.exp(f.high), int((f.bottom - f.top) / 36)):
         y = f.y(value)
         parts.append(f'<line class="grid" x1="{f.left}" x2="{f.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -141,7 +139,7 @@ def _axes(f: _Frame, x_label: str, y_label: str) -> str:
     for step in linear_ticks(f.last, max(2, int((f.right - f.left) / 90))):
         anchor = "start" if step == 0 else "end" if f.x(step) > f.right - 10 else "middle"
         parts.append(_text(f.x(step), f.bottom + 18, f"{step:,}", anchor=anchor))
-    parts.append(_text((f.left + f.right) / 2, f.bottom + 36, x_label, anchor="middle"))
+    parts.append(_text((f.left + f.right) / 2, f.bottom + 36, "step", anchor="middle"))
     return "".join(parts)
 
 

@@ -1,44 +1,26 @@
 """An evaluation as `metrics.json`, and as one self-contained HTML page with best, worst and random examples."""
 
 import dataclasses
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
+from markupsafe import Markup
 
-import vadapter
-from vadapter.base import pictures
-from vadapter.evaluation import captions, metrics, submissions
+from vadapter.base import pages, pictures, versions
+from vadapter.evaluation import bootstrap
+from vadapter.evaluation.bootstrap import Intervals
 from vadapter.evaluation.examples import Example
-from vadapter.evaluation.metrics import Intervals
-from vadapter.reports import page as report_page
-from vadapter.reports import summary as report_summary
+from vadapter.reports import chart as charts
+from vadapter.reports import files
+from vadapter.reports import summary as words
 
-_MOST_PROMPTS = 5
 _MOST_TEXT = 1500  # characters of a text that are shown
 _COUNTS = ("captions", "questions", "records", "unscored", "target_tokens")
-_EXPLAINED = {
-    "cider": "CIDEr-D, times 100",
-    "rouge_l": "ROUGE-L, times 100",
-    "meteor": "METEOR, times 100",
-    "spice": "SPICE, times 100",
-    **{f"bleu{n}": f"BLEU-{n}, times 100" for n in range(1, 5)},
-    "exact_match": "captions equal to a reference, 0 to 1",
-    "vqa_accuracy": "accuracy against several people's answers",
-    "vqa_accuracy_unstemmed": "the same without stemming",
-    "accuracy": "share of right ones",
-    "loss": "nats a target token",
-    "perplexity": "exp of the loss",
-    "right": "loss with the right image, nats a token",
-    "shuffled": "loss with another example's image",
-    "blank": "loss with a grey image",
-    "shuffled_gap": "loss that another example's image adds",
-    "blank_gap": "loss that a grey image adds",
-}
-_EXAMPLE_SCORES = {"score": "accuracy", "cider": "CIDEr", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "meteor": "METEOR",
-                   "spice": "SPICE"}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +34,10 @@ class Evaluated:
         intervals: 95% bootstrap intervals of scores, by the same names; not every score has one.
         facts: what it was measured on and with (split, decoding, prompts, scorers), JSON-serialisable.
         examples: to show.
+        explanations: what scores are, in a few words; see `EvalResult`.
+        notes: sentences that belong beside the scores.
+        records: scored predictions, JSON-serialisable.
+        submission: files in the format of a benchmark, {name: content as JSON}.
     """
 
     name: str
@@ -60,6 +46,19 @@ class Evaluated:
     intervals: Intervals = dataclasses.field(default_factory=dict)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     examples: Sequence[Example] = ()
+    explanations: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()
+    records: Sequence[Mapping[str, Any]] = ()
+    submission: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def line(self) -> str:
+        """The scores in a line for the terminal, with their intervals and notes."""
+        parts = []
+        for name, value in self.scores.items():
+            bounds = self.intervals.get(name)
+            between = f" [{bounds[0]:.4g}, {bounds[1]:.4g}]" if bounds else ""
+            parts.append(f"{name.removeprefix(f'{self.name}/')} {value:.4g}{between}")
+        return "  ".join([*parts, *self.notes])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +69,38 @@ class EvaluationReport:
     facts: Mapping[str, Any]
     evaluations: Sequence[Evaluated]
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """All scores by their whole names."""
+        return {name: value for e in self.evaluations for name, value in e.scores.items()}
+
+    def write(self, folder: epath.PathLike) -> list[epath.Path]:
+        """Writes `metrics.json`, `evaluation.html`, `predictions.jsonl`, and submissions with their side files, over
+        older ones.
+
+        Returns:
+            The paths: metrics, page, predictions, submissions.
+        """
+        place = epath.Path(folder)
+        files.save_metrics(place, metrics_json(self))
+        write_page(self, place / "evaluation.html")
+        files.save_predictions(place, [record for e in self.evaluations for record in e.records])
+        written = [place / name for name in ("metrics.json", "evaluation.html", "predictions.jsonl")]
+        for evaluated in self.evaluations:
+            written += write_submission(evaluated.submission, place)
+        return written
+
+
+def write_submission(contents: Mapping[str, Any], folder: epath.PathLike) -> list[epath.Path]:
+    """Writes JSON files, {name: content}, into a folder, and returns their paths."""
+    place = epath.Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, content in contents.items():
+        (place / name).write_text(json.dumps(content, ensure_ascii=False, indent=2 if ".meta." in name else None))
+        written.append(place / name)
+    return written
+
 
 def whole_names(evaluator: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Scores or intervals by their whole names: `cider` of the evaluator `generation` is `generation/cider`."""
@@ -78,31 +109,9 @@ def whole_names(evaluator: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def of_checkpoint(checkpoint: str, evaluations: Sequence[Evaluated]) -> EvaluationReport:
     """The report on a checkpoint, evaluated by this version of vadapter."""
-    facts = {"checkpoint": checkpoint, "vadapter": vadapter.__version__, "commit": submissions.git_commit()}
+    facts = {"checkpoint": checkpoint, **versions.here()}
     own = [dataclasses.replace(e, facts={k: v for k, v in e.facts.items() if facts.get(k) != v}) for e in evaluations]
     return EvaluationReport(f"Evaluation of {checkpoint}", facts, own)
-
-
-def facts_of_texts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What scores of generated texts that are of no benchmark depend on; `submissions.provenance` says it of one."""
-    prompts = list(dict.fromkeys(str(r["prompt"]) for r in records if r.get("prompt")))
-    scorers = captions.scorer_versions() | {"tokenizer": captions.PYTHON}
-    return {
-        "records": len(records),
-        "prompts": prompts[:_MOST_PROMPTS],
-        "distinct_prompts": len(prompts),
-        "scorers": scorers if any("cider" in r for r in records) else {},
-    }
-
-
-def line(evaluated: Evaluated) -> str:
-    """The scores in a line for the terminal, with their intervals."""
-    parts = []
-    for name, value in evaluated.scores.items():
-        bounds = evaluated.intervals.get(name)
-        between = f" [{bounds[0]:.4g}, {bounds[1]:.4g}]" if bounds else ""
-        parts.append(f"{name.removeprefix(f'{evaluated.name}/')} {value:.4g}{between}")
-    return "  ".join(parts)
 
 
 def metrics_json(report: EvaluationReport) -> dict[str, Any]:
@@ -112,15 +121,14 @@ def metrics_json(report: EvaluationReport) -> dict[str, Any]:
         `scores` by name (None where not finite), `intervals` as name -> [low, high], how those were drawn
         (`bootstrap`), the report's facts, and for each evaluator its own (`evaluations`).
     """
-    scores = {name: value for e in report.evaluations for name, value in e.scores.items()}
     bounds = {name: list(pair) for e in report.evaluations for name, pair in e.intervals.items()}
     return {
         **report.facts,
-        "scores": {name: float(v) if math.isfinite(v) else None for name, v in sorted(scores.items())},
+        "scores": {name: float(v) if math.isfinite(v) else None for name, v in sorted(report.scores.items())},
         "intervals": {name: pair for name, pair in sorted(bounds.items()) if all(map(math.isfinite, pair))},
         "bootstrap": {
-            "level": metrics.LEVEL,
-            "resamples": metrics.SAMPLES,
+            "level": bootstrap.LEVEL,
+            "resamples": bootstrap.SAMPLES,
             "seed": 0,
             "unit": {e.name: unit(e) for e in report.evaluations},
         },
@@ -133,15 +141,16 @@ def unit(evaluated: Evaluated) -> str:
     return "record" if evaluated.kind == "generation" else "batch"
 
 
-def write_evaluation(report: EvaluationReport, path: epath.PathLike) -> None:
+def write_page(report: EvaluationReport, path: epath.PathLike) -> None:
     """Writes the report as one HTML file that loads nothing else. All its text is escaped, long texts are cut."""
-    page = report_page.render(
-        "evaluation.html.j2",
-        report=report,
-        facts=_listed(report.facts),
-        sections=[_section(e) for e in report.evaluations],
-        samples=metrics.SAMPLES,
-    )
+    content = {
+        "report": report,
+        "style": Markup(charts.style()),
+        "facts": _listed(report.facts),
+        "sections": [_section(e) for e in report.evaluations],
+        "samples": bootstrap.SAMPLES,
+    }
+    page = pages.render(Path(__file__).parent / "templates" / "evaluation.html.j2", content)
     target = epath.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(page.encode("utf-8"))
@@ -187,12 +196,11 @@ def _section(evaluated: Evaluated) -> dict[str, Any]:
     return {
         "name": evaluated.name,
         "kind": evaluated.kind,
-        "counts": [
-            (name.rpartition("/")[2].replace("_", " "), report_summary.thousands(v)) for name, v in counts.items()
-        ],
+        "counts": [(name.rpartition("/")[2].replace("_", " "), words.thousands(v)) for name, v in counts.items()],
         "rows": _rows(evaluated, {k: v for k, v in evaluated.scores.items() if k not in counts}),
         "reliance": _reliance(evaluated),
         "unit": unit(evaluated),
+        "notes": evaluated.notes,
         "facts": _listed(evaluated.facts),
         "groups": groups,
     }
@@ -206,9 +214,8 @@ def _rows(evaluated: Evaluated, scores: Mapping[str, float]) -> list[_Row]:
     rows = []
     for name, value in scores.items():
         short = _short(name, evaluated)
-        base = short.partition("/")[0]
-        text = "–" if not math.isfinite(value) else report_summary.figure(value, value)
-        row = _Row(short, _EXPLAINED.get(base, ""), text, "–", "/" in short)
+        text = "–" if not math.isfinite(value) else words.figure(value, value)
+        row = _Row(short, _explanation(name, evaluated), text, "–", "/" in short)
         bounds = evaluated.intervals.get(name)
         if bounds and all(map(math.isfinite, bounds)):
             low, high = bounds
@@ -216,10 +223,16 @@ def _rows(evaluated: Evaluated, scores: Mapping[str, float]) -> list[_Row]:
             place = {"at": value - least, "left": low - least, "width": high - low}
             place = {k: 100 * v / (most - least) for k, v in place.items()}
             row = dataclasses.replace(
-                row, interval=f"{report_summary.figure(low, value)} to {report_summary.figure(high, value)}", **place
+                row, interval=f"{words.figure(low, value)} to {words.figure(high, value)}", **place
             )
         rows.append(row)
     return rows
+
+
+def _explanation(name: str, evaluated: Evaluated) -> str:
+    short = name.removeprefix(f"{evaluated.name}/")
+    tried = (name, short, short.partition("/")[0])
+    return next((evaluated.explanations[n] for n in tried if n in evaluated.explanations), "")
 
 
 def _short(name: str, evaluated: Evaluated) -> str:
@@ -251,8 +264,7 @@ def _reliance(evaluated: Evaluated) -> str:
 
 def _card(example: Example) -> _Card:
     record = example.record
-    labels = {k: v for k, v in _EXAMPLE_SCORES.items() if k in record and not (k == "score" and "cider" in record)}
-    scores = [(label, f"{record[k]:.{1 if abs(record[k]) >= 10 else 2}f}") for k, label in labels.items()]
+    scores = [(label, f"{value:.{1 if abs(value) >= 10 else 2}f}") for label, value in example.scores]
     counted = Counter(str(text) for text in record.get("references") or ())
     texts = [f"{text} ×{times}" if times > 1 else text for text, times in counted.most_common()]
     return _Card(

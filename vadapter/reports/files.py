@@ -1,11 +1,11 @@
 """What evaluation leaves in a run's folder, and how the report reads it back.
 
-MODEL_DIR/config.gin            operative configuration           (written by the training command)
+MODEL_DIR/config.gin            the configuration as it was given (written by the training command)
 MODEL_DIR/curve.jsonl           {"step", "split", "loss", ...}    (written by the loop; split: train or an evaluator)
 MODEL_DIR/done.json             step, seconds, trainable_params   (written when a run is finished)
 MODEL_DIR/inference_eval/       records, <evaluator>-<step>.jsonl (written by the loop)
 MODEL_DIR/metrics.json          scores of `vadapter eval`         (here: `save_metrics`)
-MODEL_DIR/evaluation.html       the same as a page, with examples (`report_evaluation.write_evaluation`)
+MODEL_DIR/evaluation.html       the same as a page, with examples (`evaluation.write_page`)
 MODEL_DIR/predictions.jsonl     records of `vadapter eval`        (here: `save_predictions`)
 MODEL_DIR/thumbnails/00000.png  their pictures, by row number
 """
@@ -21,11 +21,12 @@ from etils import epath
 
 from vadapter.base import pictures
 from vadapter.base.errors import UserError
-from vadapter.reports.report import ArmReport, PredictionRow, Report, SavedEvaluation, compare
+from vadapter.reports import data
+from vadapter.reports.data import Comparison, Prediction, Run, SavedEvaluation, compare
 
 
 def save_metrics(model_dir: epath.PathLike, content: Mapping[str, Any]) -> None:
-    """Writes `metrics.json`, replacing an older one; `content` is that of `report_evaluation.metrics_json`."""
+    """Writes `metrics.json`, replacing an older one; `content` is that of `evaluation.metrics_json`."""
     _write(epath.Path(model_dir) / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -78,7 +79,7 @@ def load_evaluations(model_dir: str | Path) -> list[SavedEvaluation]:
     return found
 
 
-def load_predictions(model_dir: str | Path) -> list[PredictionRow]:
+def load_predictions(model_dir: str | Path) -> list[Prediction]:
     """Reads `predictions.jsonl`, or else the latest records of each evaluator in `inference_eval/`.
 
     A thumbnail that is missing, no picture, or outside the folder is left out.
@@ -91,7 +92,7 @@ def load_predictions(model_dir: str | Path) -> list[PredictionRow]:
     for record in records:
         score = record.get("score")
         rows.append(
-            PredictionRow(
+            Prediction(
                 id="/".join(str(record[key]) for key in ("task", "id") if key in record),
                 prediction=str(record.get("prediction", "")),
                 references=tuple(str(r) for r in record.get("references") or ()),
@@ -128,16 +129,16 @@ def _thumbnail(folder: Path, value: Any) -> str | None:
     return pictures.uri_of(path.read_bytes())
 
 
-def load_arm(model_dir: str | Path, name: str | None = None, description: str = "") -> ArmReport:
+def load_run(model_dir: str | Path, name: str | None = None, description: str = "") -> Run:
     """Reads a run's folder, finished or not, trained by any experiment.
 
     Args:
         model_dir: the run's MODEL_DIR.
         name: shown in the report; the folder's name by default.
-        description: one line about the arm.
+        description: one line about it.
 
     Returns:
-        The arm; what the folder does not tell is None.
+        The run; what the folder does not tell is None.
 
     Raises:
         UserError: there is no such folder, or it holds neither a curve nor an evaluation.
@@ -163,7 +164,7 @@ def load_arm(model_dir: str | Path, name: str | None = None, description: str = 
     curve = _curve(lines, "val" if "val" in held_out or not held_out else held_out[0])
     train_curve = _curve(lines, "train")
     config = folder / "config.gin"
-    return ArmReport(
+    return Run(
         name=name or folder.resolve().name,
         description=description,
         trainable_params=_int(done.get("trainable_params")),
@@ -171,9 +172,7 @@ def load_arm(model_dir: str | Path, name: str | None = None, description: str = 
         seconds=_float(done.get("seconds")),
         curve=curve,
         val_loss=curve[-1][1] if curve else _float(latest.get("loss")),
-        cider=_score(latest, "cider"),
-        exact_match=_score(latest, "exact_match"),
-        vqa_accuracy=_score(latest, "vqa_accuracy"),
+        scores={m.name: value for m in data.score_metrics() if (value := _score(latest, m.name)) is not None},
         reliance=_reliance(latest),
         predictions=load_predictions(folder),
         train_curve=train_curve,
@@ -182,23 +181,23 @@ def load_arm(model_dir: str | Path, name: str | None = None, description: str = 
     )
 
 
-def report_of_runs(
+def comparison_of_runs(
     model_dirs: Sequence[str | Path], *, baseline: str | None = None, title: str | None = None, **fields: Any
-) -> Report:
-    """Reads run folders into a report, for `vadapter report RUN_DIR ...`.
+) -> Comparison:
+    """Reads run folders for `vadapter report RUN_DIR ...`.
 
     Args:
         model_dirs: one MODEL_DIR or more. Folders of one name are told apart by their parents' names.
         baseline: name of the folder to compare with.
         title: heading; made of the names by default.
-        fields: further fields of `Report`, such as seed and environment.
+        fields: further fields of `Comparison`, such as seed and environment.
     """
     folders = [Path(d).resolve() for d in model_dirs]
     names = [f.name for f in folders]
     if len(set(names)) < len(names):
         names = [f"{f.parent.name}/{f.name}" for f in folders]
-    arms = [load_arm(folder, name) for folder, name in zip(folders, names, strict=True)]
-    return Report(title or f"Report on {', '.join(names)}", compare(arms, baseline), baseline, **fields)
+    runs = [load_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    return Comparison(title or f"Report on {', '.join(names)}", compare(runs, baseline), baseline, **fields)
 
 
 def _curve(lines: list[dict[str, Any]], split: str) -> list[tuple[int, float]]:
@@ -268,5 +267,5 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 def _write(path: epath.Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(text.encode("utf-8"))
+    partial.write_bytes(text.encode("utf-8", "replace"))
     partial.replace(path)

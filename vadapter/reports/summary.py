@@ -1,11 +1,9 @@
-"""The report in words: numbers as people read them, and a summary computed from the figures."""
+"""A comparison in words: numbers as people read them, and a summary computed from the figures."""
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from vadapter.reports.report import ArmReport, Report
+from vadapter.reports.data import Comparison, Run, final_loss
 
 
 def thousands(value: float) -> str:
@@ -19,11 +17,6 @@ def count(value: float) -> str:
         if value >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.0f}"
-
-
-def percent(value: float) -> str:
-    """0.412 -> `41.2%`."""
-    return f"{100 * value:.1f}%"
 
 
 def figure(number: float, score: float) -> str:
@@ -41,71 +34,66 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
-def shuffled_gap(arm: "ArmReport") -> float | None:
+def shuffled_gap(run: Run) -> float | None:
     """Loss that a shuffled image adds to the loss with the right one; None where it was not measured."""
-    if not arm.reliance or "shuffled" not in arm.reliance or "right" not in arm.reliance:
+    if not run.reliance or "shuffled" not in run.reliance or "right" not in run.reliance:
         return None
-    return arm.reliance["shuffled"] - arm.reliance["right"]
+    return run.reliance["shuffled"] - run.reliance["right"]
 
 
-def resolution(report: "Report") -> int | None:
+def resolution(comparison: Comparison) -> int | None:
     """Largest number of steps between two points of the curves: how exactly a crossing is known. None: no curves."""
-    gaps = [b[0] - a[0] for arm in report.arms for a, b in zip(arm.curve, list(arm.curve)[1:], strict=False)]
+    gaps = [b[0] - a[0] for run in comparison.runs for a, b in zip(run.curve, list(run.curve)[1:], strict=False)]
     return max(gaps, default=None)
 
 
-def paragraph(report: "Report") -> str:
-    """One paragraph that says what the figures show, and what they do not. Arms without a curve are not compared."""
-    report = dataclasses.replace(report, arms=[a for a in report.arms if a.curve] or report.arms)
-    losses = {a.name: _loss(a) for a in report.arms}
-    known = [a for a in report.arms if losses[a.name] is not None]
+def paragraph(comparison: Comparison) -> str:
+    """One paragraph that says what the figures show, and what they do not. Runs without a curve are not compared."""
+    comparison = dataclasses.replace(comparison, runs=[a for a in comparison.runs if a.curve] or comparison.runs)
+    losses = {a.name: final_loss(a) for a in comparison.runs}
+    known = [a for a in comparison.runs if losses[a.name] is not None]
     if not known:
         return "No validation loss was measured in these runs."
-    if len(report.arms) == 1:
+    if len(comparison.runs) == 1:
         sentences = [_single(known[0])]
     else:
-        sentences = [_best(report, known), *_against_baseline(report, known)]
-    sentences += _reliance(report)
-    if len(report.arms) > 1:
-        seed = f"seed {report.seed}" if report.seed is not None else "one seed"
-        sentences.append(f"This is one run an arm ({seed}): small differences may be chance.")
-        sentences.append("Steps count each arm's own training only, not the training of the parts it starts from.")
+        sentences = [_best(comparison, known), *_against_baseline(comparison, known)]
+    sentences += _reliance(comparison)
+    if len(comparison.runs) > 1:
+        seed = f"seed {comparison.seed}" if comparison.seed is not None else "one seed"
+        sentences.append(f"Each is one run ({seed}): small differences may be chance.")
+        sentences.append("Steps count each run's own training only, not the training of the parts it starts from.")
     return " ".join(sentences)
 
 
-def _loss(arm: "ArmReport") -> float | None:
-    value = arm.val_loss if arm.val_loss is not None else (arm.curve[-1][1] if arm.curve else None)
-    return value if value is not None and math.isfinite(value) else None
+def _single(run: Run) -> str:
+    trained = f" with {count(run.trainable_params)} trained parameters" if run.trainable_params else ""
+    after = f" after {thousands(run.steps)} steps" if run.steps else ""
+    start = f", from {run.curve[0][1]:.3f} at step {run.curve[0][0]}" if len(run.curve) > 1 else ""
+    return f"{run.name}{trained} has a validation loss of {final_loss(run):.3f}{after}{start}."
 
 
-def _single(arm: "ArmReport") -> str:
-    trained = f" with {count(arm.trainable_params)} trained parameters" if arm.trainable_params else ""
-    after = f" after {thousands(arm.steps)} steps" if arm.steps else ""
-    start = f", from {arm.curve[0][1]:.3f} at step {arm.curve[0][0]}" if len(arm.curve) > 1 else ""
-    return f"{arm.name}{trained} has a validation loss of {_loss(arm):.3f}{after}{start}."
-
-
-def _best(report: "Report", known: list["ArmReport"]) -> str:
-    best = min(known, key=lambda a: _loss(a) or 0.0)
+def _best(comparison: Comparison, known: list[Run]) -> str:
+    best = min(known, key=lambda a: final_loss(a) or 0.0)
     trained = f", with {count(best.trainable_params)} trained parameters" if best.trainable_params else ""
-    steps = {a.steps for a in report.arms}
+    steps = {a.steps for a in comparison.runs}
     each = steps.pop() if len(steps) == 1 else None
     after = f", each trained for {thousands(each)} steps" if each else ""
-    missing = len(report.arms) - len(known)
+    missing = len(comparison.runs) - len(known)
     without = f" ({missing} of them without a measured loss)" if missing else ""
     return (
-        f"Of {len(report.arms)} arms{without}{after}, {best.name} ends with the lowest validation loss, "
-        f"{_loss(best):.3f}{trained}."
+        f"Of {len(comparison.runs)} runs{without}{after}, {best.name} ends with the lowest validation loss, "
+        f"{final_loss(best):.3f}{trained}."
     )
 
 
-def _against_baseline(report: "Report", known: list["ArmReport"]) -> list[str]:
-    baseline = report.baseline_arm
-    if baseline is None or _loss(baseline) is None:
+def _against_baseline(comparison: Comparison, known: list[Run]) -> list[str]:
+    baseline = comparison.baseline_run
+    if baseline is None or final_loss(baseline) is None:
         return []
     others = [a for a in known if a is not baseline]
     reached = sorted((a for a in others if a.steps_to_baseline is not None), key=lambda a: a.steps_to_baseline or 0)
-    sentences = [f"The baseline, {baseline.name}, ends at {_loss(baseline):.3f}."]
+    sentences = [f"The baseline, {baseline.name}, ends at {final_loss(baseline):.3f}."]
     if reached:
         first = reached[0]
         steps = first.steps_to_baseline or 0
@@ -126,8 +114,8 @@ def _times(factor: float) -> str:
     return "about as many as" if factor > 0.95 else "more than"
 
 
-def _reliance(report: "Report") -> list[str]:
-    gaps = {a.name: gap for a in report.arms if (gap := shuffled_gap(a)) is not None and math.isfinite(gap)}
+def _reliance(comparison: Comparison) -> list[str]:
+    gaps = {a.name: gap for a in comparison.runs if (gap := shuffled_gap(a)) is not None and math.isfinite(gap)}
     if not gaps:
         return []
     high, low = max(gaps, key=lambda n: gaps[n]), min(gaps, key=lambda n: gaps[n])
@@ -136,7 +124,7 @@ def _reliance(report: "Report") -> list[str]:
     else:
         sentence = (
             f"Another image in place of the right one changes the loss by {gaps[high]:+.2f} for {high} and "
-            f"{gaps[low]:+.2f} for {low}: the larger, the more an arm's text rests on what it sees."
+            f"{gaps[low]:+.2f} for {low}: the larger, the more a run's text rests on what it sees."
         )
     blind = [name for name, gap in gaps.items() if gap < 0.02]
     return (

@@ -149,6 +149,11 @@ def write(
     return read(out)
 
 
+def is_bundle(path: str) -> bool:
+    """Returns whether there is a bundle at a path."""
+    return os.path.isfile(os.path.join(path, FILE))
+
+
 def read(path: str) -> Bundle:
     """Opens a bundle. Reads `bundle.json` only.
 
@@ -156,7 +161,7 @@ def read(path: str) -> Bundle:
         UserError: the folder is no bundle, or one of another version of vadapter.
     """
     file = os.path.join(path, FILE)
-    if not os.path.isfile(file):
+    if not is_bundle(path):
         raise UserError(
             f"A bundle was expected in {path}; found no {FILE} there. Give a folder that vadapter export wrote."
         )

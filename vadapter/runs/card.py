@@ -4,13 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 import vadapter
-from vadapter.models.vlm import VLMConfig
+from vadapter.base import pages
+from vadapter.models.configuration import describe
 from vadapter.runs.description import Description, preprocessing
-
-_PARTS = ("encoder", "adapter", "decoder")
 
 
 def card(
@@ -31,31 +28,25 @@ def card(
         adapter: what `bundle.json` says of the file with the parameters.
         step: checkpoint that they are from.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=False,  # Markdown
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = _cell
-    return environment.get_template("card.md.j2").render(
-        name=name,
-        version=vadapter.__version__,
-        parts=_parts(description, backbones, sizes),
-        adapter=adapter,
-        backbones=backbones,
-        options=[f"`--{part}=DIR`" for backbone in backbones for part in backbone.parts],
-        input=_input(description),
-        training={"step": step, **_told(_flat(description.training))},
-    )
+    content = {
+        "name": name,
+        "version": vadapter.__version__,
+        "parts": _parts(description, backbones, sizes),
+        "adapter": adapter,
+        "backbones": backbones,
+        "options": [f"`--{part}=DIR`" for backbone in backbones for part in backbone.parts],
+        "input": _input(description),
+        "training": {"step": step, **_told(_flat(description.training))},
+    }
+    template = Path(__file__).parent / "templates" / "card.md.j2"
+    return pages.render(template, content, markdown=True, filters={"cell": _cell})
 
 
 def _parts(description: Description, backbones: Sequence[Any], sizes: Mapping[str, int]) -> list[dict[str, Any]]:
     """A row for each part of the model, whether it is in the bundle or beside it."""
     rows = []
-    for part in _PARTS:
-        what = _what(getattr(description.model, part))
+    for part in description.model.parts:
+        what = describe(getattr(description.model, part))
         here = sum(n for path, n in sizes.items() if path.startswith(f"{part}/"))
         if here:
             rows.append({"part": part, "what": what, "parameters": here, "here": True})
@@ -65,25 +56,12 @@ def _parts(description: Description, backbones: Sequence[Any], sizes: Mapping[st
     return rows
 
 
-def _what(config: Any) -> str:
-    """A configuration in a few words."""
-    lm = getattr(config, "lm", None)
-    if lm is not None:
-        return f"{_what(config.front)}, then a {_what(lm)}; read-out {config.readout}"
-    names = {"width": "wide", "depth": "deep", "num_layers": "deep", "num_queries": "queries"}
-    figures = [f"{getattr(config, field)} {word}" for field, word in names.items() if hasattr(config, field)]
-    kind = type(config).__name__.removesuffix("Config")
-    return f"{kind} ({', '.join(figures)})"
-
-
 def _input(description: Description) -> dict[str, Any]:
     facts: dict[str, Any] = dict(preprocessing(description))
-    if isinstance(description.model, VLMConfig):
-        frames = {1, description.model.num_frames}
-        facts["visual tokens"] = ", ".join(
-            f"{description.model.num_visual_tokens(n)} of {'a still image' if n == 1 else f'{n} frames'}"
-            for n in sorted(frames)
-        )
+    tokens = description.model.data_sizes()["num_visual_tokens"]
+    facts["visual tokens"] = ", ".join(
+        f"{tokens[n]} of {'a still image' if n == 1 else f'{n} frames'}" for n in sorted(tokens)
+    )
     if text := description.text:
         facts["vocabulary"] = f"{text.vocabulary or 'ships with vadapter'} (sha256 `{text.sha256}`)"
         facts |= {f"prompt of {kind}": f"`{template}`" for kind, template in text.prompts.items()}

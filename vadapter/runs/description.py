@@ -6,16 +6,19 @@ Whoever has it needs neither the gin files nor the data that the model was train
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 import vadapter
 from vadapter.base.errors import UserError
-from vadapter.base.paths import relative, resolve
-from vadapter.models.classifier import ClassifierConfig
+from vadapter.base.paths import absolute, relative, resolve
+from vadapter.models.configuration import ModelConfig
 from vadapter.models.serialization import from_json, to_json
-from vadapter.models.vlm import VLMConfig
+
+if TYPE_CHECKING:
+    from vadapter.runs.experiment import Experiment
+    from vadapter.training.optimizers import OptimizerConfig
 
 FORMAT = 1
 FILE = "model.json"
@@ -47,13 +50,13 @@ class Description:
 
     Attributes:
         model: its configuration.
-        text: None for a classifier.
+        text: None for a model that reads and writes none.
         resize: how images became square, see `vadapter.data.reading.images.resize`.
         frozen_dtype: dtype that frozen parameters had in training.
         training: JSON-serialisable facts of the training, for readers.
     """
 
-    model: VLMConfig | ClassifierConfig
+    model: ModelConfig
     text: Text | None = None
     resize: str = "stretch"
     frozen_dtype: str = "bfloat16"
@@ -109,10 +112,11 @@ def preprocessing(description: Description) -> dict[str, Any]:
     model = description.model
     if model.encoder is None:
         return {}
-    frames = {"num_frames": model.num_frames} if isinstance(model, VLMConfig) else {}
-    encoder = model.encoder
-    pixels = {"image_size": encoder.image_size, "mean": list(encoder.mean), "std": list(encoder.std)}
-    return {**pixels, "resize": description.resize, **frames}
+    sizes, encoder = model.data_sizes(), model.encoder
+    frames = {"num_frames": sizes["num_frames"]} if "num_frames" in sizes else {}
+    # An encoder of another kind may normalise pixels in its own way.
+    normalised = {name: list(getattr(encoder, name)) for name in ("mean", "std") if hasattr(encoder, name)}
+    return {"image_size": encoder.image_size, **normalised, "resize": description.resize, **frames}
 
 
 def save(folder: str, description: Description) -> None:
@@ -145,3 +149,42 @@ def read_json(file: str) -> Any:
 
 def _version(record: Any) -> str:
     return str(record.get("vadapter", "unknown")) if isinstance(record, Mapping) else "unknown"
+
+
+def describe(experiment: "Experiment") -> Description:
+    """Returns all that has to be known to use the model of an experiment. Its tasks are registered by now."""
+    from vadapter.data import mixture_description
+
+    found = mixture_description.describe(experiment.data.mixture)
+    resize, steps = found.pop("resize"), found.pop("preprocessors")
+    text = None
+    if found:
+        path = found.pop("vocabulary")
+        path = relative(absolute(path), experiment.model_dir) if path else ""
+        text = Text(vocabulary=path, lengths=dict(experiment.data.lengths), **found)
+    return Description(
+        model=experiment.model,
+        text=text,
+        resize=resize,
+        frozen_dtype=experiment.train.frozen_dtype,
+        training={**_training(experiment), "preprocessors": steps},
+    )
+
+
+def _training(experiment: "Experiment") -> dict[str, Any]:
+    data, train = experiment.data, experiment.train
+    return {
+        "steps": train.steps,
+        "mixture": data.mixture,
+        "split": data.split,
+        "batch_size": data.batch_size,
+        "seed": experiment.seed,
+        "trainable": list(train.trainable),
+        "optimizer": _plain(train.optimizer),
+        "objective": dataclasses.asdict(experiment.objective),
+    }
+
+
+def _plain(config: "OptimizerConfig") -> dict[str, Any]:
+    """The settings that are set: tuples become lists in JSON."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if value not in (None, ())}

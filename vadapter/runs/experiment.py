@@ -11,14 +11,22 @@ from flax import linen as nn
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.base.evaluator import Evaluator
+from vadapter.benchmarks import table
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.loader import Loader
-from vadapter.evaluation import evaluators, protocols
+from vadapter.evaluation import metrics
+from vadapter.evaluation.loss_evaluators import LossEvaluator, RelianceEvaluator
+from vadapter.evaluation.scoring import PLAIN, Scoring
+from vadapter.evaluation.text_evaluator import GenerationEvaluator
 from vadapter.generation.decoding import DecodingConfig, make_generate
-from vadapter.models import classifier, flops, vlm
-from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, abstract_params, make_mesh
-from vadapter.runs.shapes import example, for_model
-from vadapter.training import freezing, initialize, loop, objectives
+from vadapter.models import flops
+from vadapter.models.configuration import ModelConfig
+from vadapter.models.losses import ObjectiveConfig
+from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, make_mesh
+from vadapter.runs.shapes import for_model
+from vadapter.training import loop, objectives
+from vadapter.training.program import Program
+from vadapter.training.sources import Source
 
 EvaluationKind = Literal["loss", "generation", "reliance"]
 
@@ -34,7 +42,9 @@ class Evaluation:
         name: of its scalars; `val` is the loss curve of the report.
         every_steps: steps between two calls in training; None takes the loop's interval, 0 is at the end only.
         decoding: how texts are generated.
-        benchmark: that the data are of, for its official scores and submission; "" gives those of `kind`.
+        benchmark: name of the benchmark that the data are of, for its official scores and submission; "" gives those of
+            `kind`.
+        metrics: names of further registered metrics of generated texts.
     """
 
     data: LoaderConfig
@@ -43,6 +53,12 @@ class Evaluation:
     every_steps: int | None = None
     decoding: DecodingConfig = DecodingConfig()
     benchmark: str = ""
+    metrics: Sequence[str] = ()
+
+    def scoring(self) -> Scoring:
+        """How generated texts are scored. Raises `UserError` where the benchmark or a metric is not known."""
+        scoring = table.benchmark(self.benchmark).protocol if self.benchmark else PLAIN
+        return scoring.having([metrics.metric(name) for name in self.metrics])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +66,7 @@ class Experiment:
     """A whole run. `gin/runs/train.gin` fills it from the macros that experiments set.
 
     Attributes:
-        model: a VLM, a language model (a VLM without encoder) or a classifier.
+        model: for example a VLM, a language model (a VLM without encoder) or a classifier.
         model_dir: folder of the run.
         data: what it trains on; sizes are the model's.
         train: loop, freezing and optimizer.
@@ -59,16 +75,16 @@ class Experiment:
         evaluations: in training and at its end.
         mesh: how devices are laid out.
         rules: where logical axes lie on the mesh.
-        seed: of random parameters.
+        seed: seed of the random parameters.
         bundle: folder of an adapter bundle that what is trained starts from.
     """
 
-    model: vlm.VLMConfig | classifier.ClassifierConfig
+    model: ModelConfig
     model_dir: str
     data: LoaderConfig
     train: loop.TrainConfig
-    objective: objectives.ObjectiveConfig = dataclasses.field(default_factory=objectives.ObjectiveConfig)
-    sources: tuple[initialize.Source, ...] = ()
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    sources: tuple[Source, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     rules: Sequence[tuple[str, Any]] = DEFAULT_RULES
@@ -88,14 +104,11 @@ class Parts:
 
     @functools.cached_property
     def model(self) -> nn.Module:
-        config = self.experiment.model
-        return vlm.VLM(config) if isinstance(config, vlm.VLMConfig) else classifier.Classifier(config)
+        return self.experiment.model.make()
 
     @functools.cached_property
     def objective(self) -> objectives.Objective:
-        if isinstance(self.model, vlm.VLM):
-            return objectives.vlm_objective(self.model, self.experiment.objective)
-        return objectives.classifier_objective(self.model)
+        return objectives.make_objective(self.model, self.experiment.objective)
 
     @functools.cached_property
     def loader(self) -> Loader:
@@ -111,10 +124,10 @@ class Parts:
         self.partitioner.check_rows(data.batch_size)
         model = self.experiment.model
         loader = Loader(data, for_model(model), *self.partitioner.host_share)
-        if isinstance(model, vlm.VLMConfig) and loader.vocabulary.rows > model.decoder.vocab_size:
+        if model.vocab_size is not None and loader.vocabulary.rows > model.vocab_size:
             raise UserError(
                 f"{loader.vocabulary} has ids up to {loader.vocabulary.rows - 1}; the decoder's table has "
-                f"{model.decoder.vocab_size} rows. Give the tokenizer that belongs to the decoder (VOCABULARY)."
+                f"{model.vocab_size} rows. Give the tokenizer that belongs to the decoder (VOCABULARY)."
             )
         return loader
 
@@ -122,12 +135,12 @@ class Parts:
     def example(self) -> Any:
         """Shapes of a global batch."""
         data = self.experiment.data
-        return example(self.experiment.model, data.batch_size, data.lengths)
+        return self.experiment.model.example_batch(data.batch_size, data.lengths)
 
     @functools.cached_property
-    def abstract(self) -> Any:
-        """Shapes of all parameters, with their logical axes."""
-        return abstract_params(self.model, self.example)
+    def program(self) -> Program:
+        """The training step."""
+        return self.experiment.train.program(self.model, self.example, self.objective, self.partitioner)
 
     @functools.cached_property
     def loss_sums(self) -> Any:
@@ -142,12 +155,8 @@ class Parts:
 
     def flops(self) -> flops.FlopsOf:
         """Counts the FLOPs of a batch by part."""
-        abstract = nn.unbox(self.abstract)
-        trainable = trees.flatten(freezing.partition(abstract, self.experiment.train.trainable)[0])
-        config = self.experiment.model
-        if isinstance(config, vlm.VLMConfig):
-            return flops.vlm_flops(config, abstract, trainable)
-        return flops.classifier_flops(config, abstract, trainable)
+        abstract, trainable = trees.unflatten(self.program.shapes), self.program.storage.trained
+        return self.experiment.model.flops(abstract, trainable)
 
     def evaluators(self) -> list[Evaluator]:
         """Makes the experiment's evaluators."""
@@ -160,20 +169,21 @@ class Parts:
         put = self.partitioner.put_batch
         common: dict[str, Any] = {"put": put, "name": evaluation.name, "every_steps": evaluation.every_steps}
         if evaluation.kind == "loss":
-            return evaluators.LossEvaluator(self.loss_sums, batches, **common)
-        if not isinstance(self.model, vlm.VLM):
+            return LossEvaluator(self.loss_sums, batches, **common)
+        if self.experiment.model.vocab_size is None:
             raise UserError(
-                f"Evaluation {evaluation.name!r} is of the kind {evaluation.kind!r}, which needs a VLM; this model is "
-                "a classifier. Take it out of EVALUATIONS."
+                f"Evaluation {evaluation.name!r} is of the kind {evaluation.kind!r}, which needs a model that reads "
+                "and writes text; this one does not. Take it out of EVALUATIONS."
             )
         if evaluation.kind == "reliance":
-            return evaluators.RelianceEvaluator(self.loss_sums, batches, **common)
+            return RelianceEvaluator(self.loss_sums, batches, **common)
         if evaluation.kind != "generation":
             raise UserError(f"Evaluation.kind is {evaluation.kind!r}; expected 'loss', 'generation' or 'reliance'.")
-        generate = make_generate(self.model, self.partitioner, evaluation.decoding, eos_id=loader.eos_id)
+        model: Any = self.model
+        generate = make_generate(model, self.partitioner, evaluation.decoding, eos_id=loader.eos_id)
         prompts: Any = functools.partial(loader.eval_batches, for_decoding=True)
-        common["protocol"] = protocols.protocol(evaluation.benchmark) if evaluation.benchmark else None
-        return evaluators.GenerationEvaluator(generate, prompts, vocabulary=loader.vocabulary, **common)
+        common |= {"vocabulary": loader.vocabulary, "scoring": evaluation.scoring()}
+        return GenerationEvaluator(generate, prompts, **common)
 
 
 def remembered(batches: Callable[[], Iterator[Any]], limit: int = 1 << 28) -> Callable[[], Iterator[Any]]:

@@ -9,13 +9,14 @@ from vadapter.base import quantization, trees
 from vadapter.base.errors import UserError
 from vadapter.generation.decoding import DecodingConfig
 from vadapter.models.attention import AttentionImpl
+from vadapter.models.stacks import layer_stacks
 from vadapter.planning import search
 from vadapter.planning.estimate import Work, estimate
 from vadapter.planning.plans import Decode, Part, Plan, gib
 from vadapter.planning.programs import Program, compile_program
 from vadapter.planning.topologies import Topology
 from vadapter.runs.experiment import Experiment
-from vadapter.runs.planned import PlannedParts, setting_of, stacks, with_setting
+from vadapter.runs.plan_parts import PlannedParts, setting_of, with_setting
 from vadapter.training.compiler_options import compiler_options
 
 
@@ -59,7 +60,7 @@ class Planner:
         if setting is None:
             return self.base
         changed = with_setting(self.experiment, setting)
-        return PlannedParts(changed, self.devices, self.video, known=self.base.abstract)
+        return PlannedParts(changed, self.devices, self.video, known=self.base.program.boxed)
 
     def plan(self, setting: search.Setting | None = None) -> Plan:
         """Compiles the training step at a setting (None: the recipe's own) and says what it means.
@@ -71,7 +72,7 @@ class Planner:
         mesh = parts.partitioner.mesh
         data, train = self.experiment.data, self.experiment.train
         options = compiler_options(self.devices[0], train.tpu_options)
-        program = Program("train step", parts.lower_train_step, options)
+        program = Program("train step", parts.program.lower, options)
         compiled = compile_program(program, self.topology, mesh, cache_dir=self.cache_dir)
         work = Work(data.batch_size, parts.tokens(), parts.useful_flops(), train.steps)
         return Plan(
@@ -126,7 +127,7 @@ class Planner:
             refusal=self.refusal,
             meshes=search.meshes(self.topology.num_devices // self.topology.slices),
             remat={part: search.POLICIES for part, _ in self.start.remat},
-            attention=dict.fromkeys(stacks(self.experiment.model), implementations),
+            attention=dict.fromkeys(layer_stacks(self.experiment.model), implementations),
         )
 
     def refusal(self, setting: search.Setting) -> str | None:
@@ -148,7 +149,7 @@ class Planner:
 
 def part_rows(parts: PlannedParts) -> tuple[Part, ...]:
     """Returns parameters and bytes of each part."""
-    trained, frozen = (trees.flatten(tree) for tree in parts.params)
+    trained, frozen = (trees.flatten(tree) for tree in parts.program.abstract_params)
     rows = []
     for row in parts.summary():
         leaves = {p: x for p, x in (trained if row.trainable else frozen).items() if p.startswith(row.part)}

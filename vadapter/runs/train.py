@@ -1,15 +1,17 @@
 """Trains an experiment: the parts are made, the parameters are found, the loop runs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+from etils import epath
 
 from vadapter.base import buckets
 from vadapter.base.host_memory import keep_freed_memory
-from vadapter.runs import described, description
+from vadapter.runs import bundle, description, warm_start
 from vadapter.runs.experiment import Experiment, Parts, data_info
-from vadapter.runs.warm_start import warm_start
 from vadapter.training import initialize, loop
+from vadapter.training.sources import Reference
 
 
 def train(experiment: Experiment, *, accepted: Callable[[str], None] | None = None) -> loop.TrainResult:
@@ -27,32 +29,44 @@ def train(experiment: Experiment, *, accepted: Callable[[str], None] | None = No
         keep_freed_memory()
     parts = Parts(experiment)
     evaluators, loader = parts.evaluators(), parts.loader
-    params, references = initialize.initial_params(
-        parts.model,
-        parts.example,
-        jax.random.key(experiment.seed),
-        parts.partitioner,
-        trainable=experiment.train.trainable,
+
+    def fresh() -> tuple[Any, list[Reference]]:
+        params, references = initialize.initial_params(
+            parts.program,
+            jax.random.key(experiment.seed),
+            sources=experiment.sources,
+            model_dir=experiment.model_dir,
+        )
+        if experiment.bundle:
+            started_from = bundle.read(experiment.bundle)
+            params, record = warm_start.warm_start(
+                params, references, started_from, parts.program, experiment.model, experiment.model_dir
+            )
+            references.append(record)
+        return params, references
+
+    start = initialize.begin(
+        parts.program,
+        experiment.model_dir,
+        fresh,
         sources=experiment.sources,
-        model_dir=experiment.model_dir,
-        frozen_dtype=experiment.train.frozen_dtype,
+        others=[_bundle(experiment.bundle, experiment.model_dir)] if experiment.bundle else [],
+        data_info=data_info(experiment),
     )
-    if experiment.bundle:
-        params, start = warm_start(params, references, experiment)
-        references.append(start)
     if jax.process_index() == 0:
         if accepted is not None:
             accepted(experiment.model_dir)
-        description.save(experiment.model_dir, described.describe(experiment))
+        description.save(experiment.model_dir, description.describe(experiment))
     return loop.train(
         experiment.train,
-        objective=parts.objective,
-        params=params,
-        partitioner=parts.partitioner,
+        program=parts.program,
+        start=start,
         batches=loader.batches,
         model_dir=experiment.model_dir,
         evaluators=evaluators,
-        references=references,
-        data_info=data_info(experiment),
         flops=parts.flops(),
     )
+
+
+def _bundle(path: str, model_dir: str) -> Reference | None:
+    return warm_start.reference(bundle.read(path), model_dir) if epath.Path(path).exists() else None

@@ -1,37 +1,41 @@
 """Training that starts from a bundle."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.base.paths import relative
 from vadapter.models.serialization import to_json
-from vadapter.runs import bundle as bundles
 from vadapter.runs.bundle import Bundle
-from vadapter.training import freezing
+from vadapter.training.program import Program
 from vadapter.training.sources import Reference, check_fits
-
-if TYPE_CHECKING:
-    from vadapter.runs.experiment import Experiment
 
 # How a model computes, not what: these may change between two runs.
 _RUNTIME = {"dtype", "attention_impl", "remat", "query_init"}
 
 
 def warm_start(
-    params: trees.Tree, references: Sequence[Reference], experiment: "Experiment"
+    params: trees.Tree,
+    references: Sequence[Reference],
+    bundle: Bundle,
+    program: Program,
+    model: Any,
+    model_dir: str,
 ) -> tuple[dict[str, Any], Reference]:
     """Lays what a bundle has over the parameters that a run trains.
 
     Args:
-        params: of the run, on the device.
+        params: of the run, on the device, as they are kept.
         references: the run's sources.
-        experiment: of the run; its `bundle` is the folder.
+        bundle: to start from.
+        program: of the run.
+        model: configuration of the run's model.
+        model_dir: folder of the run.
 
     Returns:
         All parameters, and the record of the bundle for the run's checkpoints.
@@ -40,36 +44,32 @@ def warm_start(
         UserError: the bundle is damaged, has another adapter or other backbones than the run, or parameters that the
             run freezes at other values.
     """
-    assert experiment.bundle
-    bundle = bundles.read(experiment.bundle)
     what = f"The bundle {bundle.folder}"
-    _check_adapter(bundle, experiment.model)
+    _check_adapter(bundle, model)
     _check_backbones(bundle, references)
-    arrays, flat = bundle.arrays(), trees.flatten(params)
+    arrays, flat, storage = bundle.arrays(), trees.flatten(params), program.storage
     check_fits(arrays, flat, what)
-    trained = trees.flatten(freezing.partition(params, experiment.train.trainable)[0])
-    start = {path: _place(x, flat[path].sharding) for path, x in arrays.items() if path in trained}
     for path, x in arrays.items():
-        if path not in trained and not _equal(path, x, flat[path], experiment.train.frozen_dtype):
+        kept = storage.keep(path, x)
+        if path not in storage.trained and not _equal(kept, flat[path]):
             raise UserError(
                 f"{what} has other values for {path} than the sources of this run, which freezes it. Train it, or give "
                 "the source that the bundle was trained with."
             )
-    path = relative(bundle.folder, experiment.model_dir)
-    record = Reference(path, bundle.step, (), bundle.sha256, frozen=0, initial=len(start))
-    return trees.unflatten({**flat, **start}), record
+        flat[path] = kept
+    trained = sum(path in storage.trained for path in arrays)
+    return trees.unflatten(flat), dataclasses.replace(reference(bundle, model_dir), initial=trained)
 
 
-def _place(x: np.ndarray, sharding: Any) -> jax.Array:
-    x = x.astype(np.float32)
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+def reference(bundle: Bundle, model_dir: str) -> Reference:
+    """Returns the record of a bundle that a run started from; how many parameters it gave is not counted."""
+    return Reference(relative(bundle.folder, model_dir), bundle.step, (), bundle.sha256, frozen=0, initial=0)
 
 
-def _equal(path: str, x: np.ndarray, kept: Any, frozen_dtype: str) -> bool:
-    """Whether a run keeps an array of the bundle as `kept`, in all of its shards."""
-    cast = trees.flatten(freezing.cast(trees.unflatten({path: jnp.asarray(x)}), False, frozen_dtype))[path]
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two parameters are equal in all of their shards."""
     same = jax.jit(lambda a, b: jnp.all(a == b))
-    return all(bool(same(a, b)) for a, b in zip(jax.tree.leaves(cast), jax.tree.leaves(kept), strict=True))
+    return all(bool(same(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def _check_adapter(bundle: Bundle, model: Any) -> None:

@@ -6,14 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from vadapter.base import quantization, trees
 from vadapter.base.array_types import PyTree
 from vadapter.base.errors import UserError
-
-_DTYPES = ("bfloat16", "float32", "int8")
 
 
 def partition(params: trees.Tree, trainable: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -34,47 +30,6 @@ def partition(params: trees.Tree, trainable: Sequence[str]) -> tuple[dict[str, A
     return trees.split(params, trainable, "trainable pattern")
 
 
-def storage_dtype(path: str, dtype: Any, is_trainable: bool, frozen_dtype: str) -> np.dtype:
-    """Dtype in which a run keeps a parameter: f32 if trained, else `frozen_dtype`; integers stay as they are.
-
-    With `int8` this is bf16, the dtype of all that is not `is_quantized`.
-
-    Raises:
-        UserError: `frozen_dtype` is not known.
-    """
-    if frozen_dtype not in _DTYPES:
-        raise UserError(f"frozen_dtype is {frozen_dtype!r}; expected one of {', '.join(_DTYPES)}. Change frozen_dtype.")
-    if not jnp.issubdtype(dtype, jnp.floating):
-        if is_trainable:
-            raise UserError(f"{path} is trainable but holds {dtype}, which has no gradient. Freeze it.")
-        return np.dtype(dtype)
-    if is_trainable or frozen_dtype == "float32":
-        return jnp.dtype(jnp.float32)
-    return jnp.dtype(jnp.bfloat16)
-
-
-def is_quantized(path: str, is_trainable: bool, frozen_dtype: str) -> bool:
-    """Returns whether a run keeps a parameter as a `vadapter.base.quantization` array."""
-    return frozen_dtype == "int8" and not is_trainable and quantization.applies(path)
-
-
-def cast(params: trees.Tree, is_trainable: bool, frozen_dtype: str = "bfloat16") -> dict[str, Any]:
-    """Casts arrays to `storage_dtype`, keeping their shardings. What is quantised already stays as it is.
-
-    A trained parameter read from bf16 weights becomes f32 here, and with it its optimizer moments.
-    """
-
-    def kept(path: str, x: Any) -> Any:
-        dtype = storage_dtype(path, x.dtype, is_trainable, frozen_dtype)
-        if quantization.is_quantized(x):
-            return x
-        if is_quantized(path, is_trainable, frozen_dtype):
-            return quantization.quantize(path, x)
-        return x if x.dtype == dtype else x.astype(dtype)
-
-    return trees.unflatten({path: kept(path, x) for path, x in trees.flatten(params).items()})
-
-
 def named_leaves(tree: PyTree) -> dict[str, Any]:
     """Returns `{slash path: leaf}` of any pytree, such as an optimizer state (`0/mu/adapter/...`)."""
 
@@ -92,26 +47,6 @@ def parameter_of(state_path: str, params: dict[str, Any]) -> str | None:
     """Returns the parameter whose path ends `state_path` (`0/mu/adapter/x` ends with `adapter/x`), or None."""
     words = state_path.split("/")
     return next((p for i in range(len(words)) if (p := "/".join(words[i:])) in params), None)
-
-
-def check_frozen(frozen: trees.Tree, trainable: trees.Tree, **held: PyTree) -> None:
-    """Asserts that no frozen parameter has a gradient or optimizer state.
-
-    Args:
-        frozen: the frozen tree.
-        trainable: the trainable tree.
-        **held: trees that must not mention it, such as `gradients=...`.
-
-    Raises:
-        AssertionError: naming the parameter.
-    """
-    frozen_paths = trees.flatten(frozen)
-    paths = {**trees.flatten(trainable), **frozen_paths}
-    for what, tree in held.items():
-        for path in named_leaves(tree):
-            parameter = parameter_of(path, paths)
-            if parameter in frozen_paths:
-                raise AssertionError(f"frozen parameter {parameter} has {what}: {path}")
 
 
 def part_of(path: str) -> str:

@@ -10,94 +10,176 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import linen as nn
 from jax.sharding import Sharding
 
-from vadapter.base import quantization, trees
+from vadapter.base import trees
 from vadapter.base.array_types import Array, PyTree
 from vadapter.base.errors import UserError
 from vadapter.base.paths import relative, resolve
 from vadapter.partitioning import Partitioner, init_params
-from vadapter.training import checkpoints, freezing
-from vadapter.training.sources import Offer, Reference, Source, check_fits, check_same, look, rename
+from vadapter.training import checkpoints
+from vadapter.training.program import Program
+from vadapter.training.sources import Offer, Reference, Source, check_fits, check_same, look
+from vadapter.training.state import TrainState
+from vadapter.training.storage import FROZEN_DTYPE, Storage
 
-__all__ = ["Reference", "Restored", "Source", "assemble", "check_same", "initial_params", "rename", "restore"]
 
-_QUERIES = "adapter/queries"
-
-
-def _print_once(line: str) -> None:
+def print_once(line: str) -> None:
+    """Prints a line in the first process only."""
     if jax.process_index() == 0:
         print(line, flush=True)
 
 
 def initial_params(
-    model: nn.Module,
-    example: Any,
+    program: Program,
     rng: Array,
-    partitioner: Partitioner,
     *,
-    trainable: Sequence[str],
     sources: Sequence[Source] = (),
     model_dir: str,
-    frozen_dtype: str = "bfloat16",
-    say: Callable[[str], None] = _print_once,
+    say: Callable[[str], None] = print_once,
 ) -> tuple[dict[str, Any], list[Reference]]:
     """Makes a run's parameters: from its sources, and at random what no source gives.
 
     Each process reads what its devices hold and nothing else. A later source wins over an earlier one.
 
     Args:
-        model: a module called on one batch.
-        example: a batch of arrays or shape structs.
+        program: says what the parameters are, and how each is kept.
         rng: key of `jax.random.key`.
-        partitioner: places the parameters.
-        trainable: patterns of the parameters to train; see `freezing.partition`.
         sources: other runs.
         model_dir: folder of this run.
-        frozen_dtype: dtype in which frozen parameters are kept; see `loop.TrainConfig`.
         say: is given a line a source: what was taken, and what was left.
 
     Returns:
-        Nested dict of all parameters on the device (trained ones f32), and the references for the checkpoint.
+        Nested dict of all parameters on the device, as they are kept, and the references for the checkpoint.
 
     Raises:
         UserError: as `sources.look`; or a frozen parameter comes from no source.
     """
-    boxed = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
-    abstract = trees.flatten(nn.unbox(boxed))
-    trained_tree, frozen_tree = freezing.partition(nn.unbox(boxed), trainable)
-    frozen = trees.flatten(frozen_tree)
-    offers = [look(source, abstract) for source in sources]
+    shapes, storage = program.shapes, program.storage
+    frozen = [path for path in shapes if path not in storage.trained]
+    offers = [look(source, shapes) for source in sources]
     taken = {path for offer in offers for path in offer.taken}
     _check_covered(frozen, taken, [s.path for s in sources])
-    storage = _Storage(partitioner, boxed, trees.flatten(trained_tree), frozen_dtype)
     references = [offer.reference(relative(offer.folder, model_dir), frozen) for offer in offers]
     params = _read(offers, taken, storage)
     for offer in offers:
         say(offer.summary())
-    if rest := [p for p in abstract if p not in taken]:
-        random = init_params(model, example, rng, partitioner, only=rest)
-        params |= trees.flatten(freezing.cast(random, is_trainable=True))
-    if _QUERIES in rest and _starts_at_positions(model):
-        params[_QUERIES] = _position_queries(model, trees.unflatten(params), storage.shardings[_QUERIES])
+    if rest := [path for path in shapes if path not in taken]:
+        random = init_params(program.model, program.example, rng, program.partitioner, only=rest)
+        params |= {path: storage.keep(path, x) for path, x in trees.flatten(random).items()}
+    config = getattr(program.model, "config", None)
+    for path in [path for path in getattr(config, "starts", dict)() if path in rest]:
+        params[path] = _start(program.model, path, trees.unflatten(params), storage.shardings[path])
     return trees.unflatten(params), references
 
 
-def _starts_at_positions(model: Any) -> bool:
-    adapter = getattr(getattr(model, "config", None), "adapter", None)
-    return getattr(adapter, "query_init", None) == "positions"
+def _start(model: nn.Module, path: str, params: PyTree, sharding: Sharding) -> Any:
+    """The first value of a parameter that starts from others; see `AdapterConfig`."""
+    run = jax.jit(lambda params: model.apply({"params": params}, path, method="start"), out_shardings=sharding)
+    return run(params)
 
 
-def _position_queries(model: Any, params: PyTree, sharding: Any) -> Array:
-    """What the adapter's front makes of a grey image at evenly spaced places: all that tells its tokens apart."""
-    size = model.config.encoder.image_size
-    grey = np.full((1, 1, 1, size, size, 3), 128, np.uint8)
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins: at step 0, or at its latest checkpoint.
 
-    def places(params: PyTree) -> Array:
-        return model.apply({"params": params}, grey, method="query_places")
+    Attributes:
+        state: of that step.
+        frozen: the frozen parameters, as they are kept.
+        references: what the run took from other runs, for its checkpoints.
+        data_info: JSON-serialisable facts that fix the data (seed, mixture, ...), for its checkpoints.
+        seconds: that former sessions of the run took.
+    """
 
-    return jax.jit(places, out_shardings=sharding)(params)
+    state: TrainState
+    frozen: dict[str, Any]
+    references: tuple[Reference, ...] = ()
+    data_info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def begin(
+    program: Program,
+    model_dir: str,
+    fresh: Callable[[], tuple[trees.Tree, Sequence[Reference]]],
+    *,
+    sources: Sequence[Source] = (),
+    others: Sequence[Reference | None] = (),
+    data_info: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print_once,
+) -> Start:
+    """Takes a run's latest checkpoint, or starts it.
+
+    A run that goes on needs its sources of frozen parameters, which are read again and checked by hash. Those of
+    initial values are not needed: their hash is compared where they are still there.
+
+    Args:
+        program: of the step.
+        model_dir: folder of the run.
+        fresh: makes all parameters of a new run, and what they are from (`initial_params`).
+        sources: that `fresh` reads.
+        others: what else `fresh` takes initial values from; None for what is not there any more.
+        data_info: JSON-serialisable facts that fix the data.
+        say: is given a line on what was found.
+
+    Raises:
+        UserError: the checkpoint is another model's; the data are others; or a source is missing or has changed.
+    """
+    steps = checkpoints.steps(model_dir)
+    if not steps:
+        params, references = fresh()
+        return Start(*program.start(params), tuple(references), dict(data_info or {}))
+    what, step = f"The run {model_dir}", steps[-1]
+    with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
+        run = checkpointer.run(step)
+        if run.get("data", {}) != dict(data_info or {}):
+            raise UserError(
+                f"{what} was trained on the data {run.get('data')}; it is now given {dict(data_info or {})}. Give it "
+                "the former data settings, or start a new run in another MODEL_DIR."
+            )
+        state = program.restore(checkpointer, step)
+    references = [Reference.from_json(r) for r in run["sources"]]
+    offers = _same_sources(program, references, sources, others, what, say)
+    frozen = [path for path in program.shapes if path not in program.storage.trained]
+    taken = {path for offer in offers for path in offer.taken}
+    if any(path not in taken for path in frozen):  # they were given as arrays, and are given again
+        kept = program.storage.keep_all(program.storage.split(fresh()[0])[1])
+    else:
+        kept = trees.unflatten(_read(offers, frozen, program.storage))
+    say(f"Resuming {model_dir} at step {step}.")
+    return Start(state, kept, tuple(references), run["data"], run.get("seconds", 0.0))
+
+
+def _same_sources(
+    program: Program,
+    recorded: Sequence[Reference],
+    sources: Sequence[Source],
+    others: Sequence[Reference | None],
+    what: str,
+    say: Callable[[str], None],
+) -> list[Offer]:
+    """Looks at the sources of a run that goes on; returns those of frozen parameters."""
+    if len(recorded) != len(sources) + len(others):
+        raise UserError(
+            f"{what} was started from {len(recorded)} sources; it is now given {len(sources) + len(others)}. Give it "
+            "the former sources, or start a new run in another MODEL_DIR."
+        )
+    frozen = [path for path in program.shapes if path not in program.storage.trained]
+    offers = []
+    for reference, source in zip(recorded, sources, strict=False):
+        if not reference.frozen and not epath.Path(source.path).exists():
+            say(f"{source.path} is not there any more. It gave initial values only, which are not needed to go on.")
+            continue
+        offer = look(source, program.shapes)
+        check_same(reference, offer.reference(offer.folder, frozen), what)
+        if reference.frozen:
+            offers.append(offer)
+    for reference, now in zip(recorded[len(sources) :], others, strict=True):
+        if now is not None:
+            check_same(reference, now, what)
+    return offers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +198,11 @@ class Restored:
 
 
 def restore(
-    model_dir: str, boxed: PyTree, partitioner: Partitioner, step: int | None = None, frozen_dtype: str | None = None
+    model_dir: str,
+    boxed: PyTree,
+    partitioner: Partitioner,
+    step: int | None = None,
+    references: Sequence[Reference] | None = None,
 ) -> Restored:
     """Reads a trained model: the run's sources again, checked by hash, under the parameters that the run trained.
 
@@ -125,7 +211,7 @@ def restore(
         boxed: the model's abstract parameters (`partitioning.abstract_params`).
         partitioner: places the parameters; need not be that of the training.
         step: which checkpoint; default the latest.
-        frozen_dtype: dtype of the frozen parameters; default the one that the run trained with.
+        references: the run's sources, each with the folder where it is now; default as the run recorded them.
 
     Raises:
         UserError: a checkpoint is missing, a source has other weights than the run had, or shapes differ.
@@ -134,46 +220,28 @@ def restore(
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
         run, stored = checkpointer.run(step), checkpointer.shapes(step)
         check_fits(stored, trees.flatten(nn.unbox(boxed)), f"{model_dir}/checkpoint_{step}")
-        dtype: str = frozen_dtype or run.get("frozen_dtype", "bfloat16")
-        storage = _Storage(partitioner, boxed, stored, dtype)
-        own = checkpointer.read(step, {path: storage.struct(path, x) for path, x in stored.items()})
-    params = assemble(
-        own,
-        [Reference.from_json(r) for r in run["sources"]],
-        boxed,
-        partitioner,
-        resolve=lambda reference: resolve(reference.path, model_dir),
-        frozen_dtype=dtype,
-        what=f"The run {model_dir}",
-    )
-    return Restored(params, step, run)
+        storage = Storage.of(boxed, partitioner, stored.keys(), run.get("frozen_dtype", FROZEN_DTYPE))
+        own = checkpointer.read(step, {path: storage.read_as(path, x) for path, x in stored.items()})
+    if references is None:
+        recorded = [Reference.from_json(r) for r in run["sources"]]
+        references = [dataclasses.replace(r, path=resolve(r.path, model_dir)) for r in recorded]
+    return Restored(assemble(own, references, boxed, storage, f"The run {model_dir}"), step, run)
 
 
 def assemble(
-    own: Mapping[str, Any],
-    references: Sequence[Reference],
-    boxed: PyTree,
-    partitioner: Partitioner,
-    *,
-    resolve: Callable[[Reference], str],
-    frozen_dtype: str,
-    what: str,
-    untrained: Collection[str] = (),
+    own: Mapping[str, Any], references: Sequence[Reference], boxed: PyTree, storage: Storage, what: str
 ) -> dict[str, Any]:
-    """Lays trained parameters over what their run took from other runs, which is read again and checked by hash.
+    """Lays a model's own parameters over what it took from other runs, which is read again and checked by hash.
 
     Args:
-        own: `{slash path: array}` of what was trained: numpy arrays, or f32 arrays that lie where they belong.
-        references: what the run took; those of initial values only are not needed.
+        own: `{slash path: array}` of what was trained, or is kept with it.
+        references: what was taken, each with the folder where it is now; those of initial values are not needed.
         boxed: the model's abstract parameters (`partitioning.abstract_params`).
-        partitioner: places the parameters.
-        resolve: gives the folder to read a reference from.
-        frozen_dtype: dtype in which frozen parameters are kept; see `loop.TrainConfig`.
+        storage: how each parameter is kept.
         what: whose parameters these are, for errors, such as "The run runs/queries".
-        untrained: paths of `own` that were frozen all the same, and so are kept as frozen ones are.
 
     Returns:
-        Nested dict of all parameters on the device (trained ones f32).
+        Nested dict of all parameters on the device, as they are kept.
 
     Raises:
         UserError: `own` does not fit the model, or a source is missing or has other weights than the run had; or a
@@ -181,51 +249,19 @@ def assemble(
     """
     abstract = trees.flatten(nn.unbox(boxed))
     check_fits(own, abstract, what)
-    frozen = [path for path in abstract if path not in own]
-    storage = _Storage(partitioner, boxed, own.keys() - set(untrained), frozen_dtype)
+    others = [path for path in abstract if path not in own]
     offers = []
     for reference in references:
         if reference.frozen:
-            offer = look(Source(resolve(reference), reference.rules, reference.step), abstract)
-            check_same(reference, offer.reference(offer.folder, frozen), what)
+            offer = look(Source(reference.path, reference.rules, reference.step), abstract)
+            check_same(reference, offer.reference(offer.folder, others), what)
             offers.append(offer)
-    _check_covered(frozen, {p for offer in offers for p in offer.taken}, [r.path for r in references])
-    params = _read(offers, frozen, storage)
-    placed = {path: x if isinstance(x, jax.Array) else storage.place(path, x) for path, x in own.items()}
-    return trees.unflatten({**params, **placed})
+    _check_covered(others, {p for offer in offers for p in offer.taken}, [r.path for r in references])
+    params = _read(offers, others, storage)
+    return trees.unflatten({**params, **{path: storage.keep(path, x) for path, x in own.items()}})
 
 
-class _Storage:
-    """How a run keeps each parameter: where, in which dtype, quantised or not.
-
-    Args:
-        partitioner: places the parameters.
-        boxed: the model's abstract parameters.
-        trained: paths that the run trains or trained.
-        frozen_dtype: of the others.
-    """
-
-    def __init__(self, partitioner: Partitioner, boxed: PyTree, trained: Collection[str], frozen_dtype: str):
-        self.shardings: dict[str, Sharding] = trees.flatten(partitioner.param_shardings(boxed))
-        self._trained, self._frozen_dtype = trained, frozen_dtype
-
-    def quantizes(self, path: str) -> bool:
-        return freezing.is_quantized(path, path in self._trained, self._frozen_dtype)
-
-    def struct(self, path: str, stored: Any) -> jax.ShapeDtypeStruct:
-        """Returns what to read a parameter as. What is quantised afterwards keeps its dtype, and so its precision."""
-        dtype = freezing.storage_dtype(path, stored.dtype, path in self._trained, self._frozen_dtype)
-        dtype = stored.dtype if self.quantizes(path) else dtype
-        return jax.ShapeDtypeStruct(stored.shape, dtype, sharding=self.shardings[path])
-
-    def place(self, path: str, x: np.ndarray) -> Any:
-        """Puts a host array where it belongs: each process gives its own shards."""
-        x = x.astype(self.struct(path, x).dtype)
-        placed = jax.make_array_from_callback(x.shape, self.shardings[path], lambda index: x[index])
-        return quantization.quantize(path, placed) if self.quantizes(path) else placed
-
-
-def _read(offers: Sequence[Offer], wanted: Collection[str], storage: _Storage) -> dict[str, Any]:
+def _read(offers: Sequence[Offer], wanted: Collection[str], storage: Storage) -> dict[str, Any]:
     """Reads parameters, each from the last offer that has it."""
     giver = {path: offer for offer in offers for path in offer.taken if path in set(wanted)}
     params: dict[str, Any] = {}
@@ -235,7 +271,7 @@ def _read(offers: Sequence[Offer], wanted: Collection[str], storage: _Storage) -
     return params
 
 
-def _read_offer(offer: Offer, paths: Sequence[str], storage: _Storage) -> dict[str, Any]:
+def _read_offer(offer: Offer, paths: Sequence[str], storage: Storage) -> dict[str, Any]:
     params: dict[str, Any] = {}
     with checkpoints.Checkpointer(offer.folder, read_only=True) as checkpointer:
 
@@ -250,13 +286,13 @@ def _read_offer(offer: Offer, paths: Sequence[str], storage: _Storage) -> dict[s
                 from vadapter.models.position_embeddings import resample
 
                 table = np.asarray(read({path: stored})[path], np.float32)
-                params[path] = storage.place(path, resample(table, how.tokens, how.extra))
+                params[path] = storage.keep(path, resample(table, how.tokens, how.extra))
             elif storage.quantizes(path):
                 # One by one, so that never more than one array lies on the devices unquantised.
-                made = quantization.quantize(path, read({path: storage.struct(path, stored)})[path])
+                made = storage.keep(path, read({path: storage.read_as(path, stored)})[path])
                 params[path] = jax.block_until_ready(made)
             else:
-                together[path] = storage.struct(path, stored)
+                together[path] = storage.read_as(path, stored)
         if together:
             params |= read(together)
     return params

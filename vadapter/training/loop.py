@@ -9,21 +9,22 @@ from typing import Any
 
 import jax
 from etils import epath
-from jax.sharding import NamedSharding
+from flax import linen as nn
 
 from vadapter.base import quantization, trees
+from vadapter.base.array_types import PyTree
 from vadapter.base.errors import UserError
 from vadapter.base.evaluator import Evaluator
 from vadapter.models import flops as flops_lib
 from vadapter.partitioning import Partitioner
-from vadapter.training import freezing, initialize, writing
+from vadapter.training import freezing, writing
 from vadapter.training.checkpoints import Checkpointer
-from vadapter.training.compiler_options import compiler_options
+from vadapter.training.initialize import Start
 from vadapter.training.objectives import Objective
-from vadapter.training.optimizers import Optimizer, OptimizerConfig, make_optimizer
+from vadapter.training.optimizers import OptimizerConfig
 from vadapter.training.preemption import Preemption
-from vadapter.training.state import TrainState, abstract_state, create_state, state_shardings
-from vadapter.training.step import TrainStep, make_train_step
+from vadapter.training.program import Program
+from vadapter.training.storage import FROZEN_DTYPE
 from vadapter.training.window import Window
 
 
@@ -36,7 +37,7 @@ class TrainConfig:
         trainable: regexes of the paths to train; the rest is frozen.
         frozen_dtype: dtype in which frozen parameters are kept: `bfloat16`, `float32`, or `int8`, which quantises the
             kernels of the encoder's, the decoder's and the LM adapter's layers and keeps the rest in bf16.
-        optimizer: see there.
+        optimizer: the optimizer and its learning-rate schedule.
         log_every: steps between two lines of metrics. Between them nothing waits for the device.
         eval_every: steps between two calls of the evaluators that have no interval of their own; 0: at the end only.
         checkpoint_every: steps between two checkpoints; 0: at the end only.
@@ -50,7 +51,7 @@ class TrainConfig:
 
     steps: int = 250_000
     trainable: tuple[str, ...] = (".*",)
-    frozen_dtype: str = "bfloat16"
+    frozen_dtype: str = FROZEN_DTYPE
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     log_every: int = 50
     eval_every: int = 0
@@ -59,6 +60,29 @@ class TrainConfig:
     profile_steps: tuple[int, int] | None = None
     tensorboard: bool = True
     tpu_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def program(
+        self, model: nn.Module, example: Any, objective: Objective, partitioner: Partitioner, boxed: PyTree = None
+    ) -> Program:
+        """Returns the program of the step; see `Program`.
+
+        Raises:
+            UserError: there are no steps to make.
+        """
+        if self.steps < 1:
+            raise UserError(f"TrainConfig: steps={self.steps} must be 1 or more.")
+        return Program(
+            model,
+            example,
+            objective,
+            partitioner,
+            trainable=self.trainable,
+            frozen_dtype=self.frozen_dtype,
+            optimizer=self.optimizer,
+            steps=self.steps,
+            tpu_options=self.tpu_options,
+            boxed=boxed,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,48 +109,33 @@ class TrainResult:
 def train(
     config: TrainConfig,
     *,
-    objective: Objective,
-    params: trees.Tree,
-    partitioner: Partitioner,
+    program: Program,
+    start: Start,
     batches: Callable[[int], Iterator[Any]],
     model_dir: str,
     evaluators: Sequence[Evaluator] = (),
-    references: Sequence[initialize.Reference] = (),
-    data_info: Mapping[str, Any] | None = None,
     flops: flops_lib.FlopsOf | None = None,
 ) -> TrainResult:
-    """Trains from the latest checkpoint in `model_dir`, or from `params`.
+    """Trains on from a start.
 
-    Writes there `checkpoint_<step>/`, `model-info.txt`, `curve.jsonl`, TensorBoard files, and at the end `done.json`.
-    SIGTERM makes it save and return. A run that is done is not done again.
+    Writes into `model_dir` `checkpoint_<step>/`, `model-info.txt`, `curve.jsonl`, TensorBoard files, and at the end
+    `done.json`. SIGTERM makes it save and return. A run that is done is not done again.
 
     Args:
         config: settings.
-        objective: see `objectives`.
-        params: all parameters, on the device (`initialize.initial_params`). Not to be used afterwards: the updates take
-            over the memory of those that are trained.
-        partitioner: places state and batches.
+        program: of the step (`TrainConfig.program`).
+        start: where to begin (`initialize.begin`). Not to be used afterwards: the updates take over its memory.
         batches: gives, for a number of steps already made, an iterator over this process's rows of the batches from
             there on. If it has `counters() -> {name: number}`, they are written as `data/<name>`.
         model_dir: folder of the run.
         evaluators: called at intervals and at the end.
-        references: what `initial_params` took from other runs; recorded, and on resuming compared.
-        data_info: JSON-serialisable facts that fix the data (seed, mixture, ...); recorded, and on resuming compared.
-        flops: counts the FLOPs of this process's rows of a batch, by part (`flops.vlm_flops`).
+        flops: counts the FLOPs of this process's rows of a batch, by part.
 
     Raises:
-        UserError: a setting does not fit; the checkpoint is another model's, or its sources or data have changed; the
-            loss is not finite.
+        UserError: a setting does not fit, or the loss is not finite.
     """
     with contextlib.ExitStack() as stack:
-        run = _Run(config, objective, params, partitioner, model_dir, evaluators, stack)
-        run.record = {
-            "data": dict(data_info or {}),
-            "sources": [r.to_json() for r in references],
-            "trainable": list(config.trainable),
-            "frozen_dtype": config.frozen_dtype,
-        }
-        run.resume()
+        run = _Run(config, program, start, model_dir, evaluators, stack)
         if run.step >= config.steps and (done := run.done()):
             return TrainResult(run.all_params(), run.step, done["metrics"], done["evals"], done["seconds"], False)
         run.announce()
@@ -139,86 +148,36 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        objective: Objective,
-        params: trees.Tree,
-        partitioner: Partitioner,
+        program: Program,
+        start: Start,
         model_dir: str,
         evaluators: Sequence[Evaluator],
         stack: contextlib.ExitStack,
     ):
-        if config.steps < 1 or config.log_every < 1:
-            raise UserError(f"TrainConfig: steps={config.steps} and log_every={config.log_every} must be 1 or more.")
-        self.config, self.partitioner, self.evaluators = config, partitioner, evaluators
+        if config.log_every < 1:
+            raise UserError(f"TrainConfig: log_every={config.log_every} must be 1 or more.")
+        self.config, self.program, self.evaluators = config, program, evaluators
         self.folder = epath.Path(model_dir)
         self.first = jax.process_index() == 0
-        trainable, frozen = freezing.partition(params, config.trainable)
-        self._trainable = self._put(freezing.cast(trainable, True))
-        self.frozen = self._put(freezing.cast(frozen, False, config.frozen_dtype))
-        self.optimizer: Optimizer = make_optimizer(config.optimizer, self._trainable, config.steps)
-        self.abstract = abstract_state(self.optimizer, self._trainable)
-        freezing.check_frozen(self.frozen, self._trainable, optimizer_state=self.abstract.opt_state)
-        self.shardings = state_shardings(
-            self.abstract, jax.tree.map(lambda x: x.sharding, self._trainable), partitioner.replicated
-        )
-        self.step_fn: TrainStep = make_train_step(
-            objective,
-            self.optimizer,
-            state_shardings=self.shardings,
-            frozen_shardings=jax.tree.map(lambda x: x.sharding, self.frozen),
-            batch_sharding=partitioner.batch_sharding,
-            replicated=partitioner.replicated,
-            accumulate=config.optimizer.accumulate,
-            compiler_options=compiler_options(partitioner.mesh.devices.flat[0], config.tpu_options),
-        )
+        self.state, self.frozen, self.former_seconds = start.state, start.frozen, start.seconds
+        self.step = int(start.state.step)
+        self.record = {
+            "data": dict(start.data_info),
+            "sources": [r.to_json() for r in start.references],
+            "trainable": list(config.trainable),
+            "frozen_dtype": config.frozen_dtype,
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpointer = stack.enter_context(Checkpointer(model_dir, config.keep_checkpoints))
         self.writer = writing.MetricWriter(model_dir, enabled=self.first, tensorboard=config.tensorboard)
         stack.callback(self.writer.close)
+        self.curve = writing.CurveFile(str(self.folder / "curve.jsonl"), self.step) if self.first else None
         self.console = stack.enter_context(writing.Console(config.steps, enabled=self.first))
         self.preemption = stack.enter_context(Preemption())
-        self.record: dict[str, Any] = {}
         self.profiling = False
-        self.step, self.former_seconds, self.started = 0, 0.0, time.perf_counter()
+        self.started = time.perf_counter()
         self.metrics: dict[str, float] = {}
         self.evals: dict[str, dict[str, float]] = {}
-
-    def _put(self, tree: trees.Tree) -> dict[str, Any]:
-        # Whatever is not on the mesh yet (a single device's or the host's array) is replicated.
-        def put(x: Any) -> Any:
-            placed = isinstance(getattr(x, "sharding", None), NamedSharding)
-            return x if placed else jax.device_put(x, self.partitioner.replicated)
-
-        return jax.tree.map(put, dict(tree))
-
-    def resume(self) -> None:
-        """Takes the state from the latest checkpoint if there is one."""
-        step = self.checkpointer.latest()
-        if step is None:
-            self.state = create_state(self.optimizer, self._trainable, self.shardings)
-        else:
-            self.state: TrainState = self.checkpointer.restore(step, self.abstract, self.shardings)
-            self._check_same(self.checkpointer.run(step))
-            self.step = step
-            self.console.line(f"Resuming {self.folder} at step {step}.")
-        self._trainable = None  # the state has it now
-        self.curve = writing.CurveFile(str(self.folder / "curve.jsonl"), self.step) if self.first else None
-
-    def _check_same(self, recorded: Mapping[str, Any]) -> None:
-        if recorded.get("data", {}) != self.record["data"]:
-            raise UserError(
-                f"The run {self.folder} was trained on the data {recorded.get('data')}; it is now given "
-                f"{self.record['data']}. Give it the former data settings, or start a new run in another MODEL_DIR."
-            )
-        former = [initialize.Reference.from_json(r) for r in recorded.get("sources", [])]
-        now = [initialize.Reference.from_json(r) for r in self.record["sources"]]
-        if len(former) != len(now):
-            raise UserError(
-                f"The run {self.folder} was started from {len(former)} sources; it is now given {len(now)}. Give it "
-                "the former sources, or start a new run in another MODEL_DIR."
-            )
-        for a, b in zip(former, now, strict=True):
-            initialize.check_same(a, b, f"The run {self.folder}")
-        self.former_seconds = recorded.get("seconds", 0.0)
 
     def done(self) -> dict[str, Any] | None:
         """Returns `done.json` if this step is the one that it is about."""
@@ -251,7 +210,7 @@ class _Run:
         self.started = time.perf_counter()
         interrupted = False
         if self.step < config.steps:
-            shares = self.partitioner.host_share[1]
+            shares = self.program.partitioner.host_share[1]
             iterator, window = batches(self.step), Window(shares)
             first_step = self.step + 1
             while self.step < config.steps and not interrupted:
@@ -285,9 +244,7 @@ class _Run:
                 f"The training data ended after {self.step} of {self.config.steps} steps. Let the data repeat, or "
                 "train fewer steps."
             ) from e
-        on_device = self.partitioner.put_batch(batch)
-        with self.partitioner.activate():
-            self.state, metrics = self.step_fn(self.state, self.frozen, on_device)
+        self.state, metrics = self.program.step(self.state, self.frozen, self.program.put(batch))
         self.step += 1
         self._stop_profile()
         window.add(metrics, flops_lib.count(batch), sum(flops(batch).values()) if flops else 0.0)
@@ -335,7 +292,7 @@ class _Run:
             self.evals[evaluator.name] = scalars
             self.writer.evaluation(self.step, evaluator.name, result)
             self._add_to_curve(evaluator.name, scalars)
-            summary = "  ".join(f"{k} {v:.4g}" for k, v in scalars.items())
+            summary = "  ".join([*(f"{k} {v:.4g}" for k, v in scalars.items()), *result.notes])
             self.console.line(f"step {self.step}/{self.config.steps}  {evaluator.name}: {summary}")
 
     def _save(self) -> None:

@@ -20,10 +20,10 @@ from vadapter.training import checkpoints, freezing
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    r"""A run to take parameters from.
+    r"""A run, or imported weights, to take parameters from.
 
     Attributes:
-        path: its MODEL_DIR, or one of its `checkpoint_<step>` folders; imported weights are a MODEL_DIR too.
+        path: folder of a run (its MODEL_DIR) or of imported weights, or one of the `checkpoint_<step>` folders in it.
         rules: (regex, replacement): a parameter whose whole path matches is taken, under the path that the replacement
             gives, such as `("decoder/(.*)", r"adapter/lm/\1")`. The first match counts; what none matches is not taken.
         step: which checkpoint; default the latest.

@@ -11,8 +11,8 @@ from jax.sharding import Sharding
 from vadapter.base import trees
 from vadapter.base.array_types import Array, PyTree
 from vadapter.base.errors import UserError
+from vadapter.models.losses import LossSums
 from vadapter.partitioning import slices
-from vadapter.training.losses import LossSums
 from vadapter.training.objectives import Objective
 from vadapter.training.optimizers import Optimizer, norm_by_part, total_norm
 from vadapter.training.state import TrainState

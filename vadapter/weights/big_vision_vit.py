@@ -12,11 +12,23 @@ from typing import Any
 import numpy as np
 
 from vadapter.base.errors import UserError
-from vadapter.weights import published
-from vadapter.weights.architecture import Architecture
+from vadapter.models.vit import ViTConfig
+from vadapter.weights import published_sizes
+from vadapter.weights.checkpoint import GEMMA
+from vadapter.weights.family import Place
 from vadapter.weights.mapping import LAYER, SAME, Layout, Rule, Shape
-from vadapter.weights.tensors import Tensors
 
+# An .npz file has the parameters at its top, under `params/` (with an optax state beside them), or under `opt/target/`
+# (with an old Flax optimizer). The group is left open for what stands after it.
+TOP = r"((?:params/|opt/target/|)"
+PATTERN = re.compile(TOP + r"(?:img/|))embedding/kernel")
+_PAIR = re.compile(r"txt/.*|(llm/)?embedder/input_embedding")
+# Beside the encoder in an Orbax checkpoint of Gemma: the decoder, and what a training run has.
+_BESIDE_GEMMA = (
+    r"(params/)?transformer/.*",
+    r"(params/)?(embedder|layer_\d+|final_norm)/.*",
+    r"(opt_state|collections)/.*|step",
+)
 # What a ViT has beyond its patch tokens.
 _HEADS = (
     r"MAPHead_\d+/.*",  # attention pooling of all patches to one vector
@@ -50,25 +62,47 @@ _WITHOUT_CLASS = Layout(
 )
 
 
-def vision(
-    tensors: Tensors, root: str, variant: str | None, family: str = "vit", ignored: tuple[str, ...] = ()
-) -> Architecture:
-    """Recognises a ViT by its tensors.
-
-    Args:
-        tensors: the checkpoint.
-        root: what comes before `embedding/kernel`.
-        variant: the published model whose settings hold; default those of the same sizes, or of big_vision's ViTs.
-        family: for the architecture.
-        ignored: regexes of what is known beside the ViT.
+def config(place: Place) -> ViTConfig:
+    """Returns the configuration of a ViT.
 
     Raises:
         UserError: it is a ViT of another kind than ours.
     """
-    shapes = {name[len(root) :]: info.shape for name, info in tensors.infos.items() if name.startswith(root)}
-    config = published.encoder(_found(shapes, f"{tensors.where} ({root}embedding)"), variant, tensors.where)
-    heads = tuple(re.escape(root) + head for head in _HEADS)
-    return Architecture("vision", family, config, tuple(_rules(shapes, root)), (*heads, *ignored))
+    found = _found(_shapes(place), f"{place.tensors.where} ({place.prefix}embedding)")
+    return published_sizes.encoder(found, place.variant, place.tensors.where)
+
+
+def rules(place: Place, config: ViTConfig) -> Iterator[Rule]:
+    """Returns the table."""
+    return _rules(_shapes(place), place.prefix)
+
+
+def ignored(place: Place, config: ViTConfig) -> tuple[str, ...]:
+    """Returns what is known beside the ViT."""
+    heads = tuple(re.escape(place.prefix) + head for head in _HEADS)
+    if place.checkpoint.kind == GEMMA:
+        return (*heads, *_BESIDE_GEMMA)
+    top = place.prefix.removesuffix("img/")
+    # The text tower of SigLIP; temperature and bias of its loss.
+    return (*heads, rf"{top}txt/.*", rf"{top}[tb]", *beside(place, "img/", "llm/"))
+
+
+def beside(place: Place, own: str, other: str) -> tuple[str, ...]:
+    """Returns what is beside a model in an .npz file: the state of the training run, and the other model of a pair."""
+    top = place.prefix.removesuffix(own)
+    state = (rf"(?!{top}).*",) if top else ()
+    return (*state, rf"{top}{other}.*") if top != place.prefix else state
+
+
+def in_pair(place: Place) -> bool:
+    """Whether a ViT has a text tower or a language model beside it."""
+    top = place.prefix.removesuffix("img/")
+    return any(_PAIR.fullmatch(name.removeprefix(top)) for name in place.tensors.infos)
+
+
+def _shapes(place: Place) -> dict[str, Shape]:
+    root = place.prefix
+    return {name[len(root) :]: info.shape for name, info in place.tensors.infos.items() if name.startswith(root)}
 
 
 def _found(shapes: Mapping[str, Shape], where: str) -> dict[str, Any]:

@@ -9,20 +9,18 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vadapter.base.errors import UserError
-from vadapter.weights.tensors import Tensors
+from vadapter.models.stacks import is_stacked
+from vadapter.weights.tensors import Tensors, blocks
 
 Shape = tuple[int, ...]
 
 LAYER = "{i}"
-# Our parameters that are stacked on a leading layer axis.
-_STACKED = re.compile(r"(.*/)?(layers|Transformer/encoderblock)/.*")
-_BLOCK_BYTES = 64 << 20
 _LISTED = 50
 
 
@@ -176,7 +174,7 @@ def map_tensors(
         if rule.target not in expected:
             continue
         shape = tuple(expected[rule.target].shape)
-        names, layers = _names(rule, shape)
+        names = _names(rule, shape)
         absent = [name for name in names if name not in tensors.infos]
         used.update(names)
         account.missing += [f"{name} (for {rule.target})" for name in absent]
@@ -188,7 +186,7 @@ def map_tensors(
             f"{name} has the shape {tensors.infos[name].shape}; {rule.target} needs {_stored(rule, shape)}"
             for name in wrong
         ]
-        pieces = () if wrong else _pieces(tensors, rule, names, shape, layers)
+        pieces = () if wrong else _PIECES[_kind(rule, shape)](tensors, rule, shape)
         found[rule.target] = Parameter(rule.target, shape, tensors.infos[names[0]].dtype, tuple(pieces))
     account.missing += [f"(anything for {path})" for path in expected if path not in found]
     known = [re.compile(pattern) for pattern in ignored]
@@ -202,48 +200,70 @@ def _nothing(path: str, shape: Shape) -> Parameter:
     return Parameter(path, shape, np.dtype(np.float32), ())
 
 
-def _names(rule: Rule, shape: Shape) -> tuple[list[str], bool]:
-    """Names of the tensors of a rule, and whether the parameter is stacked."""
-    stacked = _STACKED.fullmatch(rule.target) is not None
+# Kinds of rules, by where the layers of a parameter are: in a tensor each; on the first or on another axis of one
+# tensor; or there are none, and the tensor can be read a few rows at a time, or in one piece only.
+_EACH, _FIRST_AXIS, _OTHER_AXIS, _ROWS, _WHOLE = "each", "first axis", "other axis", "rows", "whole"
+
+
+def _kind(rule: Rule, shape: Shape) -> str:
     if LAYER in rule.source:
-        return [rule.source.replace(LAYER, str(i)) for i in range(shape[0])], stacked
-    return [rule.source], stacked
+        return _EACH
+    if is_stacked(rule.target):
+        return _OTHER_AXIS if rule.layer_axis else _FIRST_AXIS
+    return _ROWS if rule.layout.by_rows and shape else _WHOLE
+
+
+def _names(rule: Rule, shape: Shape) -> list[str]:
+    """Names of the tensors of a rule."""
+    return [rule.source.replace(LAYER, str(i)) for i in range(shape[0])] if LAYER in rule.source else [rule.source]
 
 
 def _stored(rule: Rule, shape: Shape) -> Shape:
     """Shape that the tensors of a rule must have."""
-    if _STACKED.fullmatch(rule.target) is None:
+    kind = _kind(rule, shape)
+    if kind in (_ROWS, _WHOLE):
         return rule.layout.stored(shape)
     one = rule.layout.stored(shape[1:])
-    return one if LAYER in rule.source else (*one[: rule.layer_axis], shape[0], *one[rule.layer_axis :])
+    return one if kind == _EACH else (*one[: rule.layer_axis], shape[0], *one[rule.layer_axis :])
 
 
-def _pieces(tensors: Tensors, rule: Rule, names: Sequence[str], shape: Shape, stacked: bool) -> list[Piece]:
-    change = rule.layout.change
-    if stacked and LAYER in rule.source:
+def _pieces_of_each(tensors: Tensors, rule: Rule, shape: Shape) -> Iterator[Piece]:
+    def read(name: str) -> np.ndarray:
+        return rule.layout.change(tensors.read(name), shape[1:])[None]
 
-        def layer(name: str) -> np.ndarray:
-            return change(tensors.read(name), shape[1:])[None]
+    for i, name in enumerate(_names(rule, shape)):
+        yield Piece(i, i + 1, functools.partial(read, name))
 
-        return [Piece(i, i + 1, functools.partial(layer, name)) for i, name in enumerate(names)]
-    (name,) = names
-    if stacked and rule.layer_axis:
 
-        def all_layers() -> np.ndarray:
-            # Only the first axis can be read in parts.
-            return np.stack([change(x, shape[1:]) for x in np.moveaxis(tensors.read(name), rule.layer_axis, 0)])
+def _pieces_of_first_axis(tensors: Tensors, rule: Rule, shape: Shape) -> Iterator[Piece]:
+    def read(i: int) -> np.ndarray:
+        return rule.layout.change(tensors.read(rule.source, i, i + 1)[0], shape[1:])[None]
 
-        return [Piece(0, shape[0], all_layers)]
-    if stacked:
+    for i in range(shape[0]):
+        yield Piece(i, i + 1, functools.partial(read, i))
 
-        def entry_of(i: int) -> np.ndarray:
-            return change(tensors.read(name, i, i + 1)[0], shape[1:])[None]
 
-        return [Piece(i, i + 1, functools.partial(entry_of, i)) for i in range(shape[0])]
-    if not rule.layout.by_rows or not shape:
-        return [Piece(0, shape[0] if shape else 1, lambda: change(tensors.read(name), shape))]
-    rows = max(1, _BLOCK_BYTES // max(1, math.prod(shape[1:]) * tensors.infos[name].dtype.itemsize))
-    return [
-        Piece(i, min(i + rows, shape[0]), functools.partial(tensors.read, name, i, min(i + rows, shape[0])))
-        for i in range(0, shape[0], rows)
-    ]
+def _pieces_of_other_axis(tensors: Tensors, rule: Rule, shape: Shape) -> Iterator[Piece]:
+    def read() -> np.ndarray:
+        layers = np.moveaxis(tensors.read(rule.source), rule.layer_axis, 0)
+        return np.stack([rule.layout.change(x, shape[1:]) for x in layers])
+
+    yield Piece(0, shape[0], read)  # in one, as only the first axis can be read in parts
+
+
+def _pieces_of_rows(tensors: Tensors, rule: Rule, shape: Shape) -> Iterator[Piece]:
+    for start, stop in blocks(tensors.infos[rule.source]):
+        yield Piece(start, stop, functools.partial(tensors.read, rule.source, start, stop))
+
+
+def _pieces_of_whole(tensors: Tensors, rule: Rule, shape: Shape) -> Iterator[Piece]:
+    yield Piece(0, shape[0] if shape else 1, lambda: rule.layout.change(tensors.read(rule.source), shape))
+
+
+_PIECES: Mapping[str, Callable[[Tensors, Rule, Shape], Iterator[Piece]]] = {
+    _EACH: _pieces_of_each,
+    _FIRST_AXIS: _pieces_of_first_axis,
+    _OTHER_AXIS: _pieces_of_other_axis,
+    _ROWS: _pieces_of_rows,
+    _WHOLE: _pieces_of_whole,
+}

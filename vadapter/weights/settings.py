@@ -115,23 +115,28 @@ class Settings:
         )
 
 
-def find_prefix(tensors: Tensors, ending: str) -> str:
-    """Returns what stands before `ending` in the name of a tensor, which differs among versions of transformers.
+def find_prefix(tensors: Tensors, *endings: str) -> str:
+    """Returns what stands before an ending in the name of a tensor, which differs among versions of transformers.
 
     Args:
         tensors: the checkpoint.
-        ending: for example `embed_tokens.weight`.
+        endings: for example `embed_tokens.weight`; the first that a tensor has counts.
 
     Raises:
-        UserError: no tensor has that name, or more than one.
+        UserError: no tensor has such a name, or more than one have the first.
     """
-    pattern = re.compile(rf"((?:.*\.)?){re.escape(ending)}")
-    found = [match[1] for name in tensors.infos if (match := pattern.fullmatch(name))]
-    if len(found) != 1:
-        listed = ", ".join(sorted(tensors.infos)[:5])
-        what = " and ".join(f"{prefix}{ending}" for prefix in found[:5]) if found else f"none among {listed}, ..."
-        raise UserError(
-            f"Expected one tensor of {tensors.where} to be named ...{ending}, and found {what}. "
-            "Use the weights that belong to config.json, as transformers saves them, and all of their files."
-        )
-    return found[0]
+    for ending in endings:
+        pattern = re.compile(rf"((?:.*\.)?){re.escape(ending)}")
+        found = [match[1] for name in tensors.infos if (match := pattern.fullmatch(name))]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise _unclear(tensors, ending, " and ".join(f"{prefix}{ending}" for prefix in found[:5]))
+    raise _unclear(tensors, endings[0], f"none among {', '.join(sorted(tensors.infos)[:5])}, ...")
+
+
+def _unclear(tensors: Tensors, ending: str, found: str) -> UserError:
+    return UserError(
+        f"Expected one tensor of {tensors.where} to be named ...{ending}, and found {found}. "
+        "Use the weights that belong to config.json, as transformers saves them, and all of their files."
+    )

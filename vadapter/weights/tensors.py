@@ -1,10 +1,13 @@
 """Named tensors of a checkpoint, read one at a time: what the readers of all formats offer to the mapping engine."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
+
+_BLOCK_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,3 +41,9 @@ class Tensors(Protocol):
             UserError: the file is truncated or corrupt.
         """
         ...
+
+
+def blocks(info: TensorInfo) -> Iterator[tuple[int, int]]:
+    """Returns start and stop, on the first axis, of parts of a tensor that are small enough to be held in memory."""
+    rows = max(1, _BLOCK_BYTES // max(1, math.prod(info.shape[1:]) * info.dtype.itemsize))
+    return ((start, min(start + rows, info.shape[0])) for start in range(0, info.shape[0], rows))

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-import jinja2
-
+from vadapter.base import pages
 from vadapter.data.check.findings import MAX_NAMES, Lengths, Report
 
 _WIDTH, _HEIGHT = 320, 90
@@ -11,11 +10,9 @@ _WIDTH, _HEIGHT = 320, 90
 
 def write(report: Report, path: str | Path, title: str = "Data check") -> None:
     """Writes the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("vadapter.data.check"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("check.html.j2")
-    text = page.render(report=report, title=title, bars=bars, width=_WIDTH, height=_HEIGHT, max_names=MAX_NAMES)
+    content = {"report": report, "title": title, "bars": bars, "width": _WIDTH, "height": _HEIGHT}
+    content["max_names"] = MAX_NAMES
+    text = pages.render(Path(__file__).parent / "templates" / "check.html.j2", content)
     Path(path).write_text(text, encoding="utf-8")
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import seqio
 
+from vadapter.base import pictures
 from vadapter.data.check import findings
-from vadapter.data.check.contact_sheet import picture
 from vadapter.data.check.findings import Example, Lengths, Report, TaskFigures
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.groups import Group
@@ -283,7 +283,7 @@ class _TaskScan:
             where=f"{self._part.where}, {self._task.name}",
             name=self._name(row),
             error=bad,
-            picture=picture(media[0]) if len(media) and not bad else None,
+            picture=pictures.input_uri(media[0]) if len(media) and not bad else None,
             pixels=pixels,
             prompt=tuple(prompt),
             target=tuple(target),

@@ -381,6 +381,7 @@ def load(path: str, prompt_format: str = formats.PLAIN) -> TextVocabulary:
     Raises:
         UserError: there is none, it cannot be read, or it does not have the format's tokens.
     """
+    path = "" if path == SCENES else path  # what records call it
     return (TokenizerVocabulary if locate(path).suffix == ".json" else SentencePieceVocabulary)(path, prompt_format)
 
 

@@ -19,7 +19,7 @@ SMALL = ScenesConfig(
 
 @pytest.fixture(scope="session")
 def scenes_dir(tmp_path_factory):
-    from vadapter.data.scenes.tasks import register_scenes
+    from vadapter.data.scenes.scenes_tasks import register_scenes
 
     data_dir = str(tmp_path_factory.mktemp("scenes"))
     register_scenes(data_dir, SMALL)

@@ -13,8 +13,7 @@ from tests.data.media_files import movie
 from tests.data.pair_files import add, caption, colour, example, loader, png, read, register, rows, write
 from vadapter.base.errors import UserError
 from vadapter.data.order.config import LoaderConfig
-from vadapter.data.reading import files as storage
-from vadapter.data.reading import shard_index, shards
+from vadapter.data.reading import shard_index, shards, storage
 
 FORMATS = tuple(pair_files.ENDINGS)
 

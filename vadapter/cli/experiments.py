@@ -13,7 +13,7 @@ from vadapter.data.order.config import LoaderConfig
 from vadapter.data.reading.tfds import tfds_task
 from vadapter.data.rows import preprocessors
 from vadapter.data.scenes.config import ScenesConfig
-from vadapter.data.scenes.tasks import scenes_task
+from vadapter.data.scenes.scenes_tasks import scenes_task
 from vadapter.generation.config import DecodingConfig
 from vadapter.models import classifier, variants, vlm  # noqa: F401  so that the shipped configurations are registered
 from vadapter.models.configuration import REGISTRY

@@ -12,8 +12,7 @@ import seqio
 
 from vadapter.base.errors import UserError
 from vadapter.data import seqio_tasks
-from vadapter.data.reading import files as storage
-from vadapter.data.reading import video
+from vadapter.data.reading import storage, video
 from vadapter.data.reading.jsonl import MEDIA_KEYS, JsonlSource, read_splits
 from vadapter.data.reading.pair_formats import Fields
 from vadapter.data.reading.pairs import PairsSource

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from vadapter.base.errors import UserError
-from vadapter.data.reading import files
+from vadapter.data.reading import storage
 
 # Twice Pillow's own warning limit, where it stops too: half a gigabyte as RGB.
 MAX_PIXELS = 178_956_970
@@ -155,6 +155,6 @@ def load(path: str | Path, size: int | None = None, mode: str = "stretch") -> np
         UserError: the file is missing or not a readable image.
     """
     try:
-        return decode(files.read_file(str(path)), size, mode)
+        return decode(storage.read_file(str(path)), size, mode)
     except (OSError, MediaError) as e:
         raise UserError(f"Expected an image (JPEG, PNG, WebP) in {path}; {e}. Replace the file or leave it out.") from e

@@ -15,7 +15,7 @@ import numpy as np
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote, resolve
-from vadapter.data.reading import files
+from vadapter.data.reading import storage
 from vadapter.data.reading.records import Record, RecordSource, clean, text_of, without_nulls
 
 MEDIA_KEYS = ("image", "video")
@@ -125,7 +125,7 @@ def read_jsonl(path: str, max_bad_share: float = 0.01) -> Sequence[Line]:
     """
     file = path if is_remote(path) else str(Path(path).expanduser().resolve())
     try:
-        good, bad = _read(file, files.version(file))
+        good, bad = _read(file, storage.version(file))
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"Expected a JSONL file in UTF-8 at {file}; {e}. Correct the path or the file.") from e
     if not good or len(bad) > max_bad_share * (len(good) + len(bad)):
@@ -144,7 +144,7 @@ def _read(file: str, version: tuple[int, int]) -> tuple[Sequence[Line], Sequence
     del version
     folder, name = os.path.split(file)
     good, bad, unknown = [], [], set()
-    for number, text in enumerate(files.read_file(file).decode("utf-8-sig").split("\n"), 1):
+    for number, text in enumerate(storage.read_file(file).decode("utf-8-sig").split("\n"), 1):
         if not text.strip():
             continue
         try:

@@ -12,8 +12,7 @@ from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.data.order import schedule
-from vadapter.data.reading import files as storage
-from vadapter.data.reading import shard_index, shards
+from vadapter.data.reading import shard_index, shards, storage
 from vadapter.data.reading.pair_formats import (
     Fields,
     line_check,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vadapter.base.errors import UserError
-from vadapter.data.reading import files, video
+from vadapter.data.reading import storage, video
 from vadapter.data.reading.pair_formats import Fields
 from vadapter.data.reading.pair_readers import Reader, open_files
 from vadapter.data.reading.records import Record, RecordSource
@@ -39,7 +39,7 @@ class PairsSource(RecordSource):
         reader = open_files(train, format, fields, cache_dir)
         first = train if isinstance(train, str) else train[0]
         self._name = first
-        self.threads = threads or files.default_threads(first)
+        self.threads = threads or storage.default_threads(first)
         held = 0 if validation or holdout <= 0 else min(max(round(holdout * len(reader)), 1), len(reader) - 1)
         self._parts: dict[str, tuple[Reader, int, int]] = {"train": (reader, 0, len(reader) - held)}
         if held:

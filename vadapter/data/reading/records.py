@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vadapter.base.paths import is_remote
-from vadapter.data.reading import files, images, video
+from vadapter.data.reading import images, storage, video
 from vadapter.data.reading.images import MediaError
 from vadapter.data.reading.sources import Medium, RandomAccessSource
 from vadapter.data.rows.sizes import Shape
@@ -49,7 +49,7 @@ class RecordSource(RandomAccessSource):
             raise MediaError(record.error)
         media = record.media
         if record.path and (self.media == "image" or is_remote(record.path)):
-            media = (files.read_file(record.path),)
+            media = (storage.read_file(record.path),)
         if self.media == "image":
             return images.decode(media[0], shape[2], self.resize)[None, None]
         if len(media) > 1:

@@ -22,8 +22,8 @@ import tensorflow as tf
 
 from vadapter.base.errors import UserError
 from vadapter.base.paths import absolute, is_remote
-from vadapter.data.reading.files import open_file
 from vadapter.data.reading.shard_index import Index
+from vadapter.data.reading.storage import open_file
 
 _VERSION = 2  # of the index; another one is scanned again
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vadapter.base.errors import UserError
-from vadapter.data.reading import files
+from vadapter.data.reading import storage
 from vadapter.data.rows.sizes import Shape
 
 
@@ -41,7 +41,7 @@ class Medium:
     def of_file(cls, path: str) -> "Medium":
         """Returns that of a file, local or remote."""
         try:
-            with files.open_file(path) as file:
+            with storage.open_file(path) as file:
                 return cls(_digest(iter(lambda: file.read(1 << 20), b"")), path)
         except Exception:  # a missing or unreadable file, here or in a bucket: decoding it says what is wrong
             return cls(None, path)

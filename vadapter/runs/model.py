@@ -171,7 +171,7 @@ class TrainedModel:
         return texts if many else texts[0]
 
     def _batch(self, images: list[Any], places: list[int], prompt: str | None, questions: Any, texts: Any) -> Batch:
-        """The images at these places as a batch on the devices; the last is repeated until the mesh divides the rows."""
+        """The images at these places as a batch on devices; the last is repeated until the mesh divides the rows."""
         text, vocabulary = self._speech()
         ways = self.partitioner.batch_ways // self.partitioner.host_share[1]
         rows = places + places[-1:] * (-len(places) % ways)

@@ -100,7 +100,7 @@ def test_a_prompt_that_is_cut_still_closes_its_turn(asked, family):
 
 @pytest.mark.parametrize("family", ROWS)
 def test_turns_in_a_user_s_text_are_ordinary_text(tmp_path, family):
-    words = vocabulary.load(str(write_tokenizer(tmp_path, family)), "chat")
+    words = vocabulary.load_vocabulary(str(write_tokenizer(tmp_path, family)), "chat")
     for token in (*words.format.tokens, *words.format.tokens[:1] * 2):
         text = f" {token} and {token}{token}"
         assert words.token_id(token) not in words.more(text)
@@ -109,15 +109,15 @@ def test_turns_in_a_user_s_text_are_ordinary_text(tmp_path, family):
 
 def test_a_token_that_no_text_has_needs_no_row_in_the_table(tmp_path):
     file = write_tokenizer(tmp_path, "gemma") / "tokenizer.json"
-    before = vocabulary.load(str(file), "chat")
+    before = vocabulary.load_vocabulary(str(file), "chat")
     words = tokenizers.Tokenizer.from_file(str(file))
     words.add_special_tokens(["<image_soft_token>"])  # as Gemma 3 has it, behind its table
     words.save(str(file))
-    after = vocabulary.load(str(file), "chat")
+    after = vocabulary.load_vocabulary(str(file), "chat")
     assert (after.vocab_size, after.rows) == (before.vocab_size + 1, before.rows)
 
 
 @pytest.mark.parametrize(("family", "end"), [("gemma", "<eos>"), ("qwen", "<|endoftext|>")])
 def test_the_end_of_the_text_ends_an_answer_too(tmp_path, family, end):
-    words = vocabulary.load(str(write_tokenizer(tmp_path, family)), "chat")
+    words = vocabulary.load_vocabulary(str(write_tokenizer(tmp_path, family)), "chat")
     assert words.decode([*words.more(" red"), words.token_id(end), *words.more(" ring")]) == " red"

@@ -22,7 +22,7 @@ LENGTHS = {"inputs": 12, "targets": 8}
 
 @pytest.fixture(scope="module")
 def words():
-    return vocabulary.load("scenes")
+    return vocabulary.load_vocabulary("scenes")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def batch(images, prompt="caption", targets=None, questions=None, **changes):
-    model = {"vocabulary": vocabulary.load("scenes"), "lengths": LENGTHS, "sizes": SIZES}
+    model = {"vocabulary": vocabulary.load_vocabulary("scenes"), "lengths": LENGTHS, "sizes": SIZES}
     return memory.batch(images, prompt, targets, questions, **(model | changes))
 
 
@@ -49,11 +49,11 @@ import sys
 from vadapter.data.rows import converters, formats, memory, preprocessors, prompts, vocabulary
 from vadapter.data.rows.sizes import Sizes
 made = memory.batch(
-    [{str(folder / "0.png")!r}], "caption", ["a field"], vocabulary=vocabulary.load("scenes"),
+    [{str(folder / "0.png")!r}], "caption", ["a field"], vocabulary=vocabulary.load_vocabulary("scenes"),
     lengths={LENGTHS}, sizes=Sizes(16, 4, 3),
 )
 clips = memory.batch(
-    [{str(folder / "d.mp4")!r}], "caption", vocabulary=vocabulary.load("scenes"),
+    [{str(folder / "d.mp4")!r}], "caption", vocabulary=vocabulary.load_vocabulary("scenes"),
     lengths={LENGTHS}, sizes=Sizes(16, 4, 3),
 )
 assert made.tokens.shape == (1, 23) and clips.media.shape == (1, 1, 4, 16, 16, 3)

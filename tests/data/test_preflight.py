@@ -74,7 +74,7 @@ def test_good_data_have_no_problems(folder):
 
 def test_lengths_are_those_of_the_texts_with_start_and_end(folder):
     report = checked(folder, [{"image": "red.png", "caption": "a red field"}], settings={"caption_prompt": "<media>"})
-    vocabulary = vocabularies.load("scenes")
+    vocabulary = vocabularies.load_vocabulary("scenes")
     assert dict(report.tasks[0].prompts.counts) == {1: 1}
     assert dict(report.tasks[0].targets.counts) == {len(vocabulary.encode(" a red field")) + 1: 1}
 
@@ -155,7 +155,7 @@ def test_an_adapter_without_tokens_for_the_frames_spoils(folder):
 
 
 def test_ids_outside_the_decoders_table_spoil(folder):
-    highest = max(vocabularies.load("scenes").encode(" a field"))
+    highest = max(vocabularies.load_vocabulary("scenes").encode(" a field"))
     assert not checked(folder, captions("red"), rows=512).problems
     found = problem(checked(folder, captions("red"), rows=highest), "outside_table")
     assert found.spoils and f"table of {highest} rows" in found.names[0]
@@ -186,7 +186,7 @@ class Texts(RandomAccessSource):
 
 
 def add_texts(*texts, then=()):
-    tasks.add_task("texts", Texts(*texts), [Caption(), *then], vocabulary=vocabularies.load("scenes"))
+    tasks.add_task("texts", Texts(*texts), [Caption(), *then], vocabulary=vocabularies.load_vocabulary("scenes"))
 
 
 def test_empty_targets_are_named_and_spoil_if_there_are_no_others():

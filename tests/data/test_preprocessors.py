@@ -136,7 +136,7 @@ def test_bad_prompts_are_refused_when_the_task_is_made(make, message):
 def test_the_one_of_texts_is_chosen_by_the_records_choice():
     from vadapter.data.rows import vocabulary
 
-    words = vocabulary.load("scenes")
+    words = vocabulary.load_vocabulary("scenes")
     record = {"id": "x", "error": "", "captions": ["a", "b", "c"]}
     texts = [words.decode(Caption().example({**record, "choice": c}, words)["targets"]).strip() for c in range(4)]
     assert texts == ["a", "b", "c", "a"]

@@ -35,7 +35,7 @@ def paths(tmp_path_factory):
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_inside_a_row_survives_a_round_trip(paths, family, text):
-    words = vocabulary.load(paths[family])
+    words = vocabulary.load_vocabulary(paths[family])
     ids = words.more(text)
     # The tokenisers of Llama 2 drop the first space when they decode.
     expected = text.removeprefix(" ") if "llama2" in family else text
@@ -47,7 +47,7 @@ def test_text_inside_a_row_survives_a_round_trip(paths, family, text):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_text_in_parts_has_the_ids_of_the_whole(paths, family):
-    words = vocabulary.load(paths[family])
+    words = vocabulary.load_vocabulary(paths[family])
     parts = ["Describe the following:", " a big red square", ", and not red"]
     assert [*words.first(parts[0]), *words.more(parts[1]), *words.more(parts[2])] == words.first("".join(parts))
 
@@ -68,13 +68,13 @@ def test_start_and_end_tokens(paths, tmp_path, family, bos, eos, beside):
     if not beside and not family.endswith(".model"):
         (tmp_path / "tokenizer.json").write_bytes((vocabulary.locate(path)).read_bytes())
         path = str(tmp_path)
-    words = vocabulary.load(path)
+    words = vocabulary.load_vocabulary(path)
     assert words.eos_id == (1 if family.endswith(".model") else words.token_id(eos))
     assert words.bos_id == (2 if family.endswith(".model") else words.token_id(bos))
 
 
 def test_the_first_id_of_a_vocabulary_is_a_word_like_any_other(paths):
-    words = vocabulary.load(paths["llama3"])
+    words = vocabulary.load_vocabulary(paths["llama3"])
     assert words.more("!") == [0]
     assert words.decode([0, *words.more(" red"), -1, -1]) == "! red"
     assert words.decode([*words.more(" red"), words.eos_id, 0, 0]) == " red"
@@ -85,7 +85,7 @@ def test_the_first_id_of_a_vocabulary_is_a_word_like_any_other(paths):
 def test_an_imported_folder_has_its_tokenizer_inside(paths, tmp_path, family):
     write_tokenizer(tmp_path / "tokenizer", family)
     assert vocabulary.sha256(str(tmp_path)) == vocabulary.sha256(paths[family])
-    assert vocabulary.load(str(tmp_path)).more(" red") == vocabulary.load(paths[family]).more(" red")
+    assert vocabulary.load_vocabulary(str(tmp_path)).more(" red") == vocabulary.load_vocabulary(paths[family]).more(" red")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_an_imported_folder_has_its_tokenizer_inside(paths, tmp_path, family):
     ],
 )
 def test_turns_of_the_official_templates(paths, family, name, found, before, between, end):
-    words = vocabulary.load(paths[family], name)
+    words = vocabulary.load_vocabulary(paths[family], name)
 
     def unbarred(text: str) -> str:  # the names of some tokens have bars themselves
         for token in words.format.tokens:
@@ -145,7 +145,7 @@ def test_turns_of_the_official_templates(paths, family, name, found, before, bet
 
 
 def test_an_answer_follows_a_plain_prompt_after_a_space_and_a_chat_without(paths):
-    plain, chat = vocabulary.load(paths["gemma"]), vocabulary.load(paths["gemma"], "chat")
+    plain, chat = vocabulary.load_vocabulary(paths["gemma"]), vocabulary.load_vocabulary(paths["gemma"], "chat")
     ids = plain.answer("  a red ring ")
     assert ids == [*plain.more(" a red ring"), plain.token_id("<eos>")]
     ids = chat.answer("  a red ring ")
@@ -153,7 +153,7 @@ def test_an_answer_follows_a_plain_prompt_after_a_space_and_a_chat_without(paths
 
 
 def test_a_request_is_written_as_the_training_rows_are(paths):
-    words = vocabulary.load(paths["gemma"], "chat")
+    words = vocabulary.load_vocabulary(paths["gemma"], "chat")
     ids, _ = prompts.write("See <media> . Question: <question> ?", words, "what is it ?")
     assert ids.tolist() == [
         *words.head("See"),
@@ -173,7 +173,7 @@ def test_a_request_is_written_as_the_training_rows_are(paths):
 )
 def test_a_format_that_the_tokenizer_does_not_have(paths, family, name, message):
     with pytest.raises(UserError, match=message):
-        vocabulary.load(paths[family], name)
+        vocabulary.load_vocabulary(paths[family], name)
 
 
 @pytest.fixture
@@ -202,12 +202,12 @@ def test_a_tokenizer_in_a_bucket(paths, bucket, family):
         write_tokenizer(bucket / "lm" / "tokenizer", family)
     else:
         write_sentencepiece(bucket / "lm" / "spm.model", "gemma")
-    words = vocabulary.load("gs://bucket/lm")
-    local = vocabulary.load(paths[family])
+    words = vocabulary.load_vocabulary("gs://bucket/lm")
+    local = vocabulary.load_vocabulary(paths[family])
     assert words.more(" red") == local.more(" red") and (words.bos_id, words.eos_id) == (local.bos_id, local.eos_id)
     assert words.path == "gs://bucket/lm" and vocabulary.sha256(words.path) == vocabulary.sha256(local.path)
     with pytest.raises(UserError, match="at gs://bucket/other; found no such file"):
-        vocabulary.load("gs://bucket/other")
+        vocabulary.load_vocabulary("gs://bucket/other")
 
 
 def test_a_bucket_that_is_not_ours(monkeypatch):
@@ -216,22 +216,22 @@ def test_a_bucket_that_is_not_ours(monkeypatch):
 
     monkeypatch.setattr(tf.io.gfile, "exists", refuse)
     with pytest.raises(UserError, match="gs://bucket/lm cannot be read .*403"):
-        vocabulary.load("gs://bucket/lm")
+        vocabulary.load_vocabulary("gs://bucket/lm")
 
 
 def test_bad_files_are_named(paths, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="tokenizer.json.*cannot be read"):
-        vocabulary.load(str(tmp_path))
+        vocabulary.load_vocabulary(str(tmp_path))
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match="found neither"):
-        vocabulary.load(str(empty))
+        vocabulary.load_vocabulary(str(empty))
     for name in ("one.model", "two.model"):
         (empty / name).write_bytes(b"")
     with pytest.raises(UserError, match="one.model, two.model"):
-        vocabulary.load(str(empty))
+        vocabulary.load_vocabulary(str(empty))
     broken = write_tokenizer(tmp_path / "broken", "gemma")
     (broken / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<bos>"})[:-3])
     with pytest.raises(UserError, match="tokenizer_config.json is not valid JSON"):
-        vocabulary.load(str(broken))
+        vocabulary.load_vocabulary(str(broken))

@@ -11,7 +11,7 @@ from vadapter.data.seqio_tasks import SeqioVocabulary
 
 @pytest.fixture(scope="module")
 def words():
-    return vocabulary.load("scenes")
+    return vocabulary.load_vocabulary("scenes")
 
 
 def test_the_committed_model_is_what_the_code_builds():
@@ -63,7 +63,7 @@ def test_bad_prompts(prompt, question, message):
 
 def test_a_missing_vocabulary_is_named(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        vocabulary.load(str(tmp_path / "none.model"))
+        vocabulary.load_vocabulary(str(tmp_path / "none.model"))
     (tmp_path / "bad.model").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot be read"):
-        vocabulary.load(str(tmp_path / "bad.model"))
+        vocabulary.load_vocabulary(str(tmp_path / "bad.model"))

@@ -69,7 +69,7 @@ def benchmark_task(
             f"Expected {prompts.EXAMPLES} in the prompt of {name}, the place of its {shots} examples; found "
             f"{template!r}. Add it before {prompts.MEDIA}, or set shots to 0."
         )
-    words = vocabularies.load(vocabulary, prompt_format)
+    words = vocabularies.load_vocabulary(vocabulary, prompt_format)
     made = {
         split: builder.prepare(data_dir, name, split, manual_dir or "", max_bad_share=max_bad_share) for split in splits
     }

@@ -79,7 +79,7 @@ def parts_of(experiment: "Experiment", split: str | None = None) -> list["Part"]
         UserError: it describes no model, or has no such split.
     """
     from vadapter.data.check.scan import Part, splits_of
-    from vadapter.runs.shapes import for_model
+    from vadapter.runs.batches import for_model
 
     model: Any = experiment.model
     if model is None:

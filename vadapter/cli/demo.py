@@ -97,7 +97,7 @@ def train_part(part: str, output: Path, seed: int, fresh: bool, overrides: list[
     """
     from vadapter.cli import experiments
     from vadapter.cli.config import config_text, parse_gin, save_config
-    from vadapter.runs.train import train
+    from vadapter.runs import train
 
     folder = output / part
     if fresh and folder.exists():
@@ -113,7 +113,7 @@ def train_part(part: str, output: Path, seed: int, fresh: bool, overrides: list[
     if (folder / "done.json").exists():
         print(f"{folder} is finished.")
         return
-    if train(experiments.made(), accepted=save_config).interrupted:
+    if train.run(experiments.made(), accepted=save_config).interrupted:
         raise KeyboardInterrupt
 
 

@@ -23,12 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains, evaluates and writes MODEL_DIR. Returns the exit status: 0, or 143 when told to stop before the end."""
     from vadapter.cli import experiments, processes
-    from vadapter.runs.train import train
+    from vadapter.runs import train
 
     experiments.register()
     if args.bundle:
         args.gin_bindings.append(f"Experiment.bundle={args.bundle!r}")
     parse_gin_arguments(args)
     processes.join()
-    result = train(processes.first_process_first(experiments.made), accepted=save_config)
+    result = train.run(processes.first_process_first(experiments.made), accepted=save_config)
     return _TOLD_TO_STOP if result.interrupted else 0

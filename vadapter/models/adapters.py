@@ -34,7 +34,7 @@ from vadapter.models.configuration import AdapterConfig, adapter, describe
 from vadapter.models.decoder import DecoderConfig
 from vadapter.models.flops import FlopCounter
 from vadapter.models.layers import dense
-from vadapter.models.resampler import flatten_frames
+from vadapter.models.resampler import PoolerConfig, flatten_frames
 from vadapter.partitioning import constrain
 
 Readout = Literal["slots", "appended"]
@@ -117,6 +117,15 @@ class LMAdapterConfig:
             **self.lm.flops(after["lm"], np.full(round(media), length)),
             after["projection"].name: after["projection"].kernels(read),
         }
+
+    def stage1_rules(self) -> tuple[tuple[str, str], ...]:
+        """Returns what stage 1 hands over to this adapter, as rules of a `Source`: its LM, and its map of visual tokens
+        where the front is one of the same kind."""
+        fronts = {MlpConfig: "dense_[0-9]+/.*", PoolerConfig: "(?:resampler|projection)/.*"}
+        rules = [(r"decoder/((?:layers|final_norm)/.*)", r"adapter/lm/\1")]
+        if front := fronts.get(type(self.front)):
+            rules.append((f"adapter/({front})", r"adapter/front/\1"))
+        return tuple(rules)
 
     def starts(self) -> Mapping[str, Callable[..., Array]]:
         """See `configuration.AdapterConfig`."""

@@ -23,7 +23,7 @@ from vadapter.models import flops
 from vadapter.models.configuration import ModelConfig
 from vadapter.models.losses import ObjectiveConfig
 from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, make_mesh
-from vadapter.runs.shapes import for_model
+from vadapter.runs.batches import for_model
 from vadapter.training import loop, objectives
 from vadapter.training.program import Program
 from vadapter.training.sources import Source

@@ -183,4 +183,4 @@ def find_vocabulary(text: Text, folder: str, others: Iterable[str] = ()) -> voca
             f"{recorded or 'its place'}; found {there or 'nothing there'}. Put it back, or give with --decoder an "
             "imported folder that has it."
         )
-    return vocabularies.load(same[0], text.prompt_format)
+    return vocabularies.load_vocabulary(same[0], text.prompt_format)

@@ -20,7 +20,7 @@ from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import Partitioner
 from vadapter.partitioning.gather import local_rows
 from vadapter.runs.description import Description, Text
-from vadapter.runs.shapes import for_model
+from vadapter.runs.batches import for_model
 
 _PROMPTS = {False: ("caption",), True: ("image_question", "video_question")}
 

@@ -11,7 +11,7 @@ MEDIA_KINDS = ("none", "image", "video")
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What a model takes. `vadapter.runs.shapes.for_model` gives a model's.
+    """What a model takes. `vadapter.runs.batches.for_model` gives a model's.
 
     Attributes:
         image_size: width and height of the encoder's input in pixels.

@@ -371,7 +371,7 @@ def _find(place: epath.Path) -> epath.Path:
     return found[0]
 
 
-def load(path: str, prompt_format: str = formats.PLAIN) -> TextVocabulary:
+def load_vocabulary(path: str, prompt_format: str = formats.PLAIN) -> TextVocabulary:
     """Opens a vocabulary.
 
     Args:
@@ -386,15 +386,15 @@ def load(path: str, prompt_format: str = formats.PLAIN) -> TextVocabulary:
 
 
 def load_given(path: str, prompt_format: str, setting: str) -> TextVocabulary:
-    """`load` for a task of real data, whose vocabulary must be named.
+    """`load_vocabulary` for a task of real data, whose vocabulary must be named.
 
     Args:
         path: see `locate`, but not empty: the shipped vocabulary is a toy, and must not be taken by oversight.
-        prompt_format: as of `load`.
+        prompt_format: `plain`, `chat` or a family.
         setting: that the path comes from, for the message.
 
     Raises:
-        UserError: the path is empty, or as `load`.
+        UserError: the path is empty, or as `load_vocabulary`.
     """
     if not path:
         raise UserError(
@@ -402,7 +402,7 @@ def load_given(path: str, prompt_format: str, setting: str) -> TextVocabulary:
             f"folder, or the folder that vadapter import wrote (VOCABULARY). {SCENES!r} is the 512-piece vocabulary "
             "of the demo's models."
         )
-    return load(path, prompt_format)
+    return load_vocabulary(path, prompt_format)
 
 
 def sha256(path: str) -> str:

@@ -24,7 +24,7 @@ def register_scenes(data_dir: str, config: ScenesConfig | None = None, vocabular
         vocabulary: see `vocabulary.locate`; the default is made for scenes.
     """
     builder.prepare(data_dir, config)
-    words = vocabularies.load(vocabulary)
+    words = vocabularies.load_vocabulary(vocabulary)
     sources = {kind: ArrayRecordSource(builder.builder(data_dir, kind, config)) for kind in builder.KINDS}
     caption = Caption(first=(config or ScenesConfig()).train_paraphrases)
     video_question = Question("image_question")  # answers such as "top left" are not one word

@@ -85,7 +85,9 @@ def test_the_first_id_of_a_vocabulary_is_a_word_like_any_other(paths):
 def test_an_imported_folder_has_its_tokenizer_inside(paths, tmp_path, family):
     write_tokenizer(tmp_path / "tokenizer", family)
     assert vocabulary.sha256(str(tmp_path)) == vocabulary.sha256(paths[family])
-    assert vocabulary.load_vocabulary(str(tmp_path)).more(" red") == vocabulary.load_vocabulary(paths[family]).more(" red")
+    assert vocabulary.load_vocabulary(str(tmp_path)).more(" red") == vocabulary.load_vocabulary(paths[family]).more(
+        " red"
+    )
 
 
 @pytest.mark.parametrize(

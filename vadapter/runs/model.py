@@ -19,8 +19,8 @@ from vadapter.generation.decoding import make_generate
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import Partitioner
 from vadapter.partitioning.gather import local_rows
-from vadapter.runs.description import Description, Text
 from vadapter.runs.batches import for_model
+from vadapter.runs.description import Description, Text
 
 _PROMPTS = {False: ("caption",), True: ("image_question", "video_question")}
 

@@ -10,12 +10,12 @@ from etils import epath
 
 from vadapter.base import buckets
 from vadapter.base.host_memory import keep_freed_memory
-from vadapter.runs import bundle, description, warm_start
 from vadapter.data import tasks
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.rows import formats
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import MeshConfig
+from vadapter.runs import bundle, description, warm_start
 from vadapter.runs.experiment import Evaluation, Experiment, Parts, data_info
 from vadapter.runs.load import load
 from vadapter.runs.model import TrainedModel

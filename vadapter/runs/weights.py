@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 import jax
 
+from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.models.configuration import ModelConfig
 from vadapter.training import initialize
 from vadapter.training.program import Program
 from vadapter.training.sources import Reference, Source
-from vadapter.base import trees
 
 Weights = Mapping[str, str | os.PathLike[str]]
 

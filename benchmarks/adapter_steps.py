@@ -19,9 +19,9 @@ def prepare(name: str, data_dir: str):
     """Returns a function that makes one update and waits for it."""
     import jax
 
-    from vadapter.cli import experiments
-    from vadapter.cli.config import parse_gin
     from vadapter.partitioning import init_params
+    from vadapter.recipes import experiments
+    from vadapter.recipes.gin_front import parse_gin
     from vadapter.runs import experiment
 
     experiments.register()

@@ -34,9 +34,8 @@ jax.devices()
 """
 IMPORT = """
 import sys
-from vadapter.cli.main import main
-status = main(["import", *sys.argv[1:]])
-assert status == 0, status
+import vadapter
+vadapter.import_weights(*sys.argv[1:])
 """
 
 

@@ -60,8 +60,8 @@ def plan_one(recipe: str, topology: str, search_limit: int, cache_dir: str | Non
 
     prepare()  # before anything uses a device
     from vadapter.base.errors import UserError
-    from vadapter.cli import experiments
     from vadapter.planning.search import Search
+    from vadapter.recipes import experiments
     from vadapter.runs import planner
 
     try:

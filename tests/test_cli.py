@@ -12,10 +12,12 @@ import pytest
 from etils import epath
 
 from vadapter.base.errors import UserError
-from vadapter.cli import config, gin_files, main
+from vadapter.cli import arguments, main
 from vadapter.partitioning import hosts as processes
 from vadapter.partitioning.hosts import HostsConfig
 from vadapter.partitioning.rendezvous import NotAllThereError
+from vadapter.recipes import gin_files
+from vadapter.recipes import gin_front as config
 
 HEAVY = ("jax", "flax", "tensorflow", "seqio", "numpy")
 
@@ -61,7 +63,7 @@ def command(monkeypatch):
 
     def install(run, *argv: str) -> int:
         module = types.ModuleType("go_command", "Goes.")
-        module.add_arguments = config.add_gin_arguments
+        module.add_arguments = arguments.add_gin_arguments
         module.run = run
         monkeypatch.setitem(sys.modules, "go_command", module)
         monkeypatch.setattr(main, "COMMANDS", (main.Command("go", "goes", "go_command"),))
@@ -177,7 +179,7 @@ def test_gin_arguments_reach_the_command(command, folder):
     made = []
 
     def run(args):
-        config.parse_gin_arguments(args)
+        arguments.parse_gin_arguments(args)
         made.append(gin.get_configurable("Engine")())
 
     assert command(run, "--gin_file=a.gin", "--gin_file", "b.gin", "--gin_search_paths=lib", "--gin.NAME='c d'") == 0

@@ -25,15 +25,16 @@ ALLOWED = {
     "benchmarks": {BASE, "data", "evaluation"},
 }
 ALLOWED["runs"] = {*ALLOWED}
+ALLOWED["recipes"] = {*ALLOWED}
 ALLOWED["cli"] = {*ALLOWED, FRONT}
-ALLOWED[FRONT] = {*ALLOWED} - {"cli"}
+ALLOWED[FRONT] = {*ALLOWED} - {"cli", "recipes"}
 # Libraries that only some packages may import, at any place in their code.
 ONLY_IN = {
     "tensorflow": {"data", "benchmarks"},
     "tensorflow_datasets": {"data", "benchmarks"},
     "tensorflow_text": {"data", "benchmarks"},
     "seqio": {"data", "benchmarks"},
-    "gin": {"cli"},
+    "gin": {"recipes"},
     "argparse": {"cli"},
 }
 

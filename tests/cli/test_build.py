@@ -3,9 +3,9 @@
 import pytest
 
 from tests.benchmarks import official_files
-from vadapter.cli import experiments
-from vadapter.cli.config import parse_gin, register
 from vadapter.cli.main import main
+from vadapter.recipes import experiments
+from vadapter.recipes.gin_front import parse_gin, register
 
 
 @pytest.fixture

@@ -15,13 +15,12 @@ from safetensors.numpy import save_file
 
 from tests.weights import families
 from vadapter.base import fingerprints, trees
-from vadapter.cli import config as gin_front
-from vadapter.cli import gin_text
 from vadapter.cli.main import main
 from vadapter.models import variants
 from vadapter.models.decoder import DecoderConfig
 from vadapter.models.positions import RopeScaling
 from vadapter.models.vit import ViTConfig
+from vadapter.recipes import gin_front, gin_text
 from vadapter.training import checkpoints
 from vadapter.weights import store
 from vadapter.weights.checkpoint import open_checkpoint

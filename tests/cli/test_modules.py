@@ -9,7 +9,7 @@ from vadapter.cli.main import main
 ADAPTER = """
 import dataclasses
 
-from vadapter.cli import config
+from vadapter.recipes import gin_front as config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def test_a_module_that_does_not_import_says_what_failed(folder, capsys, text, sa
 
 
 def test_a_name_that_is_taken_is_refused(folder, capsys):
-    from vadapter.cli import experiments
+    from vadapter.recipes import experiments
 
     experiments.register()
     write(folder, "OptimizerConfig", "my_other.py")

@@ -10,7 +10,6 @@ import pytest
 from tests.planning import plans_made
 from vadapter.base import trees
 from vadapter.base.errors import UserError
-from vadapter.cli import experiments
 from vadapter.cli import plan as command
 from vadapter.cli.main import main
 from vadapter.generation.decoding import DecodingConfig
@@ -18,6 +17,7 @@ from vadapter.models.adapters import LMAdapterConfig
 from vadapter.models.vlm import VLMConfig
 from vadapter.planning import search
 from vadapter.planning.topologies import Topology
+from vadapter.recipes import experiments
 from vadapter.runs import plan_parts as planned
 from vadapter.runs import planner
 

@@ -52,7 +52,7 @@ def test_closing_ends_what_is_read_from():
 
 @pytest.mark.parametrize("size", ["image_size", "num_frames", "num_visual_tokens"])
 def test_gin_cannot_bind_what_the_model_dictates(size):
-    from vadapter.cli import config as gin_front
+    from vadapter.recipes import gin_front
 
     gin_front.register([LoaderConfig])
     with pytest.raises(UserError, match=size):

@@ -83,8 +83,8 @@ def test_one_of_ones_own_is_in_the_check_and_in_the_record_of_a_model(shouted, c
 def test_gin_binds_the_settings_of_ones_own(shouted, captions):
     import gin
 
-    from vadapter.cli import config as gin_front
     from vadapter.data import tasks
+    from vadapter.recipes import gin_front
 
     gin_front.register([tasks.jsonl_task], list(REGISTRY))
     bindings = [

@@ -141,8 +141,8 @@ def test_random_frames_differ_between_epochs_and_come_back(tmp_path):
 def test_a_mixture_of_three_sources_in_gin(tmp_path):
     import seqio
 
-    from vadapter.cli import config as gin_front
     from vadapter.data import tasks
+    from vadapter.recipes import gin_front
 
     gin_front.register([tasks.pairs_task, tasks.add_mixture, LoaderConfig])
     (tmp_path / "v").mkdir()

@@ -31,8 +31,8 @@ WORSE = 1.05
 
 def measured(cache_dir: Path) -> dict[str, Any]:
     """Compiles the step and returns its figures."""
-    from vadapter.cli import experiments
     from vadapter.planning.topologies import Topology
+    from vadapter.recipes import experiments
     from vadapter.runs import planner
 
     experiment = experiments.unopened([f"experiments/{RECIPE}.gin"], BINDINGS)

@@ -1,6 +1,7 @@
 """Arguments that several commands share. Light: help answers at once."""
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vadapter.base.errors import UserError
@@ -39,3 +40,59 @@ def trained(args: argparse.Namespace, partitioner: "Partitioner | None" = None) 
         bundle.read(args.bundle)  # says what is wrong with it
     path = args.bundle or args.model_dir
     return load(path, encoder=args.encoder, decoder=args.decoder, step=args.step, partitioner=partitioner)
+
+
+def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--gin_file`, `--gin.NAME=VALUE`, `--gin_search_paths` and `--print_config`."""
+    group = parser.add_argument_group("configuration")
+    group.add_argument(
+        "--gin_file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a gin file; may be repeated, later files override earlier ones",
+    )
+    group.add_argument(
+        "--gin.NAME",  # Only for the help: main rewrites --gin.NAME=VALUE to --gin_bindings=NAME=VALUE.
+        "--gin_bindings",
+        dest="gin_bindings",
+        action="append",
+        default=[],
+        metavar="VALUE",
+        help="set a macro or a parameter over the files; strings need quotes: --gin.MODEL_DIR='\"runs/a\"'",
+    )
+    group.add_argument(
+        "--gin_search_paths",
+        default="",
+        metavar="DIR,DIR",
+        help="folders to look for gin files in, after the working directory and before the shipped gin folder",
+    )
+    group.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print every setting of the run with its place and meaning, and do nothing else",
+    )
+
+
+def parse_gin_arguments(args: argparse.Namespace, files: Sequence[str] = (), bindings: Sequence[str] = ()) -> None:
+    """Parses what `add_gin_arguments` declared. With `--print_config` it prints and exits, as `--help` does.
+
+    Args:
+        args: the command line.
+        files: to be read before those of the command line.
+        bindings: `NAME=VALUE`, to be set before those of the command line.
+
+    Raises:
+        UserError: as `parse_gin`.
+    """
+    paths = [path for path in args.gin_search_paths.split(",") if path]
+    from vadapter.recipes.gin_front import parse_gin
+
+    statements = parse_gin(
+        [*files, *args.gin_file], [*bindings, *args.gin_bindings], paths, complete=not args.print_config
+    )
+    if args.print_config:
+        from vadapter.recipes import settings
+
+        print(settings.text(settings.of_run(statements)))
+        raise SystemExit(0)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vadapter.base.errors import UserError
-from vadapter.cli.config import add_gin_arguments, parse_gin_arguments
+from vadapter.cli.arguments import add_gin_arguments, parse_gin_arguments
 
 if TYPE_CHECKING:
     from vadapter.data.check.findings import Problem, Report
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, option) < 0:
             raise UserError(f"--{option} is {getattr(args, option)}; expected a number of at least 0.")
     from vadapter.base import progress
-    from vadapter.cli import experiments
     from vadapter.data.check import check_page, scan
+    from vadapter.recipes import experiments
 
     experiments.register()
     with _warnings() as warnings:

@@ -95,8 +95,8 @@ def train_part(part: str, output: Path, seed: int, fresh: bool, overrides: list[
     Raises:
         UserError: the part was begun with other settings.
     """
-    from vadapter.cli import experiments
-    from vadapter.cli.config import config_text, parse_gin, save_config
+    from vadapter.recipes import experiments
+    from vadapter.recipes.gin_front import config_text, parse_gin, save_config
     from vadapter.runs import train
 
     folder = output / part

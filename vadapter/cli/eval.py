@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    from vadapter.cli.arguments import add_model_arguments
-    from vadapter.cli.config import add_gin_arguments
+    from vadapter.cli.arguments import add_gin_arguments, add_model_arguments
 
     add_model_arguments(parser)
     parser.add_argument(
@@ -47,8 +46,9 @@ def run(args: argparse.Namespace) -> None:
 
     from vadapter.base import buckets
     from vadapter.base.errors import UserError
-    from vadapter.cli import arguments, experiments, processes
-    from vadapter.cli.config import parse_gin_arguments
+    from vadapter.cli import arguments, processes
+    from vadapter.cli.arguments import parse_gin_arguments
+    from vadapter.recipes import experiments
     from vadapter.runs.evaluate import evaluate
     from vadapter.runs.experiment import Parts
 
@@ -95,7 +95,7 @@ def parse_run(args: argparse.Namespace) -> None:
     from etils import epath
 
     from vadapter.base.errors import UserError
-    from vadapter.cli.config import parse_gin_arguments
+    from vadapter.cli.arguments import parse_gin_arguments
     from vadapter.training import checkpoints
 
     model_dir, _ = checkpoints.locate(args.model_dir, args.step)

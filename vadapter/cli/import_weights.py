@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     """Imports the weights."""
     start = time.perf_counter()
 
-    from vadapter.cli import gin_text
+    from vadapter.recipes import gin_text
     from vadapter.weights.importer import Imported, import_weights
 
     given = {name: getattr(args, name) for name in _NAMES}

@@ -80,7 +80,7 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error).split("\n  In call to configurable")[0]
     if "gin" in sys.modules:
-        from vadapter.cli import config
+        from vadapter.recipes import gin_front as config
 
         if config.is_gin_error(error):
             return config.explain(error)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    from vadapter.cli.config import add_gin_arguments
+    from vadapter.cli.arguments import add_gin_arguments
 
     parser.add_argument("--topology", required=True, metavar="TYPE:AxB", help="one slice, such as v5e:8x8 or v5p:4x4x8")
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="slices of it (default: %(default)s)")
@@ -49,11 +49,10 @@ def run(args: argparse.Namespace) -> int:
     from vadapter.planning.topologies import Topology, prepare
 
     prepare()  # before anything uses a device
-    import gin
-
     from vadapter.base.errors import UserError
-    from vadapter.cli import experiments
-    from vadapter.cli.config import parse_gin_arguments
+    from vadapter.cli.arguments import parse_gin_arguments
+    from vadapter.recipes import experiments
+    from vadapter.recipes.gin_front import make
     from vadapter.runs import planner
 
     if args.price is not None and args.price < 0 or args.search_limit < 1:
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         plan = waited("Compiling the training step", planned.plan)
     if args.decode and plan.compiled.fits:
         train: Plan = plan
-        decoding = gin.get_configurable("DecodingConfig")()
+        decoding = make("DecodingConfig")
         plan = waited(
             "Compiling the generation of text", lambda: planned.with_decode(train, decoding, args.decode_rows)
         )

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-import gin
-
 from vadapter.partitioning import hosts
+from vadapter.recipes.gin_front import make
 
 T = TypeVar("T")
 
@@ -17,7 +16,7 @@ def join() -> None:
     Raises:
         UserError: as `hosts.start`.
     """
-    hosts.start(gin.get_configurable("HostsConfig")())
+    hosts.start(make("HostsConfig"))
 
 
 def first_process_first(make: Callable[[], T]) -> T:

@@ -9,7 +9,8 @@ vadapter train --bundle=owl --gin_file=experiments/own_stage2.gin --gin.MODEL_DI
 
 import argparse
 
-from vadapter.cli.config import add_gin_arguments, parse_gin_arguments, save_config
+from vadapter.cli.arguments import add_gin_arguments, parse_gin_arguments
+from vadapter.recipes.gin_front import save_config
 
 _TOLD_TO_STOP = 143  # a shell's status of what SIGTERM ended: whoever watches starts it again
 
@@ -22,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, evaluates and writes MODEL_DIR. Returns the exit status: 0, or 143 when told to stop before the end."""
-    from vadapter.cli import experiments, processes
+    from vadapter.cli import processes
+    from vadapter.recipes import experiments
     from vadapter.runs import train
 
     experiments.register()

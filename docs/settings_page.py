@@ -1,14 +1,15 @@
 """Writes docs/settings.md: every macro of the shipped gin files, and every parameter that gin can bind.
 
-python benchmarks/settings_page.py
+python docs/settings_page.py
 """
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from vadapter.cli import config, experiments, gin_files
-from vadapter.cli.settings import GROUPS, made_by, parameters, value_text
+from vadapter.recipes import experiments, gin_files
+from vadapter.recipes import gin_front as config
+from vadapter.recipes.settings import GROUPS, made_by, parameters, value_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 
@@ -25,7 +26,7 @@ _HEAD = """# Settings
 
 All that a run can be told, as gin knows it. `vadapter train --print_config ...` prints the settings of one run, each
 with its value and the file and line that set it. [gin.md](gin.md) explains how to set them.
-`python benchmarks/settings_page.py` makes this page.
+`python docs/settings_page.py` makes this page.
 
 ## Macros
 

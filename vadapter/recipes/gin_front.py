@@ -5,7 +5,6 @@ the user's files, and ask gin for the objects. `gin_files.py` finds and reads fi
 into messages, `settings.py` lists what is set.
 """
 
-import argparse
 import functools
 import inspect
 import re
@@ -17,76 +16,21 @@ import gin
 from etils import epath
 
 from vadapter.base.errors import UserError
-from vadapter.cli import gin_errors, gin_files
-from vadapter.cli.gin_errors import is_gin_error
+from vadapter.recipes import gin_errors, gin_files
+from vadapter.recipes.gin_errors import is_gin_error
 
 __all__ = [
-    "add_gin_arguments",
     "config_text",
     "explain",
     "is_gin_error",
+    "make",
     "parse_gin",
-    "parse_gin_arguments",
     "register",
     "registered",
     "save_config",
 ]
 
 _registered: dict[str, Callable[..., Any]] = {}
-
-
-def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--gin_file`, `--gin.NAME=VALUE`, `--gin_search_paths` and `--print_config`."""
-    group = parser.add_argument_group("configuration")
-    group.add_argument(
-        "--gin_file",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a gin file; may be repeated, later files override earlier ones",
-    )
-    group.add_argument(
-        "--gin.NAME",  # Only for the help: main rewrites --gin.NAME=VALUE to --gin_bindings=NAME=VALUE.
-        "--gin_bindings",
-        dest="gin_bindings",
-        action="append",
-        default=[],
-        metavar="VALUE",
-        help="set a macro or a parameter over the files; strings need quotes: --gin.MODEL_DIR='\"runs/a\"'",
-    )
-    group.add_argument(
-        "--gin_search_paths",
-        default="",
-        metavar="DIR,DIR",
-        help="folders to look for gin files in, after the working directory and before the shipped gin folder",
-    )
-    group.add_argument(
-        "--print_config",
-        action="store_true",
-        help="print every setting of the run with its place and meaning, and do nothing else",
-    )
-
-
-def parse_gin_arguments(args: argparse.Namespace, files: Sequence[str] = (), bindings: Sequence[str] = ()) -> None:
-    """Parses what `add_gin_arguments` declared. With `--print_config` it prints and exits, as `--help` does.
-
-    Args:
-        args: the command line.
-        files: to be read before those of the command line.
-        bindings: `NAME=VALUE`, to be set before those of the command line.
-
-    Raises:
-        UserError: as `parse_gin`.
-    """
-    paths = [path for path in args.gin_search_paths.split(",") if path]
-    statements = parse_gin(
-        [*files, *args.gin_file], [*bindings, *args.gin_bindings], paths, complete=not args.print_config
-    )
-    if args.print_config:
-        from vadapter.cli import settings
-
-        print(settings.text(settings.of_run(statements)))
-        raise SystemExit(0)
 
 
 def parse_gin(
@@ -135,7 +79,7 @@ def _leave_out_spare(statements: gin_files.Statements) -> None:
     required = [name for name, key in keys.items() if repr(gin.query_parameter(key)) == "%gin.REQUIRED"]
     if not required or not any(name.startswith("Experiment.") for name in statements.places):
         return
-    from vadapter.cli import settings
+    from vadapter.recipes import settings
 
     for name in {*required} - settings.macros_of_run(statements):
         gin.bind_parameter(keys[name], None)
@@ -158,6 +102,11 @@ def _parse_binding(binding: str) -> None:
             f"The value of --gin.{name}={value} cannot be read by gin. A string needs quotes inside the shell's: "
             f"--gin.{name}='\"{value}\"'. Other values are Python literals, %MACRO, @configurable or @configurable()."
         ) from error
+
+
+def make(name: str) -> Any:
+    """Returns what a registered class or function makes of the current configuration."""
+    return gin.get_configurable(name)()
 
 
 def register(*things: Callable[..., Any] | Iterable[Any]) -> None:

@@ -11,11 +11,11 @@ from flax import linen as nn
 from tests.data.tokenizer_files import write_tokenizer
 from vadapter.base import resources, trees
 from vadapter.base.errors import UserError
-from vadapter.cli import experiments, gin_text
-from vadapter.cli.config import parse_gin
 from vadapter.models import variants
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import Partitioner, abstract_params
+from vadapter.recipes import experiments, gin_text
+from vadapter.recipes.gin_front import parse_gin
 from vadapter.runs import experiment
 from vadapter.training import freezing, sources
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import gin
 
-from vadapter.cli.gin_files import RENAMED
+from vadapter.recipes.gin_files import RENAMED
 
 Registered = Mapping[str, Callable[..., Any]]
 

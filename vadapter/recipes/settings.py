@@ -1,6 +1,6 @@
 """The settings of a run, one a line: its value, where it was set, and what it means.
 
-`--print_config` prints those of a run; `benchmarks/settings_page.py` makes docs/settings.md of all that there are.
+`--print_config` prints those of a run; `docs/settings_page.py` makes docs/settings.md of all that there are.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ import gin
 
 from vadapter.base.errors import UserError
 from vadapter.base.parameters import Parameter, made_by, parameters
-from vadapter.cli import config
-from vadapter.cli.gin_files import Statements
+from vadapter.recipes import gin_front as config
+from vadapter.recipes.gin_files import Statements
 
 # Parameters of the experiment by the groups in which a person looks for them.
 _GROUP_OF = {

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from vadapter.base import resources
-from vadapter.cli import config, experiments, settings
 from vadapter.cli.main import main
+from vadapter.recipes import experiments, settings
+from vadapter.recipes import gin_front as config
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(path.name for path in (resources.folder("gin") / "experiments").glob("*.gin"))
@@ -106,5 +107,5 @@ def test_every_parameter_that_gin_may_bind_has_a_meaning():
 
 
 def test_the_page_of_all_settings_is_up_to_date():
-    made = runpy.run_path(str(ROOT / "benchmarks" / "settings_page.py"))["page"]()
-    assert (ROOT / "docs" / "settings.md").read_text() == made, "python benchmarks/settings_page.py"
+    made = runpy.run_path(str(ROOT / "docs" / "settings_page.py"))["page"]()
+    assert (ROOT / "docs" / "settings.md").read_text() == made, "python docs/settings_page.py"

@@ -7,7 +7,6 @@ import gin
 from vadapter.base.errors import UserError
 from vadapter.benchmarks.table import benchmark_split
 from vadapter.benchmarks.tasks import benchmark_task
-from vadapter.cli import config
 from vadapter.data import tasks
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.reading.tfds import tfds_task
@@ -19,6 +18,7 @@ from vadapter.models import classifier, variants, vlm  # noqa: F401  so that the
 from vadapter.models.configuration import REGISTRY
 from vadapter.models.losses import ObjectiveConfig
 from vadapter.partitioning import MeshConfig, hosts
+from vadapter.recipes import gin_front as config
 from vadapter.runs.experiment import Evaluation, Experiment
 from vadapter.training import loop, optimizers
 from vadapter.training.sources import Source
@@ -51,7 +51,7 @@ def made() -> Experiment:
     """
     if not gin.config_str().strip():
         raise UserError(_NO_EXPERIMENT)
-    return gin.get_configurable("Experiment")()
+    return config.make("Experiment")
 
 
 def unopened(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()) -> Experiment:

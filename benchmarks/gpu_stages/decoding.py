@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+
 from gpu_stages import model
 from gpu_stages.record import Record, gib, times
 from gpu_stages.training import describe_device
-
 from vadapter.batch import Batch
 from vadapter.evaluation.decoding import DecodingConfig, make_generate
 from vadapter.models.vlm import VLM, VLMConfig
@@ -85,6 +85,7 @@ def _ours(attention: str, small: bool, rows: int, prefix: int, new: int, entry: 
 
 def _theirs(cache: str, small: bool, rows: int, prefix: int, new: int):
     import torch
+
     from gpu_stages import peer_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from gpu_stages.record import gib
 
+from gpu_stages.record import gib
 from vadapter import trees
 from vadapter.batch import Batch
 from vadapter.models import variants

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import torch
 from flax import linen as nn
+
 from gpu_stages import model
 from gpu_stages.peer_model import Peer
 from gpu_stages.record import Record, gib, measured_ceiling, rates, repeats_for
-
 from vadapter import trees
 from vadapter.models.vlm import VLM, VLMConfig
 from vadapter.partitioning import abstract_params
@@ -57,9 +57,14 @@ def parity(config: VLMConfig, abstract: dict[str, Any], peer: torch.nn.Module) -
     pairs = {
         "trained_parameters": (_count(trained), sum(p.numel() for p in peer.parameters() if p.requires_grad)),
         "frozen_parameters": (_count(frozen), sum(p.numel() for p in peer.parameters() if not p.requires_grad)),
-        "flops_of_a_row": (sum(model.flops_of(whole, abstract)(model.batch(config, 1)).values()), counted_flops(config)),
+        "flops_of_a_row": (
+            sum(model.flops_of(whole, abstract)(model.batch(config, 1)).values()),
+            counted_flops(config),
+        ),
     }
-    found: dict[str, Any] = {name: {"vadapter": a, "peer": b, "ratio": round(b / a, 4)} for name, (a, b) in pairs.items()}
+    found: dict[str, Any] = {
+        name: {"vadapter": a, "peer": b, "ratio": round(b / a, 4)} for name, (a, b) in pairs.items()
+    }
     for name, limit in (("trained_parameters", 0.02), ("frozen_parameters", 0.02), ("flops_of_a_row", 0.05)):
         assert abs(found[name]["ratio"] - 1) < limit, f"{name} of the peer differ: {found[name]}"
     return found
@@ -70,7 +75,7 @@ def _count(flat: dict[str, Any]) -> int:
 
 
 def peer(record: Record, directory: str, encoder: str, decoder: str) -> None:
-    """Eager batch sizes, then gradient checkpointing, then torch.compile at the best; whether both models agree, last."""
+    """Eager batch sizes, torch.compile at the best, gradient checkpointing; whether both models agree, last."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not record.small:
         return record.skip("peer", "torch sees no GPU")
@@ -96,17 +101,15 @@ def _sweep(run: "_Runs", encoder: str, decoder: str) -> None:
         if "examples_per_s" not in found:
             break
         best = max(best or found, found, key=lambda entry: entry["examples_per_s"])
-    larger = 2 * best["rows"] if best else sizes[0]
-    found = run.measure(f"eager_checkpointed_{larger}", larger, True)
-    if found.get("examples_per_s", 0) > best.get("examples_per_s", 0):
-        best = found
-    if not best or (record.small and run.device == "cpu"):  # a rehearsal need not wait for the compiler
-        return
-    run.made.compile_layers()
-    again = run.measure(f"compiled_{best['rows']}", best["rows"], best["checkpointed"])
-    if "examples_per_s" in again and not best["checkpointed"]:
-        # Compiled layers keep less, so that a larger batch may fit.
-        run.measure(f"compiled_{2 * best['rows']}", 2 * best["rows"], False)
+    rows = best["rows"] if best else sizes[0] // 2
+    larger = 2 * rows
+    if not record.small:  # a rehearsal need not wait for the compiler
+        run.made.compile_layers(True)
+        if "examples_per_s" in run.measure(f"compiled_{rows}", rows, False, seconds=20):
+            run.measure(f"compiled_{larger}", larger, False, seconds=20)
+        run.measure(f"compiled_checkpointed_{larger}", larger, True, seconds=15)
+        run.made.compile_layers(False)
+    run.measure(f"eager_checkpointed_{larger}", larger, True)
 
 
 @dataclasses.dataclass
@@ -119,8 +122,9 @@ class _Runs:
     device: str
     device_name: str
 
-    def measure(self, name: str, rows: int, checkpointed: bool) -> dict[str, Any]:
-        if self.record.left < 8 and not self.record.small:
+    def measure(self, name: str, rows: int, checkpointed: bool, seconds: float = 8) -> dict[str, Any]:
+        """Measures one figure if there are that many seconds for it."""
+        if self.record.left < seconds and not self.record.small:
             self.record.skip(name, "no time left")
             return {}
         with self.record.figure(name, rows=rows, checkpointed=checkpointed) as entry:
@@ -155,7 +159,7 @@ class _Runs:
         start = time.perf_counter()
         update()
         entry["first_step_s"] = round(time.perf_counter() - start, 2)
-        entry |= repeats_for(update, 0.1 if self.record.small else 4.0)
+        entry |= repeats_for(update, 0.1 if self.record.small else 3.0)
         entry["loss"] = round(float(loss), 4)
         count = model.flops_of(self.config, self.abstract)(model.batch(self.config, rows))
         rates(entry, rows, count, measured_ceiling(self.directory), flops.peak_flops(self.device_name))

@@ -127,9 +127,11 @@ class Peer(nn.Module):
         logits = self.decoder.lm_head(hidden[:, -count - 1 : -1])  # at the targets only
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
-    def compile_layers(self) -> None:
-        """Compiles a layer of each kind once, which all layers of the kind then share; compiles the perceiver."""
-        for layers in (self.encoder.encoder.layers, self.adapter.lm.layers, self.decoder.model.layers):
-            for layer in layers:
-                layer.compile()
-        self.adapter.front.compile()
+    def compile_layers(self, compiled: bool) -> None:
+        """Compiles a layer of each kind once, which all layers of the kind then share, and the perceiver; or undoes it."""
+        stacks = (self.encoder.encoder.layers, self.adapter.lm.layers, self.decoder.model.layers)
+        for module in (self.adapter.front, *(layer for layers in stacks for layer in layers)):
+            if compiled:
+                module.compile(dynamic=False)
+            else:
+                module._compiled_call_impl = None

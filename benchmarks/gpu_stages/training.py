@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
 from gpu_stages import model
 from gpu_stages.record import Record, gib, measured_ceiling, rates, repeats_for, times
-
+from vadapter.partitioning import Partitioner
 from vadapter.training import flops, freezing
 
 # Rows of the batches that are tried, the first first. Larger ones follow while they fit and pay.
@@ -179,7 +180,9 @@ def int8(record: Record, directory: str) -> None:
     sweep = _Sweep(record, directory, "vit_l", "palm_1b")
     rows = 2 if record.small else 64
     plain = sweep.measure("bfloat16", rows, "xla", "dots")
-    sweep.steps.frozen = freezing.cast(sweep.steps.frozen, False, "int8")
+    # All kernels in one program: to compile one for each takes longer than the rest of the stage.
+    quantise = jax.jit(lambda tree: freezing.cast(tree, False, "int8"), out_shardings=Partitioner().replicated)
+    sweep.steps.frozen = quantise(sweep.steps.frozen)
     counts = freezing.summarize(sweep.steps.trainable, sweep.steps.frozen, {})
     record.note(weights_gib_int8=gib(sum(x.weight_bytes for x in counts)))
     quantised = sweep.measure("int8", rows, "xla", "dots")

@@ -36,8 +36,16 @@ def test_a_rehearsal_measures_the_ceiling_and_a_step_against_it(tmp_path):
     assert "| xla_dots_2 | 2 |" in run("--tables", tmp_path).stdout
 
 
-def test_a_stage_that_fails_is_told_and_stops_no_other(tmp_path):
-    (tmp_path / "ceiling.json").mkdir()  # the stage cannot write its file there
+def test_a_stage_that_fails_is_told_and_stops_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "none_such")
+    done = run("--out", tmp_path, "--small", "--stages", "ceiling,int8")
+    assert done.returncode == 0, done.stderr
+    for name in ("ceiling", "int8"):
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        assert found["status"] == "failed" and "none_such" in "".join(found["last_lines"])
+
+
+def test_stages_that_do_not_exist_are_named(tmp_path):
     done = run("--out", tmp_path, "--small", "--stages", "ceiling,nothing")
     assert done.returncode != 0 and "there are no stages nothing" in done.stderr
 

@@ -13,7 +13,7 @@ from gpu_stages.training import describe_device
 from vadapter.batch import Batch
 from vadapter.evaluation.decoding import DecodingConfig, make_generate
 from vadapter.models.vlm import VLM, VLMConfig
-from vadapter.partitioning import Partitioner, abstract_params
+from vadapter.partitioning import abstract_params
 
 
 def decode(record: Record, directory: str) -> None:
@@ -72,9 +72,8 @@ def _ours(attention: str, small: bool, rows: int, prefix: int, new: int, entry: 
         target_ids=unused,
         target_weights=unused.astype(np.float32),
     )
-    partitioner = Partitioner()
+    partitioner = model.one_device()
     params = model.random_params(nn.unbox(abstract_params(vlm, batch)), trainable=())
-    params = jax.device_put(params, partitioner.replicated)
     placed = partitioner.put_batch(batch)
     generate = make_generate(vlm, partitioner, DecodingConfig("greedy", new), eos_id=-1)
     start = time.perf_counter()

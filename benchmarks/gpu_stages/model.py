@@ -17,7 +17,7 @@ from vadapter.models import variants
 from vadapter.models.adapters import LMAdapterConfig
 from vadapter.models.resampler import PerceiverConfig
 from vadapter.models.vlm import VLM, VLMConfig
-from vadapter.partitioning import Partitioner, abstract_params
+from vadapter.partitioning import MeshConfig, Partitioner, abstract_params, make_mesh
 from vadapter.training import flops, freezing
 from vadapter.training.objectives import vlm_objective
 from vadapter.training.optimizers import OptimizerConfig, make_optimizer
@@ -27,6 +27,11 @@ from vadapter.training.step import make_train_step
 PROMPT, TARGETS, FRAMES = 16, 64, 8
 TRAINABLE = ("adapter/.*",)
 _SMALL_LM = {"width": 64, "depth": 2, "num_heads": 2, "head_dim": 32, "mlp_dim": 128}
+
+
+def one_device() -> Partitioner:
+    """Returns a mesh of the first device."""
+    return Partitioner(make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
 def config(encoder: str, decoder: str, small: bool, attention: str = "xla", remat: str = "dots") -> VLMConfig:
@@ -77,7 +82,7 @@ def random_params(abstract: dict[str, Any], trainable: tuple[str, ...] = TRAINAB
     flat = trees.flatten(abstract)
     trained = set(trees.flatten(freezing.partition(abstract, trainable)[0])) if trainable else set()
 
-    def make(seed: int, path: str, x: Any) -> Any:
+    def make(seed: Any, path: str, x: Any) -> Any:
         dtype = freezing.storage_dtype(path, x.dtype, path in trained, "bfloat16")
         name = path.split("/")[-1]
         if name in ("scale", "bias"):
@@ -88,18 +93,20 @@ def random_params(abstract: dict[str, Any], trainable: tuple[str, ...] = TRAINAB
         inputs = shape[-1] if name != "kernel" else int(np.prod(shape[:-outputs]))
         return (_noise(seed, x.shape) * (3 / inputs) ** 0.5).astype(dtype)
 
-    def make_all() -> dict[str, Any]:
-        return {path: make(seed, path, x) for seed, (path, x) in enumerate(flat.items())}
+    def make_all(seed: Any) -> dict[str, Any]:
+        return {path: make(seed + i, path, x) for i, (path, x) in enumerate(flat.items())}
 
-    return trees.unflatten(jax.jit(make_all)())
+    # The seed is an argument, lest the compiler take all for constants.
+    made = jax.jit(make_all, out_shardings=one_device().replicated)(jnp.uint32(1))
+    return trees.unflatten(made)
 
 
-def _noise(seed: int, shape: tuple[int, ...]) -> Any:
+def _noise(seed: Any, shape: tuple[int, ...]) -> Any:
     """Returns numbers spread evenly over -1..1: MurmurHash3's last steps on each index.
 
     Unlike those of jax.random it is one elementwise kernel, which needs no memory besides its result's.
     """
-    stride, x = 1, jnp.uint32((seed + 1) * 0x9E3779B1 % 2**32)
+    stride, x = 1, seed * jnp.uint32(0x9E3779B1)
     for axis in reversed(range(len(shape))):
         x = x + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
         stride *= shape[axis]
@@ -128,10 +135,8 @@ class Steps:
     @classmethod
     def make(cls, config: VLMConfig) -> "Steps":
         """Makes random parameters."""
-        partitioner = Partitioner()
         abstract = nn.unbox(abstract_params(VLM(config), batch(config, 1)))
-        params = jax.device_put(random_params(abstract), partitioner.replicated)
-        return cls(config, abstract, *freezing.partition(params, TRAINABLE))
+        return cls(config, abstract, *freezing.partition(random_params(abstract), TRAINABLE))
 
     def flops(self, rows: int) -> dict[str, float]:
         """Returns the needed FLOPs of a step by part; frozen parts count for less."""
@@ -147,7 +152,7 @@ class Steps:
             entry: is filled in as figures come.
             accumulate: micro-batches.
         """
-        partitioner = Partitioner()
+        partitioner = one_device()
         optimizer = make_optimizer(OptimizerConfig(), self.trainable, 60_000)
         placed = [jax.tree.map(lambda x: x.sharding, tree) for tree in (self.trainable, self.frozen)]
         abstract = abstract_state(optimizer, self.trainable)

@@ -128,7 +128,7 @@ class Peer(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     def compile_layers(self, compiled: bool) -> None:
-        """Compiles a layer of each kind once, which all layers of the kind then share, and the perceiver; or undoes it."""
+        """Compiles the perceiver and a layer of each kind, which all layers of the kind then share; or undoes it."""
         stacks = (self.encoder.encoder.layers, self.adapter.lm.layers, self.decoder.model.layers)
         for module in (self.adapter.front, *(layer for layers in stacks for layer in layers)):
             if compiled:

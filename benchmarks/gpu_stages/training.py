@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from gpu_stages import model
 from gpu_stages.record import Record, gib, measured_ceiling, rates, repeats_for, times
-from vadapter.partitioning import Partitioner
 from vadapter.training import flops, freezing
 
 # Rows of the batches that are tried, the first first. Larger ones follow while they fit and pay.
@@ -181,7 +180,7 @@ def int8(record: Record, directory: str) -> None:
     rows = 2 if record.small else 64
     plain = sweep.measure("bfloat16", rows, "xla", "dots")
     # All kernels in one program: to compile one for each takes longer than the rest of the stage.
-    quantise = jax.jit(lambda tree: freezing.cast(tree, False, "int8"), out_shardings=Partitioner().replicated)
+    quantise = jax.jit(lambda tree: freezing.cast(tree, False, "int8"), out_shardings=model.one_device().replicated)
     sweep.steps.frozen = quantise(sweep.steps.frozen)
     counts = freezing.summarize(sweep.steps.trainable, sweep.steps.frozen, {})
     record.note(weights_gib_int8=gib(sum(x.weight_bytes for x in counts)))

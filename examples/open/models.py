@@ -49,6 +49,7 @@ PROGRAM_OF = {
     "repaired": "prefixed",
     "repaired_frozen": "frozen",
 }
+STARTS_AS = {"frozen": "prefixed"}  # programs with the same adapter
 TRAINABLE = {
     "stage1": (r"adapter/.*", r"decoder/.*"),
     "frozen": (r"adapter/(prefix|queries)", r"adapter/(front|projection)/.*"),
@@ -126,7 +127,9 @@ def hidden_states(tiny: DecoderConfig, params: Mapping[str, Any], texts: Any, ch
     return states[texts["text"], texts["slot"]].astype(jnp.float32)
 
 
-def ridge(states: np.ndarray, wanted: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+def ridge(
+    states: np.ndarray, wanted: np.ndarray, held_out: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Fits `wanted = states @ kernel + bias`.
 
     Args:
@@ -152,7 +155,9 @@ def ridge(states: np.ndarray, wanted: np.ndarray, held_out: np.ndarray) -> tuple
     return kernel.astype(np.float32), bias.astype(np.float32), facts
 
 
-def start(arm: str, made: Mapping[str, Any], given: Mapping[str, Any], stage1: Mapping[str, Any] | None) -> dict[str, Any]:
+def start(
+    arm: str, made: Mapping[str, Any], given: Mapping[str, Any], stage1: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Returns the initial values of an arm's adapter, `{slash path: f32 array}`, but for position queries.
 
     Args:

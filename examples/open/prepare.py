@@ -116,7 +116,9 @@ def onnx_tensors(source: Path) -> dict[str, np.ndarray]:
 
     graph = onnx.load(source).graph
     stored = {x.name: x for x in graph.initializer}
-    found = {n.removeprefix("backbone."): numpy_helper.to_array(x) for n, x in stored.items() if n.startswith("backbone.")}
+    found = {
+        n.removeprefix("backbone."): numpy_helper.to_array(x) for n, x in stored.items() if n.startswith("backbone.")
+    }
     parts = {}
     for node in graph.node:
         matrices = [i for i in node.input if i.startswith("onnx::")]
@@ -342,7 +344,9 @@ def main() -> None:
     records, pixels = pictures(args.raw)
     for record in records:
         record["ids"] = {n: [*t.ids(f" {record['caption']}"), t.eos] for n, t in tokenizers.items()}
-    keep = [i for i, r in enumerate(records) if max(map(len, r["ids"].values())) <= LONGEST + 1 or r["split"] != "train"]
+    keep = [
+        i for i, r in enumerate(records) if max(map(len, r["ids"].values())) <= LONGEST + 1 or r["split"] != "train"
+    ]
     records, pixels = [records[i] for i in keep], [pixels[i] for i in keep]
     np.savez_compressed(args.out / "pictures.npz", pixels=np.stack(pixels))
     (args.out / "rows.json").write_text("\n".join(map(json.dumps, records)))

@@ -56,14 +56,16 @@ class Program:
     """One kind of adapter.
 
     Attributes:
+        name: of `models.PROGRAM_OF`'s values.
         text: the tokeniser of its rows.
         frozen: `{slash path: array}` of all that it never trains but the adapter's own frozen part.
         trained: paths that it trains.
         rows, prompts: rows with and without their captions, on the device.
-        train, evaluate, generate, make, places, begin, take: compiled functions; `places` of adapters with queries only.
+        train, evaluate, generate, make, places, begin, take: compiled functions; `places` where there are queries.
         parameters: trained ones.
     """
 
+    name: str
     text: str
     frozen: Mapping[str, Any]
     trained: list[str]
@@ -108,11 +110,19 @@ class Compiler:
             lowered = jitted.lower(*struct(args, self._partitioner))
         self._pending.append((owner, name, self._pool.submit(lowered.compile)))
 
-    def finish(self) -> None:
-        """Waits for all; the first error is raised."""
+    def finish(self) -> list[Any]:
+        """Waits for all; returns the owners of what could not be compiled, for the others may do all the same."""
+        failed = []
         for owner, name, compiled in self._pending:
-            setattr(owner, name, compiled.result())
+            try:
+                setattr(owner, name, compiled.result())
+            except Exception as e:
+                print(
+                    f"{getattr(owner, 'name', 'hidden')}.{name} cannot be compiled: {type(e).__name__}: {e}", flush=True
+                )
+                failed.append(owner)
         self._pending = []
+        return failed
 
 
 def build(
@@ -151,7 +161,8 @@ def build(
     trainable, _ = freezing.partition(trees.unflatten(params), models.TRAINABLE.get(name, (r"adapter/.*",)))
     trained = trees.flatten(trainable)
     own = {p: x for p, x in params.items() if p not in frozen}
-    program = Program(text, frozen, list(trained), rows, prompts, sum(int(np.prod(x.shape)) for x in trained.values()))
+    count = sum(int(np.prod(x.shape)) for x in trained.values())
+    program = Program(name, text, frozen, list(trained), rows, prompts, count)
 
     objective = vlm_objective(model)
     optimizer = paced(OPTIMIZER, trainable)
@@ -187,15 +198,22 @@ def build(
 
         return jax.lax.map(one, index)
 
-    compiler.add(program, "generate", generate, trainable, kept_tree, prompts, pixels, whole)
+    if name != "stage1":
+        compiler.add(program, "generate", generate, trainable, kept_tree, prompts, pixels, whole)
 
     def make(key: Any) -> dict[str, Any]:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
         flat = trees.flatten(nn.unbox(model.init(key, zeros)["params"]))
         return {p: x for p, x in flat.items() if p.startswith("adapter/")}
 
+    def begin(params: Any) -> tuple[Any, Any]:
+        # Copies: the step reuses the memory of what it is given, and other runs start from the same arrays.
+        return jax.tree.map(jnp.copy, params), optimizer.transform.init(params)
+
+    compiler.add(program, "begin", begin, trainable)
+    if name in models.STARTS_AS:
+        return program  # its initial values are another program's
     compiler.add(program, "make", make, jax.random.key(0))
-    compiler.add(program, "begin", optimizer.transform.init, trainable)
     if isinstance(model.config.adapter, adapters.LMAdapterConfig):
         size = model.config.encoder.image_size
         grey = np.full((1, 1, 1, size, size, 3), 128, np.uint8)  # as vadapter.training.initialize has it

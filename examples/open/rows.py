@@ -30,7 +30,9 @@ class Pictures:
     records: Sequence[Mapping[str, Any]]
     sets: Mapping[str, np.ndarray]
 
-    def rows(self, text: str, prompt: Mapping[str, Sequence[int]], soft: int, answer: bool = True) -> dict[str, np.ndarray]:
+    def rows(
+        self, text: str, prompt: Mapping[str, Sequence[int]], soft: int, answer: bool = True
+    ) -> dict[str, np.ndarray]:
         """Lays out a row for each picture, as `vadapter.data.converters` does.
 
         Args:

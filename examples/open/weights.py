@@ -1,8 +1,8 @@
-"""The pack's weights as vadapter's parameters: quantised tensors are read one by one, and vadapter's own rules map them.
+"""The pack's weights as vadapter's parameters: quantised tensors are read one by one, and vadapter's rules map them.
 
-A pack (`prepare.py`) has one file of bytes for each model, and `index.json`, which says where each tensor lies in it, in
-which of GGUF's types. GGUF stores Gemma's norms with 1 already added, and the rows of Llama's query and key permuted for
-its own rotary layout; both are undone here.
+A pack (`prepare.py`) has one file of bytes for each model, and `index.json`, which says where each tensor lies in it,
+in which of GGUF's types. GGUF stores Gemma's norms with 1 already added, and the rows of Llama's query and key permuted
+for its own rotary layout; both are undone here.
 """
 
 import re

@@ -158,8 +158,8 @@ def make_adapter(config: AdapterConfig, output_dim: int, name: str | None = None
 class LMAdapter(nn.Module):
     """Tiny LM between two maps: `[B, F, P, E]` to `[B, R, D]`.
 
-    Parameters: `front/...` (with its map to the LM's width, the one fully connected layer before it), `prefix`, `queries`,
-    `lm/{layers,final_norm}`, `projection` (the one after it).
+    Parameters: `front/...` (with its map to the LM's width, the one fully connected layer before it), `prefix`,
+    `queries`, `lm/{layers,final_norm}`, `projection` (the one after it).
     """
 
     config: LMAdapterConfig

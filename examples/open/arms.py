@@ -39,7 +39,9 @@ LADDER = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 FIRST_RATES = {"repaired_frozen": (1e-3, 3e-4, 3e-3), "mlp": (1e-3, 3e-4, 3e-3)}
 STAGE1_RATE = 3e-4
 SEEDS = (0, 1, 2)
-POINTS = 6  # evaluations of a run, but for the early ones
+RUNS_AN_ARM = 5.4  # three rates, the other seeds, and for some arms a fourth rate
+SECONDS_A_RUN = 1.1  # that are not steps: initial values, evaluations, captions
+POINTS = 5  # evaluations of a run, but for the early ones
 
 
 def say(text: str) -> None:
@@ -347,11 +349,21 @@ def seconds_a_step(bench: Bench, starts: Starts) -> dict[str, float]:
 
 def plan_steps(times: Mapping[str, float], left: float, most: int) -> int:
     """Returns how many steps a run can have so that all runs fit in the seconds that are left."""
-    runs = [times[name] for arm in ARMS if (name := models.PROGRAM_OF[arm]) in times] * (3 + len(SEEDS) - 1)
-    runs += [times.get("stage1", 0.0)] * len(SEEDS)
-    each = 1.5  # seconds of a run that are not steps: initial values, evaluations, captions
-    steps = int((0.9 * left - each * len(runs)) / sum(runs)) // 20 * 20
+    a_step = sum(RUNS_AN_ARM * times.get(models.PROGRAM_OF[arm], 0.0) for arm in ARMS)
+    a_step += len(SEEDS) * times.get("stage1", 0.0)
+    runs = RUNS_AN_ARM * len(ARMS) + len(SEEDS)
+    steps = int((0.92 * left - SECONDS_A_RUN * runs) / a_step) // 20 * 20
     return max(100, min(most, steps))
+
+
+def further(found: Mapping[float, float]) -> float | None:
+    """Returns the next rate of the ladder where the best of what was tried, `{rate: loss}`, is at its edge."""
+    if not found:
+        return None
+    best = min(found, key=found.__getitem__)
+    step = -1 if best == min(found) else 1 if best == max(found) else 0
+    at = LADDER.index(best) + step
+    return LADDER[at] if step and 0 <= at < len(LADDER) else None
 
 
 def experiment(bench: Bench, args: argparse.Namespace) -> None:
@@ -386,18 +398,14 @@ def experiment(bench: Bench, args: argparse.Namespace) -> None:
     for turn in range(1 if args.small else 3):
         for arm in ARMS:
             one(arm, SEEDS[0], FIRST_RATES.get(arm, (3e-4, 1e-4, 1e-3))[turn])
+    if not args.small:
+        for arm in ARMS:
+            if rate := further(done[arm]):
+                one(arm, SEEDS[0], rate)
     best = {arm: min(found, key=found.__getitem__) for arm, found in done.items() if found}
     for seed in SEEDS[1:2] if args.small else SEEDS[1:]:
         for arm in best:
             one(arm, seed, best[arm])
-    if args.small:
-        return
-    for arm, rate in best.items():  # a best rate at the edge of what was tried: one further
-        tried = sorted(done[arm])
-        step = -1 if rate == tried[0] else 1 if rate == tried[-1] else 0
-        at = LADDER.index(rate) + step
-        if step and 0 <= at < len(LADDER):
-            one(arm, SEEDS[0], LADDER[at])
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from flax import linen as nn
 from gpu_stages import model
 from gpu_stages.record import Record, gib, times
 from gpu_stages.training import describe_device
-from vadapter.batch import Batch
-from vadapter.evaluation.decoding import DecodingConfig, make_generate
+from vadapter.base.batch import Batch
+from vadapter.generation.decoding import DecodingConfig, make_generate
 from vadapter.models.vlm import VLM, VLMConfig
 from vadapter.partitioning import abstract_params
 

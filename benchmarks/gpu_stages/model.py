@@ -11,14 +11,14 @@ import numpy as np
 from flax import linen as nn
 
 from gpu_stages.record import gib
-from vadapter import trees
-from vadapter.batch import Batch
-from vadapter.models import variants
+from vadapter.base import trees
+from vadapter.base.batch import Batch
+from vadapter.models import flops, variants
 from vadapter.models.adapters import LMAdapterConfig
 from vadapter.models.resampler import PerceiverConfig
 from vadapter.models.vlm import VLM, VLMConfig
 from vadapter.partitioning import MeshConfig, Partitioner, abstract_params, make_mesh
-from vadapter.training import flops, freezing
+from vadapter.training import freezing
 from vadapter.training.objectives import vlm_objective
 from vadapter.training.optimizers import OptimizerConfig, make_optimizer
 from vadapter.training.state import abstract_state, create_state, state_shardings

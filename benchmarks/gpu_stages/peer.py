@@ -12,10 +12,11 @@ from flax import linen as nn
 from gpu_stages import model
 from gpu_stages.peer_model import Peer
 from gpu_stages.record import Record, gib, measured_ceiling, rates, repeats_for
-from vadapter import trees
+from vadapter.base import trees
+from vadapter.models import flops
 from vadapter.models.vlm import VLM, VLMConfig
 from vadapter.partitioning import abstract_params
-from vadapter.training import flops, freezing
+from vadapter.training import freezing
 
 SIZES = {("vit_g", "palm_8b"): (16, 32, 64), ("vit_l", "palm_1b"): (32, 64, 128)}
 

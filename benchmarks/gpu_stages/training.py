@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from gpu_stages import model
 from gpu_stages.record import Record, gib, measured_ceiling, rates, repeats_for, times
-from vadapter.training import flops, freezing
+from vadapter.models import flops
+from vadapter.training import freezing
 
 # Rows of the batches that are tried, the first first. Larger ones follow while they fit and pay.
 SIZES = {("vit_g", "palm_8b"): (32, 64, 128), ("vit_l", "palm_1b"): (64, 128, 256)}

@@ -82,6 +82,7 @@ class LMAdapterConfig:
         num_queries: queries of read-out `appended`.
         query_init: `normal`, or `positions`: queries start as the front's tokens of a blank image, so that they start
             at places (`LMAdapter.places`).
+        num_prefix: learned vectors before the front's tokens, such as stand there in stage 1: its prompt. 0 is none.
     """
 
     lm: DecoderConfig
@@ -89,6 +90,7 @@ class LMAdapterConfig:
     readout: Readout = "slots"
     num_queries: int = 0
     query_init: Literal["normal", "positions"] = "normal"
+    num_prefix: int = 0
 
     def __post_init__(self):
         layers.known("LMAdapterConfig.readout", self.readout, get_args(Readout))
@@ -109,7 +111,7 @@ class LMAdapterConfig:
 
     def flops(self, counter: FlopCounter, media: float, frames: int, patches: int) -> dict[str, float]:
         """See `configuration.AdapterConfig`. The front, the LM and the last map are counted by themselves."""
-        length = self.front.num_tokens(frames, patches) + self.num_queries
+        length = self.num_prefix + self.front.num_tokens(frames, patches) + self.num_queries
         after = {name: counter.part(name, before=counter.flows) for name in ("lm", "projection")}
         read = media * (self.num_queries or length)
         return {
@@ -157,8 +159,8 @@ class MlpAdapter(nn.Module):
 class LMAdapter(nn.Module):
     """Tiny LM between two maps: `[B, F, P, E]` to `[B, R, D]`.
 
-    Parameters: `front/...` (with its map to the LM's width, the one fully connected layer before it), `queries`,
-    `lm/{layers,final_norm}`, `projection` (the one after it).
+    Parameters: `front/...` (with its map to the LM's width, the one fully connected layer before it), `prefix`,
+    `queries`, `lm/{layers,final_norm}`, `projection` (the one after it).
     """
 
     config: LMAdapterConfig
@@ -169,8 +171,10 @@ class LMAdapter(nn.Module):
         self.front = c.front.make(c.lm.width)
         self.lm = c.lm.make()
         self.projection = dense(self.output_dim, ("embed", "mlp"), bias=True, dtype=c.lm.dtype)
+        init = layers.named(nn.initializers.normal(c.lm.width**-0.5), "queries", "embed")
+        if c.num_prefix:
+            self.prefix = self.param("prefix", init, (c.num_prefix, c.lm.width))
         if c.num_queries:
-            init = layers.named(nn.initializers.normal(c.lm.width**-0.5), "queries", "embed")
             self.queries = self.param("queries", init, (c.num_queries, c.lm.width))
 
     def __call__(self, visual: Float[Array, "B F P E"]) -> Float[Array, "B R D"]:
@@ -178,13 +182,18 @@ class LMAdapter(nn.Module):
         c = self.config
         x = self.front(visual)
         read = x.shape[1]
+        if c.num_prefix:
+            x = jnp.concatenate([self._repeated(self.prefix, x), x], axis=1)
         if c.num_queries:
-            queries = jnp.broadcast_to(self.queries.astype(x.dtype), (x.shape[0], *self.queries.shape))
-            x = jnp.concatenate([x, constrain(queries, "batch", "queries", "activation_embed")], axis=1)
+            x = jnp.concatenate([x, self._repeated(self.queries, x)], axis=1)
             read = c.num_queries
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         hidden, _ = self.lm(x, jnp.ones_like(positions), positions)
         return constrain(self.projection(hidden[:, -read:]), "batch", "length", "activation_embed")
+
+    def _repeated(self, vectors: Float[Array, "Q D"], x: Float[Array, "B T D"]) -> Float[Array, "B Q D"]:
+        vectors = jnp.broadcast_to(vectors.astype(x.dtype), (x.shape[0], *vectors.shape))
+        return constrain(vectors, "batch", "queries", "activation_embed")
 
     def places(self, visual: Float[Array, "1 F P E"]) -> Float[Array, "Q D"]:
         """Returns the front's tokens at evenly spaced places of one medium, the start of position queries."""

@@ -1,0 +1,184 @@
+"""The models and arms of the open-weights experiment, and how each arm starts.
+
+All arms stand between the same frozen ViT and the same frozen Gemma 3 270M:
+
+    perceiver        perceiver resampler, 6 layers of width 768
+    mlp              a map of each patch token, two layers
+    random           queries wiring with SmolLM2's shape at random
+    text             the same with SmolLM2 as it was pretrained on text
+    aligned          the same after stage 1, with stage 1's projection: what open_stage2 hands over
+    ridge            aligned, and the map after it starts by ridge regression between the two language models
+    repaired         ridge, and stage 1's prompt stands before the visual tokens as learned vectors
+    repaired_frozen  repaired, the tiny LM frozen
+    text_ridge       text, and the map after it starts by ridge regression: repaired without stage 1
+
+Queries start at positions in every arm with queries (`query_init = "positions"`, as open_stage2 has it).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import weights
+
+from vadapter.models.adapters import AdapterConfig, LMAdapterConfig, MlpConfig
+from vadapter.models.decoder import Decoder, DecoderConfig
+from vadapter.models.position_embeddings import resample
+from vadapter.models.resampler import PerceiverConfig
+from vadapter.models.vit import ViTConfig
+from vadapter.models.vlm import VLM, VLMConfig
+
+IMAGE_SIZE = 84
+NUM_QUERIES = 16
+PENALTY = 10.0  # of the ridge regression; 1 to 1,000 gave the same
+
+# Arm to the program that trains it: arms that share a program differ in their initial values alone.
+PROGRAM_OF = {
+    "stage1": "stage1",
+    "perceiver": "perceiver",
+    "mlp": "mlp",
+    "random": "queries",
+    "text": "queries",
+    "aligned": "queries",
+    "ridge": "queries",
+    "text_ridge": "queries",
+    "repaired": "prefixed",
+    "repaired_frozen": "frozen",
+}
+STARTS_AS = {"frozen": "prefixed"}  # programs with the same adapter
+TRAINABLE = {
+    "stage1": (r"adapter/.*", r"decoder/.*"),
+    "frozen": (r"adapter/(prefix|queries)", r"adapter/(front|projection)/.*"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbones:
+    """The three published models.
+
+    Attributes:
+        encoder, tiny, large: their configurations.
+        params: `{slash path: bf16 array}` of each, on the host.
+    """
+
+    encoder: ViTConfig
+    tiny: DecoderConfig
+    large: DecoderConfig
+    params: Mapping[str, Mapping[str, np.ndarray]]
+
+
+def load_backbones(pack: Path, index: Mapping[str, Any]) -> Backbones:
+    """Reads the weights of a pack; the ViT's positions are resampled to `IMAGE_SIZE`."""
+    loaded = {name: weights.load(pack, model) for name, model in index["models"].items()}
+    encoder = dataclasses.replace(loaded["vit"][0], image_size=IMAGE_SIZE)
+    table = loaded["vit"][1]["pos_embedding"].astype(np.float32)
+    loaded["vit"][1]["pos_embedding"] = resample(table, encoder.num_patches + 1, 1).astype(weights.BF16)
+    params = {"encoder": loaded["vit"][1], "tiny": loaded["smollm2"][1], "large": loaded["gemma3"][1]}
+    return Backbones(encoder, loaded["smollm2"][0], loaded["gemma3"][0], params)
+
+
+def adapter_of(program: str, backbones: Backbones, prefix: int) -> AdapterConfig:
+    """Returns the adapter of a program. `prefix` is the number of ids before the visual tokens in stage 1."""
+    if program == "perceiver":
+        return PerceiverConfig(num_layers=6, num_queries=NUM_QUERIES, num_frames=1)
+    if program in ("mlp", "stage1"):
+        return MlpConfig(depth=2 if program == "mlp" else 1)
+    return LMAdapterConfig(
+        lm=backbones.tiny,
+        front=MlpConfig(depth=1),
+        readout="appended",
+        num_queries=NUM_QUERIES,
+        query_init="positions",
+        num_prefix=0 if program == "queries" else prefix,
+    )
+
+
+def model_of(program: str, backbones: Backbones, prefix: int) -> VLM:
+    """Returns the model of a program."""
+    decoder = backbones.tiny if program == "stage1" else backbones.large
+    adapter = adapter_of(program, backbones, prefix)
+    return VLM(VLMConfig(decoder, backbones.encoder, adapter, num_frames=1, repeat_stills=False))
+
+
+def hidden_states(tiny: DecoderConfig, params: Mapping[str, Any], texts: Any, chunk: int) -> jax.Array:
+    """Returns the tiny LM's final hidden states, f32 [positions, D], at the positions of the regression.
+
+    Args:
+        tiny: its configuration.
+        params: its whole parameters.
+        texts: as `prepare.regression_texts` made them.
+        chunk: texts computed at a time; must divide their number.
+    """
+    model = Decoder(tiny)
+
+    def read(tokens: jax.Array) -> jax.Array:
+        def call(module: Decoder, tokens: jax.Array) -> jax.Array:
+            slots = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+            return module(module.embed(tokens), jnp.ones_like(tokens), slots)[0]
+
+        return model.apply({"params": params}, tokens, method=call)
+
+    tokens = texts["tokens"]
+    states = jax.lax.map(read, tokens.reshape(-1, chunk, tokens.shape[1])).reshape(*tokens.shape, -1)
+    return states[texts["text"], texts["slot"]].astype(jnp.float32)
+
+
+def ridge(
+    states: np.ndarray, wanted: np.ndarray, held_out: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Fits `wanted = states @ kernel + bias`.
+
+    Args:
+        states: of the tiny LM, [positions, D].
+        wanted: scaled embeddings of the large LM's next pieces, [positions, E].
+        held_out: positions that only measure the fit.
+
+    Returns:
+        Kernel, bias and facts: R2 on the held-out positions, and the share of the states' energy in their mean.
+    """
+    x, y = states[~held_out].astype(np.float64), wanted[~held_out].astype(np.float64)
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    x, y = x - mean_x, y - mean_y
+    kernel = np.linalg.solve(x.T @ x + PENALTY * np.eye(x.shape[1]), x.T @ y)
+    bias = mean_y - mean_x @ kernel
+    rest = wanted[held_out] - (states[held_out] @ kernel + bias)
+    around = wanted[held_out] - wanted[held_out].mean(0)
+    facts = {
+        "ridge_r2": float(1 - np.square(rest).sum() / np.square(around).sum()),
+        "constant_share": float(np.square(mean_x).sum() / np.square(states).sum(1).mean()),
+        "positions": int((~held_out).sum()),
+    }
+    return kernel.astype(np.float32), bias.astype(np.float32), facts
+
+
+def start(
+    arm: str, made: Mapping[str, Any], given: Mapping[str, Any], stage1: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Returns the initial values of an arm's adapter, `{slash path: f32 array}`, but for position queries.
+
+    Args:
+        arm: its name.
+        made: all of the adapter at random.
+        given: `tiny` (the pretrained tiny LM), `ridge` and `text_ridge` (kernel and bias), `prompt` (ids before the
+            visual tokens in stage 1).
+        stage1: what stage 1 trained.
+    """
+    params = dict(made)
+    if PROGRAM_OF[arm] in ("perceiver", "mlp") or arm == "random":
+        return params
+    lm = given["tiny"] if arm.startswith("text") else {p.removeprefix("decoder/"): x for p, x in stage1.items()}
+    for path in params:
+        if path.startswith("adapter/lm/"):
+            params[path] = lm[path.removeprefix("adapter/lm/")]
+        elif path.startswith("adapter/front/") and not arm.startswith("text"):
+            params[path] = stage1["adapter/" + path.removeprefix("adapter/front/")]
+    if arm not in ("text", "aligned"):
+        kernel, bias = given["text_ridge" if arm == "text_ridge" else "ridge"]
+        params["adapter/projection/kernel"], params["adapter/projection/bias"] = jnp.asarray(kernel), jnp.asarray(bias)
+    if "adapter/prefix" in params:
+        params["adapter/prefix"] = stage1["decoder/embedder/embedding"][np.array(given["prompt"])]
+    return params

@@ -1,9 +1,13 @@
 """Settings of the test process, before jax is imported: eight host devices on the CPU and no accelerator.
 
-Programs here are compiled more often than run, so XLA is told to optimise little: that halves the time of the tests.
+Programs here are compiled more often than run. XLA is told to optimise little, and what is compiled once is kept for
+the whole session: its workers and the commands that they start share one folder.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -15,3 +19,10 @@ _FLAGS = {
 }
 _given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([_given, *(f"{flag}={x}" for flag, x in _FLAGS.items() if flag not in _given)])
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process makes it; the others inherit it
+    _compiled = tempfile.mkdtemp(prefix="vadapter-compiled-")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -27,6 +27,8 @@ from vadapter.cli.main import main
 from vadapter.evaluation import captions
 from vadapter.runs import experiment
 
+pytestmark = pytest.mark.slow
+
 ITEMS = 8
 EXAMPLE = "Given Question: Is it red ? Answer: yes"
 NEXT = f" {EXAMPLE}"  # how a base model goes on after its answer

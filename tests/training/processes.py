@@ -31,6 +31,7 @@ def run_processes(count: int, arguments: list[str], devices: int = 4, status: in
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": " ".join([*flags, "--xla_llvm_disable_expensive_passes=true"]),
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # a process's program is that of its own devices
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": str(count),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),

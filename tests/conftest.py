@@ -1,7 +1,8 @@
 """Settings of the test process, before jax is imported: eight host devices on the CPU and no accelerator.
 
-Programs here are compiled more often than run. XLA is told to optimise little, and what is compiled once is kept for
-the whole session: its workers and the commands that they start share one folder.
+Programs here are compiled more often than run. XLA is told to optimise little and to make no kernels of its fusions,
+which takes a quarter of the time; and what is compiled once is kept for the whole session: its workers and the
+commands that they start share one folder.
 """
 
 import atexit
@@ -16,6 +17,7 @@ _FLAGS = {
     "--xla_force_host_platform_device_count": "8",
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
+    "--xla_cpu_use_fusion_emitters": "false",
 }
 _given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([_given, *(f"{flag}={x}" for flag, x in _FLAGS.items() if flag not in _given)])

@@ -1,4 +1,4 @@
-# make demo | test | parity | lint | clean. Each target does its own set-up in .venv; a second run starts at once.
+# make demo | test | test-quick | parity | lint | clean. Each target does its own set-up in .venv; a second run starts at once.
 # PYTHON=/path/to/python3 chooses the interpreter (3.11 or newer). ARGS passes more arguments to the command.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 PINS := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test parity lint clean
+.PHONY: demo test test-quick parity lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-run
@@ -17,6 +17,10 @@ demo: $(VENV)/.stamp-run
 
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# What is not marked `slow`: no training from the command line, no processes beside this one, no compiler of TPUs.
+test-quick: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not parity" $(ARGS)
 
 # Imported weights against transformers on torch, live; `make test` compares with outputs recorded from it.
 parity: $(VENV)/.stamp-parity

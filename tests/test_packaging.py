@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("build")
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md")
 FOLDERS = ("vadapter", "gin", "data")

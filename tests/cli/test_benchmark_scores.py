@@ -28,6 +28,8 @@ from vadapter.cli.main import main
 from vadapter.evaluation import tokens
 from vadapter.runs import experiment
 
+pytestmark = pytest.mark.slow
+
 ITEMS = 8
 EXAMPLE = "Given Question: Is it red ? Answer: yes"
 NEXT = f" {EXAMPLE}"  # how a base model goes on after its answer

@@ -10,6 +10,8 @@ from PIL import Image
 from tests.benchmarks import official_files
 from vadapter.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "--gin.TRAIN_STEPS=3",
     "--gin.BATCH_SIZE=8",

@@ -12,6 +12,8 @@ from tests.weights import families
 from vadapter.base import resources
 from vadapter.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = resources.folder("data") / "samples"
 VOCABULARY = 512  # rows of the table: more than each of the small tokenisers has
 SMALL = [

@@ -104,6 +104,7 @@ def official(predictions, references):
     return scores
 
 
+@pytest.mark.slow
 @needs_java
 def test_all_scores_are_the_official_pipelines():
     predictions, references = fixture()

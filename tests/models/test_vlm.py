@@ -98,6 +98,7 @@ def loss_and_gradients(config, params, batch, partitioner):
         return jax.device_get(jax.jit(jax.value_and_grad(loss))(params, partitioner.put_batch(batch)))
 
 
+@pytest.mark.slow
 def test_parameters_do_not_depend_on_the_mesh():
     config = small.vlm("perceiver")
     batch = small.batch(config)
@@ -108,6 +109,7 @@ def test_parameters_do_not_depend_on_the_mesh():
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["perceiver", "paper", "queries", "pooler_reused"])
 def test_sharded_equals_unsharded(adapter):
     config = small.vlm(adapter)

@@ -14,6 +14,8 @@ from vadapter.planning import programs, topologies
 from vadapter.planning.programs import Compiled, Program, compile_program, needed_memory
 from vadapter.planning.topologies import Topology
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 TOPOLOGY = Topology("v5e:2x2")
 needs_libtpu = pytest.mark.skipif(topologies.libtpu_version() is None, reason="needs libtpu")

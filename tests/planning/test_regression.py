@@ -63,6 +63,7 @@ def worse(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_the_step_is_not_worse_than_the_committed_figures(tmp_path):
     from importlib import metadata
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.tpu_scripts.scripts import FOLDER, ROOT, TRAIN, call
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = ("create", "setup", "launch", "keep", "stop", "logs", "tensorboard", "delete", "xpk")
 
 # What `gcloud COMMAND --help` (528.0.0) and `xpk COMMAND --help` (1.16.0) list of what the scripts might use.

@@ -9,6 +9,8 @@ import pytest
 
 from tests.tpu_scripts.scripts import FOLDER
 
+pytestmark = pytest.mark.slow
+
 
 class Host:
     """A home folder with an installed `vadapter` that does what a test says."""

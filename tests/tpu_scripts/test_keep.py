@@ -9,6 +9,8 @@ import pytest
 
 from tests.tpu_scripts.scripts import FOLDER, ROOT, SETTINGS, TRAIN, call_file
 
+pytestmark = pytest.mark.slow
+
 FAKE_GCLOUD = r"""#!/usr/bin/env bash
 # Records its arguments; answers with the next line of a scenario's file, the last line again and again.
 exec 8<>"$FAKE/turn"

@@ -27,10 +27,12 @@ def free_port() -> int:
 
 def run_processes(count: int, arguments: list[str], devices: int = 4, status: int = 0) -> list[str]:
     """Runs `python -m ARGUMENTS` in so many processes with `devices` among them; returns what each printed."""
-    flags = [f"--xla_force_host_platform_device_count={devices // count}", "--xla_backend_optimization_level=0"]
+    ours = f"--xla_force_host_platform_device_count={devices // count}"
+    flags = [*(x for x in os.environ["XLA_FLAGS"].split() if x.split("=")[0] != ours.split("=")[0]), ours]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": " ".join([*flags, "--xla_llvm_disable_expensive_passes=true"]),
+        "XLA_FLAGS": " ".join(flags),
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # a process's program is that of its own devices
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": str(count),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),

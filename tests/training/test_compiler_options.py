@@ -42,6 +42,7 @@ def test_other_platforms_see_none():
     assert compiler_options(jax.devices()[0], {VMEM: 1024}) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(topologies.libtpu_version() is None, reason="needs libtpu")
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_sharded_weights_are_gathered_beside_the_products_of_other_layers(name, tmp_path):

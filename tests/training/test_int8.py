@@ -51,6 +51,7 @@ def sharded(root):
     return run(root, "sharded", small.partitioner(data=2, fsdp=2, tensor=2))
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_int8_and_leaves_it_as_it_was(root, sharded):
     result, before = sharded
     after = trees.flatten(result.params)

@@ -14,6 +14,8 @@ from vadapter.cli import train
 from vadapter.cli.main import main
 from vadapter.training import checkpoints
 
+pytestmark = pytest.mark.slow
+
 
 def curve(folder):
     return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]

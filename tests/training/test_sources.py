@@ -40,10 +40,11 @@ def write_imported(folder, tree):
     """A checkpoint with a folder for each array, and their hashes beside it."""
     import orbax.checkpoint as ocp
 
-    handlers = {"params": ocp.PyTreeCheckpointHandler(use_ocdbt=False)}
+    handlers = {"params": ocp.PyTreeCheckpointHandler(use_ocdbt=False), "run": ocp.JsonCheckpointHandler()}
+    run = {"format": checkpoints.FORMAT, "step": 0, "sources": []}
     options = ocp.CheckpointManagerOptions(step_prefix="checkpoint")
     with ocp.CheckpointManager(str(folder), options=options, item_handlers=handlers) as manager:
-        manager.save(0, args=ocp.args.Composite(params=ocp.args.PyTreeSave(tree)))
+        manager.save(0, args=ocp.args.Composite(params=ocp.args.PyTreeSave(tree), run=ocp.args.JsonSave(run)))
     hashes = {p: fingerprints.of_array(np.asarray(x)) for p, x in trees.flatten(tree).items()}
     fingerprints.save(str(folder), 0, hashes)
     return hashes

@@ -164,11 +164,13 @@ def look(source: Source, abstract: Mapping[str, Any]) -> Offer:
         abstract: `{slash path: shape struct}` of all of the model's parameters.
 
     Raises:
-        UserError: the source or a match is missing, or a parameter has no place in the model or another shape.
+        UserError: the source or a match is missing, another version of vadapter wrote it, or a parameter has no place
+            in the model or another shape.
     """
     folder, step = checkpoints.locate(source.path, source.step)
     where = f"{folder}/checkpoint_{step}"
     with checkpoints.Checkpointer(folder, read_only=True) as checkpointer:
+        checkpointer.run(step)  # refuses what another version wrote
         stored = checkpointer.shapes(step)
     taken = rename({path: path for path in stored}, source.rules, where)
     resampled = {}

@@ -151,6 +151,7 @@ def test_a_mixture_of_three_sources_in_gin(tmp_path):
     clips = f'["{tmp_path}/v/a.jsonl"]'
     bindings = [
         "VOCABULARY='scenes'",
+        "PROMPT_FORMAT='plain'",
         f"IMAGE_FILES='{write(tmp_path, 'tar')}'",
         f"VIDEO_FILES={clips}",
         f"CLIP_FILES={clips}",

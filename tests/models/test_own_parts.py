@@ -81,11 +81,11 @@ def test_own_parts_count_their_flops():
 
 def test_an_adapters_parameter_starts_from_what_its_model_computes(tmp_path):
     from vadapter.training.initialize import initial_params
+    from vadapter.training.program import Program
 
     model = replace(MODELS["both"], adapter=AveragePoolConfig(placed=True)).make()
-    example = model.config.example_batch()
-    common = dict(trainable=(".*",), model_dir=str(tmp_path / "run"), say=lambda line: None)
-    params, _ = initial_params(model, example, jax.random.key(0), ONE, **common)
+    program = Program(model, partitioner=ONE)
+    params, _ = initial_params(program, jax.random.key(0), model_dir=str(tmp_path / "run"), say=lambda line: None)
     grey = np.full((1, 1, 1, 16, 16, 3), 128, np.uint8)
     offset = params["adapter"]["offset"]
     read = lambda m: m.adapter.mapped(m.encode(grey))  # noqa: E731

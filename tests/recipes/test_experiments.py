@@ -190,7 +190,7 @@ def test_an_experiment_of_one_s_own_takes_what_its_adapter_can_take(adapter, tmp
     shipped = experiments.unopened([f"experiments/scenes_{adapter}.gin"])
     assert own.sources[-1].rules == shipped.sources[-1].rules
     given = trees.flatten(nn.unbox(boxed(resolve("scenes_stage1.gin", data_dir))))
-    taken = initialize.rename(given, own.sources[-1].rules, "stage 1")
+    taken = sources.rename(given, own.sources[-1].rules, "stage 1")
     parts = {"/".join(path.split("/")[:2]) for path in taken}
     assert parts == ({"adapter/lm", "adapter/front"} if adapter == "queries" else {"adapter/lm"})
 

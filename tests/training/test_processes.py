@@ -10,8 +10,8 @@ from PIL import Image
 
 from tests.tiny_bundle import write_bundle
 from tests.training import processes, small
-from vadapter.cli import train
 from vadapter.cli.main import main
+from vadapter.runs import train
 from vadapter.training import checkpoints
 
 pytestmark = pytest.mark.slow
@@ -147,5 +147,5 @@ def test_a_bundle_says_the_same_in_two_processes(two, capsys):
 
 def test_a_command_that_is_told_to_stop_says_so_by_its_status(tmp_path, monkeypatch):
     for interrupted, status in ((True, 143), (False, 0)):
-        monkeypatch.setattr(train, "train", lambda _, end=interrupted: types.SimpleNamespace(interrupted=end))
+        monkeypatch.setattr(train, "run", lambda _, end=interrupted: types.SimpleNamespace(interrupted=end))
         assert main(processes.command(tmp_path, "any")) == status

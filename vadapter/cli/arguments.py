@@ -1,7 +1,7 @@
 """Arguments that several commands share. Light: help answers at once."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vadapter.base.errors import UserError
@@ -74,13 +74,19 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_gin_arguments(args: argparse.Namespace, files: Sequence[str] = (), bindings: Sequence[str] = ()) -> None:
+def parse_gin_arguments(
+    args: argparse.Namespace,
+    files: Sequence[str] = (),
+    bindings: Sequence[str] = (),
+    of_model: Mapping[str, str] | None = None,
+) -> None:
     """Parses what `add_gin_arguments` declared. With `--print_config` it prints and exits, as `--help` does.
 
     Args:
         args: the command line.
         files: to be read before those of the command line.
         bindings: `NAME=VALUE`, to be set before those of the command line.
+        of_model: texts for macros, which a trained model brings along.
 
     Raises:
         UserError: as `parse_gin`.
@@ -88,9 +94,8 @@ def parse_gin_arguments(args: argparse.Namespace, files: Sequence[str] = (), bin
     paths = [path for path in args.gin_search_paths.split(",") if path]
     from vadapter.recipes.gin_front import parse_gin
 
-    statements = parse_gin(
-        [*files, *args.gin_file], [*bindings, *args.gin_bindings], paths, complete=not args.print_config
-    )
+    given = [*bindings, *args.gin_bindings]
+    statements = parse_gin([*files, *args.gin_file], given, paths, not args.print_config, of_model)
     if args.print_config:
         from vadapter.recipes import settings
 

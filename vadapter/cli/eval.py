@@ -8,8 +8,7 @@ vadapter eval --model_dir=runs/queries --gin.val/LoaderConfig.split='"test"' --g
 Or on a bundle: the gin files then say on which data, and with which evaluators.
 
 vadapter eval --bundle=owl --output=results --gin_file=runs/eval.gin --gin_file=data/jsonl.gin \
-  --gin.TRAIN_JSONL='"photos/train.jsonl"' --gin.VALIDATION_JSONL='"photos/test.jsonl"' \
-  --gin.VOCABULARY='"weights/large"'
+  --gin.TRAIN_JSONL='"photos/train.jsonl"' --gin.VALIDATION_JSONL='"photos/test.jsonl"'
 """
 
 import argparse
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vadapter.reports.evaluation import Evaluated
+    from vadapter.runs.description import Description
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     from vadapter.cli import arguments, processes
     from vadapter.cli.arguments import parse_gin_arguments
     from vadapter.recipes import experiments
+    from vadapter.runs import bundle
     from vadapter.runs.evaluate import evaluate
     from vadapter.runs.experiment import Parts
 
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
     buckets.check(args.output or "")
     experiments.register()
     if args.bundle:
-        parse_gin_arguments(args)
+        description = bundle.read(args.bundle).description
+        parse_gin_arguments(args, of_model=macros_of(description, args.bundle))
     else:
         parse_run(args)
     processes.join()
@@ -96,10 +98,31 @@ def parse_run(args: argparse.Namespace) -> None:
 
     from vadapter.base.errors import UserError
     from vadapter.cli.arguments import parse_gin_arguments
+    from vadapter.runs import description
     from vadapter.training import checkpoints
 
     model_dir, _ = checkpoints.locate(args.model_dir, args.step)
     saved = epath.Path(model_dir) / "config.gin"
     if not saved.is_file():
         raise UserError(f"{model_dir} has a checkpoint but no config.gin, which vadapter train writes. Put it back.")
-    parse_gin_arguments(args, [str(saved)], [f"MODEL_DIR={model_dir!r}"])
+    macros = macros_of(description.load(model_dir), model_dir)
+    parse_gin_arguments(args, [str(saved)], [f"MODEL_DIR={model_dir!r}"], macros)
+
+
+def macros_of(description: "Description", folder: str) -> dict[str, str]:
+    """Returns the macros that a trained model brings along: its vocabulary, wherever the command runs, and its format.
+
+    Args:
+        description: of the model.
+        folder: that its paths are relative to.
+    """
+    from etils import epath
+
+    from vadapter.base.paths import resolve
+
+    text = description.text
+    if text is None:
+        return {}
+    place = resolve(text.vocabulary, folder) if text.vocabulary else "scenes"
+    found = {"VOCABULARY": place} if not text.vocabulary or epath.Path(place).exists() else {}
+    return {**found, "PROMPT_FORMAT": text.prompt_format}

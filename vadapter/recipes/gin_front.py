@@ -34,7 +34,11 @@ _registered: dict[str, Callable[..., Any]] = {}
 
 
 def parse_gin(
-    files: Sequence[str] = (), bindings: Sequence[str] = (), search_paths: Sequence[str] = (), complete: bool = True
+    files: Sequence[str] = (),
+    bindings: Sequence[str] = (),
+    search_paths: Sequence[str] = (),
+    complete: bool = True,
+    of_model: Mapping[str, str] | None = None,
 ) -> gin_files.Statements:
     """Replaces the gin configuration by files and then bindings, and checks it.
 
@@ -46,6 +50,8 @@ def parse_gin(
         bindings: `NAME=VALUE` each, over the files.
         search_paths: more folders to look in.
         complete: whether everything that files leave to the user must have a value.
+        of_model: texts for macros, which a trained model brings along. They replace what files say, where files have
+            such a macro, and not what bindings say.
 
     Returns:
         What was said, with its places.
@@ -59,6 +65,9 @@ def parse_gin(
     try:
         for file in files:
             gin.parse_config_file(file)
+        for name, text in (of_model or {}).items():
+            if name in gin_files.read(files, ()).macros:
+                gin.bind_parameter(f"{name}/gin.macro.value", text)
         for binding in bindings:
             _parse_binding(binding)
         statements = gin_files.read(files, bindings)

@@ -218,9 +218,10 @@ def test_a_bundle_says_what_its_run_says(demo, bundle, tmp_path, capsys):
 
 def test_infer_refuses_a_mixture_of_run_and_bundle(demo, bundle, capsys):
     ask = ["--media=a.png"]
-    for wrong in ([f"--bundle={bundle}", "--step=3"], [f"--model_dir={demo / 'queries'}", "--encoder=x"]):
-        assert main(["infer", *wrong, *ask]) == 2
-        assert "Leave it out" in capsys.readouterr().err
+    assert main(["infer", f"--bundle={bundle}", "--step=3", *ask]) == 2
+    assert "Leave it out" in capsys.readouterr().err
+    assert main(["infer", f"--model_dir={demo / 'queries'}", "--encoder=nowhere", *ask]) == 2
+    assert "expected in nowhere; found no such folder" in capsys.readouterr().err
     assert main(["infer", f"--bundle={bundle}", f"--model_dir={demo}", *ask]) == 2
     assert "not allowed with" in capsys.readouterr().err
 

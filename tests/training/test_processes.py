@@ -147,5 +147,5 @@ def test_a_bundle_says_the_same_in_two_processes(two, capsys):
 
 def test_a_command_that_is_told_to_stop_says_so_by_its_status(tmp_path, monkeypatch):
     for interrupted, status in ((True, 143), (False, 0)):
-        monkeypatch.setattr(train, "run", lambda _, end=interrupted: types.SimpleNamespace(interrupted=end))
+        monkeypatch.setattr(train, "run", lambda _, accepted, end=interrupted: types.SimpleNamespace(interrupted=end))
         assert main(processes.command(tmp_path, "any")) == status

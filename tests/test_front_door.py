@@ -115,9 +115,7 @@ def test_a_logit_a_target_and_word(model, folder):
 
 def test_mistakes_are_one_paragraph(folder, model):
     path = str(folder / "photo.png")
-    with pytest.raises(
-        vadapter.UserError, match="nowhere is not there. Give the folder that vadapter train or vadapter export"
-    ):
+    with pytest.raises(vadapter.UserError, match="nowhere is not there. Give the folder of a run"):
         vadapter.load("nowhere")
     with pytest.raises(vadapter.UserError, match="checkpoint was expected in"):
         vadapter.load(str(folder))

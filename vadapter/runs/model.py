@@ -118,7 +118,7 @@ class TrainedModel:
             UserError: as `caption`; or a text is longer than the model's `targets`, or there are not as many texts as
                 images.
         """
-        images = list(images)
+        images = self._read(images)
         if len(texts) != len(images):
             raise UserError(f"Expected a text for each of {len(images)} images; found {len(texts)}. Give one each.")
         found = np.zeros(len(images), np.float32)
@@ -161,7 +161,7 @@ class TrainedModel:
     def _ask(self, images: Any, question: Any, prompt: str | None, decoding: DecodingConfig | None) -> Any:
         _, vocabulary = self._speech()
         many = isinstance(images, list)
-        given = images if many else [images]
+        given = self._read(images if many else [images])
         texts = [""] * len(given)
         for places in memory.by_kind(given):
             batch = self._batch(given, places, prompt, question, None)
@@ -169,6 +169,12 @@ class TrainedModel:
             for place, row in zip(places, ids, strict=False):
                 texts[place] = vocabulary.decode(row.tolist()).strip()
         return texts if many else texts[0]
+
+    def _read(self, images: Sequence[Media]) -> list[np.ndarray]:
+        """Pictures as [h, w, 3] and videos as [F, h, w, 3], of the model's size."""
+        self._speech()
+        found = memory.read_each(images, self.sizes, self.description.resize)
+        return [x if memory.is_video(image) else x[0] for x, image in zip(found, images, strict=True)]
 
     def _batch(self, images: list[Any], places: list[int], prompt: str | None, questions: Any, texts: Any) -> Batch:
         """The images at these places as a batch on devices; the last is repeated until the mesh divides the rows."""

@@ -137,7 +137,7 @@ def train(
     Raises:
         UserError: a file, folder or setting does not fit; the message says which and what to change.
     """
-    mixture = os.fspath(data)
+    started_from, mixture = sources(model, weights, stage1), os.fspath(data)
     if os.path.isfile(mixture) or mixture.endswith((".jsonl", ".json")):
         other = None if validation is None else os.fspath(validation)
         settings: dict[str, Any] = {"vocabulary": vocabulary, "prompt_format": prompt_format, "resize": resize}
@@ -156,7 +156,7 @@ def train(
             eval_every=evaluate_every,
             checkpoint_every=checkpoint_every,
         ),
-        sources=sources(model, weights, stage1),
+        sources=started_from,
         evaluations=(Evaluation(dataclasses.replace(loader, split="validation")),),
         mesh=mesh or MeshConfig(),
         seed=seed,

@@ -141,16 +141,25 @@ def read_media(images: Sequence[Media], sizes: Sizes, resize: str = "stretch") -
             f"Expected images only or videos only in one batch; found {kinds.count(False)} images and "
             f"{kinds.count(True)} videos, such as place {kinds.index(True) + 1}. Make a batch of each."
         )
+    return np.stack(read_each(images, sizes, resize))[:, None]
+
+
+def read_each(images: Sequence[Media], sizes: Sizes, resize: str = "stretch") -> list[np.ndarray]:
+    """Reads images and videos, each as uint8 [F, h, w, 3] with the model's size; F is 1 for an image.
+
+    Raises:
+        UserError: one cannot be read; it is named by its place.
+    """
     found = []
     for i, image in enumerate(images, 1):
         name = f", {image}" if isinstance(image, _Path) else ""
         try:
             found.append(_decode(image, sizes, resize))
         except (MediaError, OSError, UserError) as e:
-            what = "video" if kinds[i - 1] else "image"
+            what = "video" if is_video(image) else "image"
             end = "" if isinstance(e, UserError) else ". Replace it or leave it out."
             raise UserError(f"Reading {what} {i} of {len(images)}{name}: {e}{end}") from e
-    return np.stack(found)[:, None]
+    return found
 
 
 def _decode(image: Media, sizes: Sizes, resize: str) -> np.ndarray:

@@ -18,12 +18,11 @@ from flax import linen as nn
 from gpu_stages.record import Record
 from gpu_stages.training import describe_device
 from tests.models import small
-from vadapter.models.adapters import make_adapter
 from vadapter.models.decoder import Decoder, DecoderConfig
 from vadapter.models.positions import RopeScaling
 from vadapter.models.vit import ViT
 from vadapter.models.vlm import VLM, VLMConfig
-from vadapter.training.objectives import vlm_objective
+from vadapter.training.objectives import make_objective
 from vadapter.training.step import loss_and_gradients
 
 # Relative to the norm of the CPU's result in f32.
@@ -130,7 +129,7 @@ def _vit(dtype: str) -> float:
 
 def _adapter(name: str, dtype: str) -> float:
     visual = np.random.default_rng(0).normal(size=(4, 2, 4, 32)).astype(np.float32)
-    return _module_error(lambda dtype: make_adapter(_typed(small.ADAPTERS[name], dtype), 32), dtype, visual)
+    return _module_error(lambda dtype: _typed(small.ADAPTERS[name], dtype).make(32), dtype, visual)
 
 
 def _config(name: str, **changes: Any) -> DecoderConfig:
@@ -162,7 +161,7 @@ def _gradients(name: str) -> float:
     config = small.vlm(name)
     batch = small.batch(config)
     params = _init(VLM(config), batch)["params"]
-    objective = vlm_objective(VLM(config))
+    objective = make_objective(VLM(config))
 
     def run(params: Any, batch: Any) -> Any:
         sums, gradients = loss_and_gradients(objective, params, {}, batch)

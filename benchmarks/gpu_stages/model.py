@@ -156,7 +156,7 @@ class Steps:
             keep = Storage((), frozen_dtype).keep_all
             self.frozen = jax.jit(keep, out_shardings=shardings)(self.frozen)
 
-    def measure(self, config: VLMConfig, rows: int, timed: Callable, entry: dict[str, Any], accumulate: int = 1) -> None:
+    def measure(self, config: VLMConfig, rows: int, timed: Callable, entry: dict[str, Any], accumulate: int) -> None:
         """Compiles and times a step.
 
         Args:

@@ -103,6 +103,8 @@ def peer(record: Record, directory: str, encoder: str, decoder: str) -> None:
         return record.skip("peer", "torch sees no GPU")
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     torch.set_float32_matmul_precision("high")
+    # At too many shapes torch.compile would go back to eager and say nothing.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     config = model.config(encoder, decoder, record.small)
     program = model.program(config)
     record.note(device=name, encoder=encoder, decoder=decoder, counted_on=jax.default_backend())

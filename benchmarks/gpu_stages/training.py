@@ -25,8 +25,8 @@ FIGURES = {
     ),
     ("vit_g", "palm_8b"): (
         (128, "cudnn", "full", 1),
-        (32, "cudnn", "none", 1),
         (128, "cudnn", "dots", 2),
+        (32, "cudnn", "none", 1),
         (64, "cudnn", "dots", 1),
         (32, "xla", "dots", 1),
     ),

@@ -33,7 +33,8 @@ def test_a_rehearsal_measures_the_ceiling_and_a_step_against_it(tmp_path):
     step = found["step_vitl_1b"]["figures"]["xla_dots_2"]
     assert step["examples_per_s"] > 0 and step["mfu_of_measured_ceiling"] > 0
     assert "xla_dots_2" in done.stdout
-    assert "| xla_dots_2 | 2 |" in run("--tables", tmp_path).stdout
+    for results in (tmp_path, merged):
+        assert "| xla_dots_2 | 2 |" in run("--tables", results).stdout
 
 
 def test_a_stage_that_fails_is_told_and_stops_no_other(tmp_path, monkeypatch):

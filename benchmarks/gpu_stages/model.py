@@ -1,6 +1,5 @@
 """The model of the paper's stage 2 as gin/experiments/paper_stage2_*.gin has it, with random weights, and its step."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,21 +7,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from gpu_stages.record import gib
 from vadapter.base import trees
 from vadapter.base.batch import Batch
-from vadapter.models import flops, variants
+from vadapter.models import stacks, variants
 from vadapter.models.adapters import LMAdapterConfig
 from vadapter.models.resampler import PerceiverConfig
-from vadapter.models.vlm import VLM, VLMConfig
-from vadapter.partitioning import MeshConfig, Partitioner, abstract_params, make_mesh
-from vadapter.training import freezing
-from vadapter.training.objectives import vlm_objective
-from vadapter.training.optimizers import OptimizerConfig, make_optimizer
-from vadapter.training.state import abstract_state, create_state, state_shardings
-from vadapter.training.step import make_train_step
+from vadapter.models.vlm import VLMConfig
+from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
+from vadapter.training.optimizers import OptimizerConfig
+from vadapter.training.program import Program
+from vadapter.training.storage import FROZEN_DTYPE, Storage
 
 PROMPT, TARGETS, FRAMES = 16, 64, 8
 TRAINABLE = ("adapter/.*",)
@@ -77,27 +73,49 @@ def batch(config: VLMConfig, rows: int) -> Batch:
     )
 
 
-def random_params(abstract: dict[str, Any], trainable: tuple[str, ...] = TRAINABLE) -> dict[str, Any]:
-    """Makes random parameters on the device, in the dtype in which a run keeps them."""
-    flat = trees.flatten(abstract)
-    trained = set(trees.flatten(freezing.partition(abstract, trainable)[0])) if trainable else set()
+def program(
+    config: VLMConfig, rows: int = 1, frozen_dtype: str = FROZEN_DTYPE, accumulate: int = 1, boxed: Any = None
+) -> Program:
+    """Returns the recipe's training step of a model on the first device.
+
+    Args:
+        config: of the model.
+        rows: of a batch.
+        frozen_dtype: how frozen parameters are kept.
+        accumulate: micro-batches.
+        boxed: the model's abstract parameters, where they were made before.
+    """
+    return Program(
+        config.make(),
+        batch(config, rows),
+        partitioner=one_device(),
+        trainable=TRAINABLE,
+        frozen_dtype=frozen_dtype,
+        optimizer=OptimizerConfig(accumulate=accumulate),
+        steps=60_000,
+        boxed=boxed,
+    )
+
+
+def random_params(structs: trees.Tree) -> dict[str, Any]:
+    """Makes random parameters where they belong, from their shapes, dtypes and shardings."""
+    flat = trees.flatten(structs)
 
     def make(seed: Any, path: str, x: Any) -> Any:
-        dtype = freezing.storage_dtype(path, x.dtype, path in trained, "bfloat16")
         name = path.split("/")[-1]
         if name in ("scale", "bias"):
-            return jnp.full(x.shape, float(name == "scale"), dtype)
+            return jnp.full(x.shape, float(name == "scale"), x.dtype)
         # Spread by the inputs of a kernel: all axes but the layers and the outputs.
-        shape = x.shape[1:] if "/layers/" in path or "encoderblock" in path else x.shape
+        shape = x.shape[1:] if stacks.is_stacked(path) else x.shape
         outputs = 1 if len(shape) <= 2 or path.endswith("out/kernel") else 2
         inputs = shape[-1] if name != "kernel" else int(np.prod(shape[:-outputs]))
-        return (_noise(seed, x.shape) * (3 / inputs) ** 0.5).astype(dtype)
+        return (_noise(seed, x.shape) * (3 / inputs) ** 0.5).astype(x.dtype)
 
     def make_all(seed: Any) -> dict[str, Any]:
         return {path: make(seed + i, path, x) for i, (path, x) in enumerate(flat.items())}
 
     # The seed is an argument, lest the compiler take all for constants.
-    made = jax.jit(make_all, out_shardings=one_device().replicated)(jnp.uint32(1))
+    made = jax.jit(make_all, out_shardings={path: x.sharding for path, x in flat.items()})(jnp.uint32(1))
     return trees.unflatten(made)
 
 
@@ -116,33 +134,29 @@ def _noise(seed: Any, shape: tuple[int, ...]) -> Any:
     return x.astype(jnp.float32) * 2.0**-31 - 1
 
 
-@dataclasses.dataclass
 class Steps:
-    """The training step of one model, for any batch size and variant of its configuration.
+    """The training step of one model with random parameters, for any batch size and variant of its configuration.
 
     Attributes:
         config: of the model.
-        abstract: shapes of its parameters.
-        trainable: the trained parameters, f32; copied for each use, as a step takes its state over.
+        trainable: the trained parameters; copied for each use, as a step takes its state over.
         frozen: the frozen ones.
     """
 
-    config: VLMConfig
-    abstract: dict[str, Any]
-    trainable: dict[str, Any]
-    frozen: dict[str, Any]
+    def __init__(self, config: VLMConfig, frozen_dtype: str = FROZEN_DTYPE):
+        """Makes the parameters. `frozen_dtype` says how the frozen ones are kept."""
+        self.config, self._frozen_dtype = config, frozen_dtype
+        made = program(config)
+        self.trainable, self.frozen = made.storage.split(random_params(trees.merge(*made.abstract_params)))
+        self._boxed, self.flops_of = made.boxed, flops_of(made)
+        if frozen_dtype != FROZEN_DTYPE:
+            # All kernels in one program: to compile one for each takes longer than the rest of the stage.
+            kept = program(config, frozen_dtype=frozen_dtype, boxed=made.boxed).abstract_params[1]
+            shardings = jax.tree.map(lambda x: x.sharding, kept)
+            keep = Storage((), frozen_dtype).keep_all
+            self.frozen = jax.jit(keep, out_shardings=shardings)(self.frozen)
 
-    @classmethod
-    def make(cls, config: VLMConfig) -> "Steps":
-        """Makes random parameters."""
-        abstract = nn.unbox(abstract_params(VLM(config), batch(config, 1)))
-        return cls(config, abstract, *freezing.partition(random_params(abstract), TRAINABLE))
-
-    def flops(self, rows: int) -> dict[str, float]:
-        """Returns the needed FLOPs of a step by part; frozen parts count for less."""
-        return flops_of(self.config, self.abstract)(batch(self.config, rows))
-
-    def measure(self, config: VLMConfig, rows: int, timed: Callable, entry: dict[str, Any], accumulate: int = 1) -> Any:
+    def measure(self, config: VLMConfig, rows: int, timed: Callable, entry: dict[str, Any], accumulate: int) -> None:
         """Compiles and times a step.
 
         Args:
@@ -152,27 +166,13 @@ class Steps:
             entry: is filled in as figures come.
             accumulate: micro-batches.
         """
-        partitioner = one_device()
-        optimizer = make_optimizer(OptimizerConfig(), self.trainable, 60_000)
-        placed = [jax.tree.map(lambda x: x.sharding, tree) for tree in (self.trainable, self.frozen)]
-        abstract = abstract_state(optimizer, self.trainable)
-        shardings = state_shardings(abstract, placed[0], partitioner.replicated)
-        step = make_train_step(
-            vlm_objective(VLM(config)),
-            optimizer,
-            state_shardings=shardings,
-            frozen_shardings=placed[1],
-            batch_sharding=partitioner.batch_sharding,
-            replicated=partitioner.replicated,
-            accumulate=accumulate,
-        )
+        made = program(config, rows, self._frozen_dtype, accumulate, self._boxed)
         # A copy under jit: a step takes over the buffers of its state.
         copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(self.trainable)
-        state = create_state(optimizer, copied, shardings)
-        rows_on_device = partitioner.put_batch(batch(self.config, rows))
+        state, frozen = made.start(trees.merge(copied, self.frozen))
+        placed = made.put(made.example)
         start = time.perf_counter()
-        with partitioner.activate():
-            compiled = step.lower(state, self.frozen, rows_on_device).compile()
+        compiled = made.lower().compile()
         entry["compile_s"] = round(time.perf_counter() - start, 2)
         if memory := compiled.memory_analysis():
             entry["planned_gib"] = gib(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
@@ -181,17 +181,15 @@ class Steps:
 
         def update() -> None:
             nonlocal state, metrics
-            state, metrics = compiled(state, self.frozen, rows_on_device)
+            state, metrics = compiled(state, frozen, placed)
             jax.block_until_ready((state, metrics))
 
         entry |= timed(update)
         entry["loss"] = round(float(metrics["loss"]), 4)
         if stats := jax.devices()[0].memory_stats():
             entry["peak_gib_of_process"] = gib(stats["peak_bytes_in_use"])
-        return entry
 
 
-def flops_of(config: VLMConfig, abstract: dict[str, Any]) -> Callable[[Batch], dict[str, float]]:
-    """Returns the library's own count of a step's FLOPs."""
-    trained = trees.flatten(freezing.partition(abstract, TRAINABLE)[0])
-    return flops.vlm_flops(config, abstract, set(trained))
+def flops_of(program: Program) -> Callable[[Batch], dict[str, float]]:
+    """Returns the library's own count of a step's needed FLOPs by part; frozen parts count for less."""
+    return program.model.config.flops(trees.unflatten(program.shapes), program.storage.trained)

@@ -3,22 +3,45 @@
 import dataclasses
 import gc
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import torch
-from flax import linen as nn
 
 from gpu_stages import model
 from gpu_stages.peer_model import Peer
 from gpu_stages.record import Record, gib, measured_ceiling, rates, repeats_for
+from gpu_stages.training import rows_for_card
 from vadapter.base import trees
+from vadapter.base.batch import Batch
 from vadapter.models import flops
-from vadapter.models.vlm import VLM, VLMConfig
-from vadapter.partitioning import abstract_params
-from vadapter.training import freezing
+from vadapter.models.vlm import VLMConfig
+from vadapter.training.program import Program
 
-SIZES = {("vit_g", "palm_8b"): (16, 32, 64), ("vit_l", "palm_1b"): (32, 64, 128)}
+# What the stages measure, in order, as (rows, compiled, checkpointed): first what no run has measured yet, repeats
+# last, so that a cut costs repeats. Rows are for a card of 141 GB.
+FIGURES = {
+    ("vit_l", "palm_1b"): (
+        (128, True, False),
+        (64, True, False),
+        (256, True, True),
+        (256, False, True),
+        (128, False, False),
+        (64, False, False),
+    ),
+    ("vit_g", "palm_8b"): (
+        (32, True, False),
+        (64, True, False),
+        (64, True, True),
+        (64, False, True),
+        (32, False, False),
+        (16, False, False),
+    ),
+}
+_SMALL = ((2, True, False), (4, True, True), (4, False, True), (2, False, False))
+# Seconds that a figure needs; more if it compiles.
+_NEEDED = {True: 25, False: 10}
 
 
 def inputs(config: VLMConfig, rows: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -44,18 +67,18 @@ def counted_flops(config: VLMConfig) -> float:
     return float(counter.get_total_flops())
 
 
-def parity(config: VLMConfig, abstract: dict[str, Any], peer: torch.nn.Module) -> dict[str, Any]:
+def parity(config: VLMConfig, program: Program, peer: torch.nn.Module) -> dict[str, Any]:
     """Compares parameters and FLOPs of ours and the peer's; raises AssertionError if they differ by much.
 
     PyTorch's counter has no causal mask, so ours is counted without one here.
     """
-    trained, frozen = (trees.flatten(x) for x in freezing.partition(abstract, model.TRAINABLE))
+    trained, frozen = (trees.flatten(x) for x in program.abstract_params)
     whole = dataclasses.replace(
         config,
         decoder=dataclasses.replace(config.decoder, causal=False),
         adapter=dataclasses.replace(config.adapter, lm=dataclasses.replace(config.adapter.lm, causal=False)),
     )
-    needed = model.flops_of(whole, abstract)(model.batch(config, 1))
+    needed = model.flops_of(model.program(whole, boxed=program.boxed))(model.batch(config, 1))
     pairs = {
         "trained_parameters": (_count(trained), sum(p.numel() for p in peer.parameters() if p.requires_grad)),
         "frozen_parameters": (_count(frozen), sum(p.numel() for p in peer.parameters() if not p.requires_grad)),
@@ -74,41 +97,37 @@ def _count(flat: dict[str, Any]) -> int:
 
 
 def peer(record: Record, directory: str, encoder: str, decoder: str) -> None:
-    """Eager batch sizes, torch.compile at the best, gradient checkpointing; whether both models agree, last."""
+    """torch.compile, gradient checkpointing and eager steps; whether both models agree, last."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not record.small:
         return record.skip("peer", "torch sees no GPU")
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     torch.set_float32_matmul_precision("high")
+    # At too many shapes torch.compile would go back to eager and say nothing.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     config = model.config(encoder, decoder, record.small)
-    abstract = nn.unbox(abstract_params(VLM(config), model.batch(config, 1)))
+    program = model.program(config)
     record.note(device=name, encoder=encoder, decoder=decoder, counted_on=jax.default_backend())
     start = time.monotonic()
     made = Peer(config, device)
     record.note(model_made_s=round(time.monotonic() - start, 1))
-    _sweep(_Runs(record, directory, config, abstract, made, device, name), encoder, decoder)
+    _sweep(_Runs(record, directory, config, model.flops_of(program), made, device, name), encoder, decoder)
     with record.figure("parity") as entry:
-        entry |= parity(config, abstract, made)
+        entry |= parity(config, program, made)
 
 
 def _sweep(run: "_Runs", encoder: str, decoder: str) -> None:
-    record = run.record
-    sizes = (2,) if record.small else SIZES[encoder, decoder]
-    best: dict[str, Any] = {}
-    for rows in sizes:
-        found = run.measure(f"eager_{rows}", rows, False)
-        if "examples_per_s" not in found:
-            break
-        best = max(best or found, found, key=lambda entry: entry["examples_per_s"])
-    rows = best["rows"] if best else sizes[0] // 2
-    larger = 2 * rows
-    if not record.small:  # a rehearsal need not wait for the compiler
-        run.made.compile_layers(True)
-        if "examples_per_s" in run.measure(f"compiled_{rows}", rows, False, seconds=20):
-            run.measure(f"compiled_{larger}", larger, False, seconds=20)
-        run.measure(f"compiled_checkpointed_{larger}", larger, True, seconds=15)
-        run.made.compile_layers(False)
-    run.measure(f"eager_checkpointed_{larger}", larger, True)
+    small = run.record.small
+    memory = 0.0 if run.device == "cpu" else gib(torch.cuda.get_device_properties(0).total_memory)
+    compiled_now = False
+    for rows, compiled, checkpointed in _SMALL if small else FIGURES[encoder, decoder]:
+        rows = rows if small else rows_for_card(rows, memory)
+        if compiled != compiled_now:
+            # A rehearsal traces the layers as the compiler would, and spares the compiler.
+            run.made.compile_layers(compiled, "aot_eager" if small else "inductor")
+            compiled_now = compiled
+        kind = ("compiled" if compiled else "eager") + "_checkpointed" * checkpointed
+        run.measure(f"{kind}_{rows}", rows, checkpointed, _NEEDED[compiled])
 
 
 @dataclasses.dataclass
@@ -116,12 +135,12 @@ class _Runs:
     record: Record
     directory: str
     config: VLMConfig
-    abstract: dict[str, Any]
+    flops_of: Callable[[Batch], dict[str, float]]
     made: Peer
     device: str
     device_name: str
 
-    def measure(self, name: str, rows: int, checkpointed: bool, seconds: float = 8) -> dict[str, Any]:
+    def measure(self, name: str, rows: int, checkpointed: bool, seconds: float) -> dict[str, Any]:
         """Measures one figure if there are that many seconds for it."""
         if self.record.left < seconds and not self.record.small:
             self.record.skip(name, "no time left")
@@ -160,7 +179,7 @@ class _Runs:
         entry["first_step_s"] = round(time.perf_counter() - start, 2)
         entry |= repeats_for(update, 0.1 if self.record.small else 3.0)
         entry["loss"] = round(float(loss.detach()), 4)
-        count = model.flops_of(self.config, self.abstract)(model.batch(self.config, rows))
+        count = self.flops_of(model.batch(self.config, rows))
         rates(entry, rows, count, measured_ceiling(self.directory), flops.peak_flops(self.device_name))
         if cuda:
             entry["peak_gib_allocated"] = gib(torch.cuda.max_memory_allocated())

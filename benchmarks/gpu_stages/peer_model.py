@@ -127,11 +127,11 @@ class Peer(nn.Module):
         logits = self.decoder.lm_head(hidden[:, -count - 1 : -1])  # at the targets only
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
-    def compile_layers(self, compiled: bool) -> None:
+    def compile_layers(self, compiled: bool, backend: str = "inductor") -> None:
         """Compiles the perceiver and a layer of each kind, which all layers of the kind then share; or undoes it."""
         stacks = (self.encoder.encoder.layers, self.adapter.lm.layers, self.decoder.model.layers)
         for module in (self.adapter.front, *(layer for layers in stacks for layer in layers)):
             if compiled:
-                module.compile(dynamic=False)
+                module.compile(dynamic=False, backend=backend)
             else:
                 module._compiled_call_impl = None

@@ -22,6 +22,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _command() -> list[str]:
+    """The command without this machine's paths."""
+    return [os.path.basename(word) for word in sys.argv]
+
+
 class Record:
     """What a stage has found so far.
 
@@ -41,7 +46,7 @@ class Record:
         """
         self.small, self.figures = small, {}
         self._path, self._start, self._limit = path, time.monotonic(), seconds
-        self._head: dict[str, Any] = {"stage": stage, "small": small, "command": sys.argv, "versions": versions()}
+        self._head: dict[str, Any] = {"stage": stage, "small": small, "command": _command(), "versions": versions()}
         self._head["status"] = "begun"
         self.write()
 

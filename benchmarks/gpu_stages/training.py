@@ -1,6 +1,5 @@
 """Stages on the training step: what the card can do, what a step of ours takes of it, and what int8 saves."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +12,42 @@ from gpu_stages.record import Record, gib, measured_ceiling, rates, repeats_for,
 from vadapter.models import flops
 from vadapter.training import freezing
 
-# Rows of the batches that are tried, the first first. Larger ones follow while they fit and pay.
-SIZES = {("vit_g", "palm_8b"): (32, 64, 128), ("vit_l", "palm_1b"): (64, 128, 256)}
+# What stages `step_*` measure, in order, as (rows, attention, recomputation, micro-batches): first what no run has
+# measured yet, repeats last, so that a cut costs repeats. Rows are for a card of 141 GB.
+FIGURES = {
+    ("vit_l", "palm_1b"): (
+        (64, "cudnn", "dots", 1),
+        (64, "cudnn", "none", 1),
+        (64, "cudnn", "full", 1),
+        (128, "cudnn", "dots", 1),
+        (128, "cudnn", "dots", 2),
+        (64, "xla", "dots", 1),
+    ),
+    ("vit_g", "palm_8b"): (
+        (128, "cudnn", "full", 1),
+        (128, "cudnn", "dots", 2),
+        (32, "cudnn", "none", 1),
+        (64, "cudnn", "dots", 1),
+        (32, "xla", "dots", 1),
+    ),
+}
+_SMALL = ((2, "xla", "dots", 1), (4, "xla", "dots", 2))
 
 
 def describe_device(record: Record) -> None:
     """Notes the device."""
     device = jax.devices()[0]
-    stats = device.memory_stats() or {}
-    record.note(device=device.device_kind, platform=device.platform, memory_gib=gib(stats.get("bytes_limit", 0)))
+    record.note(device=device.device_kind, platform=device.platform, memory_gib=memory_gib())
+
+
+def memory_gib() -> float:
+    """Returns what jax may use of the device's memory; 0 if it does not say."""
+    return gib((jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0))
+
+
+def rows_for_card(rows: int, gigabytes: float) -> int:
+    """Returns the rows for a card: batch sizes are for 141 GB, and a card with much less gets half of them."""
+    return rows if gigabytes > 110 else rows // 2
 
 
 def ceiling(record: Record, directory: str) -> None:
@@ -88,14 +114,14 @@ def _rate(count: float, entry: dict[str, Any]) -> float:
 
 
 class _Sweep:
-    def __init__(self, record: Record, directory: str, encoder: str, decoder: str):
+    def __init__(self, record: Record, directory: str, encoder: str, decoder: str, frozen_dtype: str = "bfloat16"):
         describe_device(record)
         self.record, self.names = record, (encoder, decoder)
         self.peak = flops.peak_flops(jax.devices()[0].device_kind)
         self.ceiling = measured_ceiling(directory)
         start = time.monotonic()
-        self.steps = model.Steps.make(model.config(encoder, decoder, record.small))
-        jax.block_until_ready(self.steps.trainable)
+        self.steps = model.Steps(model.config(encoder, decoder, record.small), frozen_dtype)
+        jax.block_until_ready((self.steps.trainable, self.steps.frozen))
         counts = freezing.summarize(self.steps.trainable, self.steps.frozen, {})
         record.note(
             encoder=encoder,
@@ -103,88 +129,51 @@ class _Sweep:
             text_tokens=model.PROMPT + model.TARGETS,
             soft_tokens=self.steps.config.num_visual_tokens(1),
             parameters={f"{x.part}{' (trained)' * x.trainable}": x.parameters for x in counts},
-            weights_gib=gib(sum(x.weight_bytes for x in counts)),
             parameters_made_s=round(time.monotonic() - start, 1),
             ceiling_tflops=self.ceiling and self.ceiling / 1e12,
             published_tflops=self.peak and self.peak / 1e12,
         )
+        record.note(**{f"weights_gib_{frozen_dtype}": gib(sum(x.weight_bytes for x in counts))})
         self.longest = 0.0
 
-    def measure(self, name: str, rows: int, attention: str, remat: str, accumulate: int = 1, **changes: Any) -> dict:
+    def measure(self, name: str, rows: int, attention: str, remat: str, accumulate: int = 1) -> dict[str, Any]:
         """Measures one figure unless time is short."""
         if self.record.left < 1.15 * self.longest:
             self.record.skip(name, "no time left")
             return {}
         start = time.monotonic()
         config = model.config(*self.names, self.record.small, attention, remat)
-        if changes:
-            config = dataclasses.replace(config, **changes)
         settings = {"rows": rows, "attention": attention, "remat": remat, "accumulate": accumulate}
         with self.record.figure(name, **settings) as entry:
             self.steps.measure(config, rows, repeats_for, entry, accumulate)
-            rates(entry, rows, self.steps.flops(rows), self.ceiling, self.peak)
+            count = self.steps.flops_of(model.batch(config, rows))
+            rates(entry, rows, count, self.ceiling, self.peak)
         self.longest = max(self.longest, time.monotonic() - start)
         return entry
 
 
-def _fits(entry: dict[str, Any], factor: float) -> bool:
-    """Whether a batch `factor` times as large should fit, by what the compiler planned for this one."""
-    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    if not limit or "planned_gib" not in entry:
-        return True
-    return entry["planned_gib"] + (factor - 1) * entry["temporary_gib"] < limit / 2**30
-
-
 def step(record: Record, directory: str, encoder: str, decoder: str) -> None:
-    """A stage-2 step: batch sizes, then attention and recomputation at the best of them."""
+    """A stage-2 step: attention, recomputation, batch sizes and micro-batches."""
     sweep = _Sweep(record, directory, encoder, decoder)
-    sizes = (2,) if record.small else SIZES[encoder, decoder]
-    best: dict[str, Any] = {}
-    last: dict[str, Any] = {}
-    for rows in sizes:
-        name = f"xla_dots_{rows}"
-        if last and not _fits(last, rows / last["rows"]):
-            record.skip(name, f"would not fit: {last['rows']} rows need {last['planned_gib']} GiB")
-            break
-        last = sweep.measure(name, rows, "xla", "dots")
-        if "examples_per_s" not in last:
-            break
-        if best and last["examples_per_s"] < 1.03 * best["examples_per_s"]:
-            best = max(best, last, key=lambda entry: entry["examples_per_s"])
-            break
-        best = last
-    if not best:
-        best = sweep.measure(f"xla_dots_{sizes[0] // 2}", sizes[0] // 2, "xla", "dots")
-    if "examples_per_s" not in best:
-        return
-    attention = "xla"
-    if jax.default_backend() == "gpu":
-        found = sweep.measure(f"cudnn_dots_{best['rows']}", best["rows"], "cudnn", "dots")
-        if found.get("examples_per_s", 0) > best["examples_per_s"]:
-            attention, best = "cudnn", found
-    rows = best["rows"]
-    sweep.measure(f"{attention}_full_{2 * rows}", 2 * rows, attention, "full")
-    if attention == "cudnn" and _fits(best, 2):
-        sweep.measure(f"cudnn_dots_{2 * rows}", 2 * rows, attention, "dots")
-    sweep.measure(f"{attention}_dots_{2 * rows}_in_2", 2 * rows, attention, "dots", accumulate=2)
-    if not record.small:
-        sweep.measure(f"{attention}_none_{rows}", rows, attention, "none")
+    figures = _SMALL if record.small else FIGURES[encoder, decoder]
+    for rows, attention, remat, accumulate in figures:
+        rows = rows if record.small else rows_for_card(rows, memory_gib())
+        name = f"{attention}_{remat}_{rows}" + (f"_in_{accumulate}" if accumulate > 1 else "")
+        sweep.measure(name, rows, attention, remat, accumulate)
 
 
 def int8(record: Record, directory: str) -> None:
-    """The same step with frozen weights in bf16 and in int8."""
+    """The same step with frozen weights in int8 and in bf16."""
     try:
         import qwix  # noqa: F401
     except ImportError:
         return record.skip("int8", "qwix is not installed")
-    sweep = _Sweep(record, directory, "vit_l", "palm_1b")
-    rows = 2 if record.small else 64
-    plain = sweep.measure("bfloat16", rows, "xla", "dots")
-    # All kernels in one program: to compile one for each takes longer than the rest of the stage.
-    quantise = jax.jit(lambda tree: freezing.cast(tree, False, "int8"), out_shardings=model.one_device().replicated)
-    sweep.steps.frozen = quantise(sweep.steps.frozen)
-    counts = freezing.summarize(sweep.steps.trainable, sweep.steps.frozen, {})
-    record.note(weights_gib_int8=gib(sum(x.weight_bytes for x in counts)))
-    quantised = sweep.measure("int8", rows, "xla", "dots")
-    if "median_ms" in plain and "median_ms" in quantised:
-        record.note(int8_step_over_bfloat16=round(quantised["median_ms"] / plain["median_ms"], 3))
+    found: dict[str, dict[str, Any]] = {}
+    for frozen_dtype in ("int8", "bfloat16"):
+        sweep = _Sweep(record, directory, "vit_l", "palm_1b", frozen_dtype)
+        rows = 2 if record.small else rows_for_card(64, memory_gib())
+        found[frozen_dtype] = sweep.measure(frozen_dtype, rows, "xla", "dots")
+        del sweep  # its weights
+    if all("median_ms" in entry for entry in found.values()):
+        ratio = found["int8"]["median_ms"] / found["bfloat16"]["median_ms"]
+        record.note(int8_step_over_bfloat16=round(ratio, 3))

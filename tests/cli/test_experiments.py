@@ -20,6 +20,8 @@ from vadapter.runs import experiment
 from vadapter.training import freezing, initialize
 from vadapter.weights import gin_text
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENTS = sorted(path.name for path in (resources.folder("gin") / "experiments").glob("*.gin"))
 SAMPLE = resources.folder("data") / "samples" / "captions.jsonl"
 MESHES = sorted(path.name for path in (resources.folder("gin") / "meshes").glob("*.gin"))

@@ -17,6 +17,8 @@ from vadapter.training.initialize import Source
 from vadapter.training.loop import TrainConfig, train
 from vadapter.training.objectives import vlm_objective
 
+pytestmark = pytest.mark.slow
+
 CONFIG = models.vlm("queries")
 BATCH = models.batch(CONFIG)
 TRAINABLE = ("adapter/(queries|projection/.*|front/.*)",)
@@ -61,7 +63,6 @@ def sharded(root):
     return run(root, "sharded", small.partitioner(data=2, fsdp=2, tensor=2))
 
 
-@pytest.mark.slow
 def test_a_run_trains_on_int8_and_leaves_it_as_it_was(root, sharded):
     result, before = sharded
     after = trees.flatten(result.params)

@@ -15,6 +15,8 @@ from vadapter.base.errors import UserError
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.reading import shard_index, shards, storage
 
+pytestmark = pytest.mark.slow
+
 FORMATS = tuple(pair_files.ENDINGS)
 
 

@@ -17,6 +17,8 @@ from vadapter.models.resampler import AttentionalPooler
 from vadapter.models.vit import ViT
 from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, make_mesh
 
+pytestmark = pytest.mark.slow
+
 
 def packed(length, lengths):
     """Rows of segments of the given lengths, then padding."""

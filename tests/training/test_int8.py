@@ -19,6 +19,8 @@ from vadapter.training.objectives import make_objective
 from vadapter.training.sources import Source
 from vadapter.training.storage import Storage
 
+pytestmark = pytest.mark.slow
+
 CONFIG = models.vlm("queries")
 BATCH = models.batch(CONFIG)
 TRAINABLE = ("adapter/(queries|projection/.*|front/.*)",)
@@ -51,7 +53,6 @@ def sharded(root):
     return run(root, "sharded", small.partitioner(data=2, fsdp=2, tensor=2))
 
 
-@pytest.mark.slow
 def test_a_run_trains_on_int8_and_leaves_it_as_it_was(root, sharded):
     result, before = sharded
     after = trees.flatten(result.params)

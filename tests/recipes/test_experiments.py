@@ -19,6 +19,8 @@ from vadapter.recipes.gin_front import parse_gin
 from vadapter.runs import experiment
 from vadapter.training import freezing, sources
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENTS = sorted(path.name for path in (resources.folder("gin") / "experiments").glob("*.gin"))
 PAIRS = ("siglip2_gemma3", "siglip_qwen3", "clip_llama3")
 SAMPLE = resources.folder("data") / "samples" / "captions.jsonl"

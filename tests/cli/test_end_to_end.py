@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vadapter
 from tests.benchmarks import official_files
 from vadapter.cli.main import main
 
@@ -47,6 +48,25 @@ def test_demo_writes_figures_and_a_report(demo):
     page = (demo / "report.html").read_text()
     assert "queries" in page
     assert "data:image" in page
+
+
+def test_an_adapter_of_one_s_own_is_trained_exported_and_asked(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.gin").write_text('include "experiments/scenes_perceiver.gin"\nADAPTER = @AveragePoolConfig()\n')
+    weights = {"ENCODER_WEIGHTS": demo / "vit", "LARGE_WEIGHTS": demo / "large", "DATA_DIR": demo / "data"}
+    given = [f"--gin.{name}={str(path)!r}" for name, path in {"MODEL_DIR": "run", **weights}.items()]
+    module = "--module=tests.models.own_parts"
+    assert main(["train", module, "--gin_file=mine.gin", *given, *SMALL]) == 0
+    assert main(["export", module, "--checkpoint=run", "--out=bundle"]) == 0
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)).save(picture)
+    capsys.readouterr()
+    assert main(["infer", module, "--bundle=bundle", f"--media={picture}"]) == 0
+    said = capsys.readouterr().out.strip()
+    model = vadapter.load("bundle")
+    assert type(model.description.model.adapter).__name__ == "AveragePoolConfig"
+    assert model.caption(str(picture)) == said
+    assert "adapter" in (tmp_path / "run" / "model-info.txt").read_text()
 
 
 def test_a_second_demo_trains_nothing(demo, capsys):

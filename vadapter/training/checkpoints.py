@@ -4,9 +4,11 @@
 is, and which frozen weights it used, by reference. Frozen weights themselves are never in it.
 """
 
+import contextlib
 import json
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -113,7 +115,8 @@ class Checkpointer:
             name: ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_READ_AHEAD_GB) for name in ("params", "optimizer")
         }
         handlers["run"] = ocp.JsonCheckpointHandler()
-        self._manager = ocp.CheckpointManager(self._model_dir, options=options, item_handlers=handlers)
+        with _no_warnings():
+            self._manager = ocp.CheckpointManager(self._model_dir, options=options, item_handlers=handlers)
         unseen = set() if read_only else set(finished).difference(self._manager.all_steps())
         if unseen:
             raise UserError(
@@ -236,6 +239,18 @@ def save_params(model_dir: str, params: trees.Tree, step: int = 0, run: Mapping[
     with Checkpointer(model_dir, keep=None) as checkpointer:
         state = TrainState(step=jnp.asarray(step, jnp.int32), params=dict(params), opt_state=())
         checkpointer.save(state, {"sources": [], **(run or {})})
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Meanwhile Orbax, which warns that a folder that is only read is only read, says errors only."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _optimizer_tree(state: TrainState) -> dict[str, Any]:

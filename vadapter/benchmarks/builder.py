@@ -18,10 +18,10 @@ from etils import epath
 
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
+from vadapter.base.quiet import quiet
 from vadapter.benchmarks import media, table
 from vadapter.benchmarks.files import Item
 from vadapter.benchmarks.media import Entry
-from vadapter.data.reading import logs
 
 
 class BenchmarkConfig(tfds.core.BuilderConfig):
@@ -136,7 +136,7 @@ def builder(data_dir: str, benchmark: str, split: str, text_only: bool = False, 
     """Returns the TFDS builder of a split under `data_dir`, built or not; `settings` as of `BenchmarkConfig`."""
     table.split(benchmark, split)
     config = BenchmarkConfig(benchmark, split, text_only, **settings)
-    with logs.quiet():
+    with quiet():
         return Benchmarks(data_dir=data_dir, config=config, file_format="array_record")
 
 

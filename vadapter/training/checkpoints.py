@@ -4,11 +4,9 @@
 is, and which frozen weights it used, by reference. Frozen weights themselves are never in it.
 """
 
-import contextlib
 import json
-import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,6 +17,7 @@ from vadapter.base import buckets, trees
 from vadapter.base.array_types import PyTree
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
+from vadapter.base.quiet import quiet
 from vadapter.training.freezing import named_leaves
 from vadapter.training.state import TrainState
 
@@ -115,7 +114,7 @@ class Checkpointer:
             name: ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_READ_AHEAD_GB) for name in ("params", "optimizer")
         }
         handlers["run"] = ocp.JsonCheckpointHandler()
-        with _no_warnings():
+        with quiet():
             self._manager = ocp.CheckpointManager(self._model_dir, options=options, item_handlers=handlers)
         unseen = set() if read_only else set(finished).difference(self._manager.all_steps())
         if unseen:
@@ -239,18 +238,6 @@ def save_params(model_dir: str, params: trees.Tree, step: int = 0, run: Mapping[
     with Checkpointer(model_dir, keep=None) as checkpointer:
         state = TrainState(step=jnp.asarray(step, jnp.int32), params=dict(params), opt_state=())
         checkpointer.save(state, {"sources": [], **(run or {})})
-
-
-@contextlib.contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Meanwhile Orbax, which warns that a folder that is only read is only read, says errors only."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _optimizer_tree(state: TrainState) -> dict[str, Any]:

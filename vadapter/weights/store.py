@@ -4,10 +4,8 @@ Orbax writes the structure; the arrays are streamed by TensorStore, each into a 
 gets its name when it is complete.
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +22,7 @@ from vadapter.base import fingerprints, trees
 from vadapter.base.errors import UserError
 from vadapter.base.fingerprints import ArrayHash
 from vadapter.base.paths import is_remote
+from vadapter.base.quiet import quiet
 from vadapter.weights.mapping import Parameter
 
 STEP = 0
@@ -77,7 +76,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     _remove(folder, _UNFINISHED)  # of a process that was killed
     try:
-        with _quiet():
+        with quiet():
             _write_all_but_arrays(unfinished, streams, {"format": _FORMAT, "step": STEP, "sources": [], **run})
         for stream in streams.values():
             stream.write(str(unfinished / _ITEM / stream.name))
@@ -191,18 +190,6 @@ def chunks(parameter: Parameter, dtype: np.dtype) -> list[int]:
         longest = max(range(first, len(chunk)), key=lambda i: chunk[i])
         chunk[longest] = -(-chunk[longest] // 2)
     return [max(1, n) for n in chunk]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax warns of what it does not find: jax's handler of arrays, and OCDBT files."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _publish(unfinished: epath.Path, final: epath.Path) -> None:

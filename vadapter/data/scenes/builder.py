@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from vadapter.base.errors import UserError
-from vadapter.data.reading import logs
+from vadapter.base.quiet import quiet
 from vadapter.data.scenes import drawing, text, world
 from vadapter.data.scenes.config import SPLITS, ScenesConfig
 from vadapter.data.scenes.questions import Balancer
@@ -123,7 +123,7 @@ def _check(config: ScenesConfig) -> None:
 
 def builder(data_dir: str, kind: str, config: ScenesConfig | None = None) -> Scenes:
     """Returns the TFDS builder of a kind (images, videos or text) under `data_dir`, built or not."""
-    with logs.quiet():
+    with quiet():
         return Scenes(data_dir=data_dir, config=ScenesBuilderConfig(kind, config), file_format="array_record")
 
 

@@ -1,6 +1,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -9,6 +10,7 @@ from tests.models import small
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.models.adapters import LMAdapterConfig
+from vadapter.models.flops import FlopCounter
 from vadapter.models.resampler import PerceiverConfig
 
 VISUAL = np.random.default_rng(0).normal(size=(2, 2, 4, 32)).astype(np.float32)
@@ -107,6 +109,50 @@ def test_the_adapter_lm_has_neither_table_nor_head():
     params = trees.flatten(run(small.ADAPTERS["paper"])[0])
     lm = {p.split("/")[1] for p in params if p.startswith("lm/")}
     assert lm == {"layers", "final_norm"}
+
+
+def prefixed(count):
+    return LMAdapterConfig(small.TINY, small.mlp(), "appended", 3, num_prefix=count)
+
+
+def test_a_prefix_of_embeddings_is_read_as_the_lm_reads_those_words_before_the_tokens():
+    params, _ = run(prefixed(2))
+    lm = small.TINY.make()
+    words = jnp.array([[5, 9], [5, 9]])
+
+    def read(module, before):
+        x = jnp.concatenate([module.embed(words), before], axis=1)
+        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        return module.embed(words)[0], module(x, jnp.ones_like(positions), positions)[0]
+
+    tokens = small.mlp().make(small.TINY.width).apply({"params": params["front"]}, VISUAL)
+    queries = jnp.broadcast_to(params["queries"], (2, *params["queries"].shape))
+    before = jnp.concatenate([tokens, queries], axis=1)
+    own = nn.unbox(lm.init(jax.random.key(1), before, method=read)["params"])
+    embeddings, hidden = lm.apply({"params": {**own, **params["lm"]}}, before, method=read)
+    wanted = hidden[:, -3:] @ params["projection"]["kernel"] + params["projection"]["bias"]
+    found = run(prefixed(2), VISUAL, {**params, "prefix": embeddings})[1]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert np.abs(found - run(prefixed(2), VISUAL, params)[1]).max() > 1e-3
+
+
+def test_without_a_prefix_the_parameters_are_as_before():
+    plain = trees.flatten(run(LMAdapterConfig(small.TINY, small.mlp(), "appended", 3))[0])
+    assert trees.flatten(run(prefixed(0))[0]).keys() == plain.keys()
+    assert trees.flatten(run(prefixed(2))[0]).keys() - plain.keys() == {"prefix"}
+
+
+def test_flops_count_the_prefix_in_the_lm_and_nowhere_else():
+    def count(config):
+        sizes = {f"adapter/{path}": x.size for path, x in trees.flatten(run(config)[0]).items()}
+        return config.flops(FlopCounter("adapter", sizes, frozenset(sizes)), 2, 2, 4)
+
+    # As many positions of the LM as with two more queries, whose outputs are read out besides.
+    found, without = count(prefixed(2)), count(prefixed(0))
+    longer = count(LMAdapterConfig(small.TINY, small.mlp(), "appended", 5))
+    assert found["adapter/lm"] == longer["adapter/lm"] > without["adapter/lm"]
+    assert found["adapter/projection"] == without["adapter/projection"] < longer["adapter/projection"]
+    assert found["adapter/front"] == without["adapter/front"]
 
 
 def test_bad_configurations():

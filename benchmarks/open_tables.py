@@ -5,7 +5,7 @@ python benchmarks/open_tables.py runs/open_arms/results.jsonl --out runs/open_ar
 Writes OUT/results.md and OUT/curves.svg. Each arm is shown at the learning rate with the lowest validation loss of
 seed 0; losses are of the test set, which chose nothing. Intervals are 95% Student intervals over seeds: they say how
 much a repetition would differ, stage 1 and data order included, and nothing about other pictures. With `--pack` a
-gallery of captions follows, every tenth picture of the test set.
+gallery of captions follows, by number: every tenth picture of the test set, or every n-th with `--every`.
 """
 
 import argparse
@@ -19,6 +19,22 @@ from typing import Any
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222222", "#ee8866")
 _ORDER = ("perceiver", "mlp", "random", "text", "aligned", "ridge", "text_ridge", "repaired", "repaired_frozen")
+
+# An arm, the arm that it is compared with, and what sets them apart.
+_PAIRS = (
+    ("aligned", "random", "stage 1, or nothing"),
+    ("text", "random", "pretraining on text, or nothing"),
+    ("aligned", "text", "stage 1"),
+    ("ridge", "aligned", "the regression"),
+    ("text_ridge", "text", "the regression, without stage 1"),
+    ("ridge", "text_ridge", "stage 1, with the regression"),
+    ("repaired", "ridge", "the prompt's five vectors"),
+    ("repaired", "aligned", "the regression and the prompt's vectors"),
+    ("repaired_frozen", "repaired", "the tiny LM frozen"),
+    ("repaired", "perceiver", "the adapter"),
+    ("repaired_frozen", "perceiver", "the adapter"),
+    ("mlp", "perceiver", "the adapter"),
+)
 
 Line = Mapping[str, Any]
 
@@ -48,25 +64,13 @@ def _place(arm: str) -> tuple[int, str]:
     return (_ORDER.index(arm) if arm in _ORDER else len(_ORDER)), arm
 
 
-def steps_to(run: Line, loss: float) -> float | None:
-    """Returns the first evaluated step at or below a test loss, or None."""
-    reached = [int(step) for step, found in run["curve"].items() if found["test"] <= loss]
-    return min(reached, default=None)
-
-
 def main_table(best: Mapping[str, list[Line]]) -> list[str]:
     """Returns the lines of the table of arms."""
-    goal = None
-    if baseline := best.get("perceiver"):
-        goal = sum(x["final"]["test"] for x in baseline) / len(baseline)
     rows = [
-        "| arm | trained parameters | rate | seeds | test loss | new hand's loss | exact captions, test | image "
-        "reliance | first loss | steps to the perceiver's loss | seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| arm | trained parameters | rate | seeds | test loss | unseen hand's loss | image reliance | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for arm, runs in best.items():
-        reached = [steps_to(run, goal) for run in runs] if goal else []
-        steps = ", ".join("never" if s is None else str(s) for s in reached) or "-"
         cells = [
             f"`{arm}`",
             f"{runs[0]['trained_parameters']:,}",
@@ -74,26 +78,36 @@ def main_table(best: Mapping[str, list[Line]]) -> list[str]:
             str(len(runs)),
             mean_of([x["final"]["test"] for x in runs]),
             mean_of([x["final"]["new_hand"] for x in runs]),
-            mean_of([100 * x["exact"]["test"] for x in runs], 1) + " %",
             mean_of([x["reliance"]["test"] for x in runs]),
-            mean_of([x["first_loss"] for x in runs], 2),
-            steps,
-            mean_of([x["seconds"] for x in runs], 1),
+            f"{sum(x['seconds'] for x in runs) / len(runs):.1f}",
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
-def paired_table(best: Mapping[str, list[Line]]) -> list[str]:
-    """Returns test loss less that of `random` and of `perceiver`, seed by seed."""
-    rows = ["| arm | test loss less `random`'s, paired by seed | less `perceiver`'s |", "| --- | --- | --- |"]
+def seed_table(best: Mapping[str, list[Line]]) -> list[str]:
+    """Returns the test loss of each seed."""
+    seeds = sorted({x["seed"] for runs in best.values() for x in runs})
+    rows = [f"| arm | {' | '.join(f'seed {s}' for s in seeds)} |", "| --- |" + " --- |" * len(seeds)]
     for arm, runs in best.items():
-        cells = []
-        for other in ("random", "perceiver"):
-            theirs = {x["seed"]: x["final"]["test"] for x in best.get(other, ())}
-            pairs = [x["final"]["test"] - theirs[x["seed"]] for x in runs if x["seed"] in theirs]
-            cells.append("" if arm == other or not pairs else mean_of(pairs))
-        rows.append(f"| `{arm}` | {' | '.join(cells)} |")
+        found = {x["seed"]: f"{x['final']['test']:.3f}" for x in runs}
+        rows.append(f"| `{arm}` | {' | '.join(found.get(s, '') for s in seeds)} |")
+    return rows
+
+
+def paired_table(best: Mapping[str, list[Line]]) -> list[str]:
+    """Returns how losses of pairs of arms differ, seed by seed: below 0 the first arm is better."""
+    rows = [
+        "| arm less arm | what differs | test loss, by seed | mean | unseen hand's loss, mean |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for arm, other, what in _PAIRS:
+        theirs = {x["seed"]: x["final"] for x in best.get(other, ())}
+        pairs = [(x["final"], theirs[x["seed"]]) for x in best.get(arm, ()) if x["seed"] in theirs]
+        if pairs:
+            test, hand = ([mine[s] - its[s] for mine, its in pairs] for s in ("test", "new_hand"))
+            by_seed = ", ".join(f"{x:+.3f}" for x in test)
+            rows.append(f"| `{arm}` - `{other}` | {what} | {by_seed} | {mean_of(test)} | {mean_of(hand)} |")
     return rows
 
 
@@ -169,8 +183,8 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
-def gallery(best: Mapping[str, list[Line]], pack: Path) -> list[str]:
-    """Returns what the first seed of each arm says of every tenth test picture, and how often words are right."""
+def gallery(best: Mapping[str, list[Line]], pack: Path, every: int) -> list[str]:
+    """Returns what the first seed of each arm says of every n-th test picture, and how often words are right."""
     pieces = json.loads((pack / "pieces.json").read_text())
     records = [json.loads(line) for line in (pack / "rows.json").read_text().splitlines()]
     pictures = [r for r in records if r["split"] == "test"]
@@ -188,7 +202,7 @@ def gallery(best: Mapping[str, list[Line]], pack: Path) -> list[str]:
         f"| hand | caption | {' | '.join(f'`{arm}`' for arm in said)} |",
         "| --- |" + " --- |" * (1 + len(said)),
     ]
-    for i in range(0, min(map(len, said.values())), 10):
+    for i in range(0, min(map(len, said.values())), every):
         cells = [pictures[i]["hand"], pictures[i]["caption"], *(texts[i] for texts in said.values())]
         rows.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return rows
@@ -205,12 +219,14 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="results.jsonl")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pack", type=Path, help="the pack of the runs, for a gallery")
+    parser.add_argument("--every", type=int, default=10, help="pictures of the gallery (default: %(default)s)")
     args = parser.parse_args()
     lines = [json.loads(line) for line in args.results.read_text().splitlines()]
     best = best_runs(lines)
     facts = {k: lines[0].get(k) for k in ("device", "batch", "image_size", "planned_steps", "jax", "python")}
     stage1 = [x for x in lines if x["kind"] == "stage1"]
     text = ["# Adapters between real models", "", f"{facts}", "", "## Arms", "", *main_table(best)]
+    text += ["", "## Seeds", "", *seed_table(best)]
     text += ["", "## Differences", "", *paired_table(best)]
     text += ["", "## Learning rates: validation loss, first seed", "", *rate_table(lines)]
     text += ["", "## Test loss by step", "", *curve_table(best)]
@@ -218,7 +234,7 @@ def main() -> None:
     for x in stage1:
         text.append(f"- seed {x['seed']}: {x['steps']} steps, test loss {x['final']['test']:.3f}, {x['seconds']:.1f} s")
     if args.pack:
-        text += ["", "## Captions", "", *gallery(best, args.pack)]
+        text += ["", "## Captions", "", *gallery(best, args.pack, args.every)]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.md").write_text("\n".join(text) + "\n")
     (args.out / "curves.svg").write_text(figure(best))

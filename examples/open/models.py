@@ -10,13 +10,13 @@ All arms stand between the same frozen ViT and the same frozen Gemma 3 270M:
     ridge            aligned, and the map after it starts by ridge regression between the two language models
     repaired         ridge, and stage 1's prompt stands before the visual tokens as learned vectors
     repaired_frozen  repaired, the tiny LM frozen
-    text_ridge       text, and the map after it starts by ridge regression: repaired without stage 1
+    text_ridge       text, and the map after it starts by ridge regression: ridge without stage 1
 
 Queries start at positions in every arm with queries (`query_init = "positions"`, as open_stage2 has it).
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 import weights
 
-from vadapter.models.adapters import AdapterConfig, LMAdapterConfig, MlpConfig
+from vadapter.models.adapters import LMAdapterConfig, MlpConfig
+from vadapter.models.configuration import AdapterConfig
 from vadapter.models.decoder import Decoder, DecoderConfig
 from vadapter.models.position_embeddings import resample
 from vadapter.models.resampler import PerceiverConfig
@@ -36,8 +37,8 @@ IMAGE_SIZE = 84
 NUM_QUERIES = 16
 PENALTY = 10.0  # of the ridge regression; 1 to 1,000 gave the same
 
-# Arm to the program that trains it: arms that share a program differ in their initial values alone.
-PROGRAM_OF = {
+# Arm to its kind: arms of a kind share their compiled programs, and differ in their initial values alone.
+KIND_OF = {
     "stage1": "stage1",
     "perceiver": "perceiver",
     "mlp": "mlp",
@@ -49,11 +50,19 @@ PROGRAM_OF = {
     "repaired": "prefixed",
     "repaired_frozen": "frozen",
 }
-STARTS_AS = {"frozen": "prefixed"}  # programs with the same adapter
+AFTER_STAGE1 = ("aligned", "ridge", "repaired", "repaired_frozen")
+QUERIES = "adapter/queries"  # starts from other parameters
+STARTS_AS = {"frozen": "prefixed"}  # kinds with the same adapter
 TRAINABLE = {
     "stage1": (r"adapter/.*", r"decoder/.*"),
     "frozen": (r"adapter/(prefix|queries)", r"adapter/(front|projection)/.*"),
 }
+
+
+def kinds_of(arms: Sequence[str]) -> list[str]:
+    """Returns the kinds of adapters that some arms need: their own, and those that give them initial values."""
+    kinds = [*(["stage1"] if set(arms) & set(AFTER_STAGE1) else []), *(KIND_OF[arm] for arm in arms)]
+    return list(dict.fromkeys(needed for kind in kinds for needed in (STARTS_AS.get(kind, kind), kind)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,27 +90,26 @@ def load_backbones(pack: Path, index: Mapping[str, Any]) -> Backbones:
     return Backbones(encoder, loaded["smollm2"][0], loaded["gemma3"][0], params)
 
 
-def adapter_of(program: str, backbones: Backbones, prefix: int) -> AdapterConfig:
-    """Returns the adapter of a program. `prefix` is the number of ids before the visual tokens in stage 1."""
-    if program == "perceiver":
+def adapter_of(kind: str, backbones: Backbones, prefix: int) -> AdapterConfig:
+    """Returns the adapter of a kind. `prefix` is the number of ids before the visual tokens in stage 1."""
+    if kind == "perceiver":
         return PerceiverConfig(num_layers=6, num_queries=NUM_QUERIES, num_frames=1)
-    if program in ("mlp", "stage1"):
-        return MlpConfig(depth=2 if program == "mlp" else 1)
+    if kind in ("mlp", "stage1"):
+        return MlpConfig(depth=2 if kind == "mlp" else 1)
     return LMAdapterConfig(
         lm=backbones.tiny,
         front=MlpConfig(depth=1),
         readout="appended",
         num_queries=NUM_QUERIES,
         query_init="positions",
-        num_prefix=0 if program == "queries" else prefix,
+        num_prefix=0 if kind == "queries" else prefix,
     )
 
 
-def model_of(program: str, backbones: Backbones, prefix: int) -> VLM:
-    """Returns the model of a program."""
-    decoder = backbones.tiny if program == "stage1" else backbones.large
-    adapter = adapter_of(program, backbones, prefix)
-    return VLM(VLMConfig(decoder, backbones.encoder, adapter, num_frames=1, repeat_stills=False))
+def model_of(kind: str, backbones: Backbones, prefix: int) -> VLM:
+    """Returns the model of a kind."""
+    decoder = backbones.tiny if kind == "stage1" else backbones.large
+    return VLMConfig(decoder, backbones.encoder, adapter_of(kind, backbones, prefix), repeat_stills=False).make()
 
 
 def hidden_states(tiny: DecoderConfig, params: Mapping[str, Any], texts: Any, chunk: int) -> jax.Array:
@@ -168,7 +176,7 @@ def start(
         stage1: what stage 1 trained.
     """
     params = dict(made)
-    if PROGRAM_OF[arm] in ("perceiver", "mlp") or arm == "random":
+    if KIND_OF[arm] in ("perceiver", "mlp") or arm == "random":
         return params
     lm = given["tiny"] if arm.startswith("text") else {p.removeprefix("decoder/"): x for p, x in stage1.items()}
     for path in params:

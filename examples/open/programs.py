@@ -5,6 +5,7 @@ rates and arms of one kind share a program.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from concurrent import futures
 from typing import Any
@@ -21,12 +22,9 @@ from vadapter.base import trees
 from vadapter.base.batch import Batch
 from vadapter.generation.config import DecodingConfig
 from vadapter.generation.decoding import decode
-from vadapter.models import adapters
-from vadapter.partitioning import Partitioner, abstract_params
-from vadapter.training import freezing, state
-from vadapter.training.objectives import vlm_objective
+from vadapter.partitioning import Partitioner
 from vadapter.training.optimizers import Optimizer, OptimizerConfig, make_optimizer
-from vadapter.training.step import make_train_step
+from vadapter.training.program import Program
 
 OPTIMIZER = OptimizerConfig(clip_norm=1.0, schedule="constant", warmup_steps=0)
 WARMUP = 0.1  # share of a run
@@ -51,12 +49,20 @@ def paced(config: OptimizerConfig, params: Any) -> Optimizer:
     return Optimizer(optax.GradientTransformation(init, update), make_optimizer(config, params, 1).schedule)
 
 
+class PacedProgram(Program):
+    """vadapter's training step, with the optimizer above."""
+
+    @functools.cached_property
+    def update_rule(self) -> Optimizer:
+        return paced(self.optimizer, self.abstract_params[0])
+
+
 @dataclasses.dataclass
-class Program:
-    """One kind of adapter.
+class Kind:
+    """One kind of adapter, compiled.
 
     Attributes:
-        name: of `models.PROGRAM_OF`'s values.
+        name: of `models.KIND_OF`'s values.
         text: the tokeniser of its rows.
         frozen: `{slash path: array}` of all that it never trains but the adapter's own frozen part.
         trained: paths that it trains.
@@ -104,10 +110,13 @@ class Compiler:
         self._pending: list[tuple[Any, str, futures.Future]] = []
 
     def add(self, owner: Any, name: str, function: Any, *args: Any) -> None:
-        """Compiles `function` (jitted or not) for the shapes of `args`; becomes `owner.name` in `finish`."""
-        jitted = function if hasattr(function, "lower") else jax.jit(function)
+        """Compiles `function` for the shapes of `args`; becomes `owner.name` in `finish`."""
         with self._partitioner.activate():
-            lowered = jitted.lower(*struct(args, self._partitioner))
+            lowered = jax.jit(function).lower(*struct(args, self._partitioner))
+        self.add_lowered(owner, name, lowered)
+
+    def add_lowered(self, owner: Any, name: str, lowered: jax.stages.Lowered) -> None:
+        """Compiles what is lowered already; becomes `owner.name` in `finish`."""
         self._pending.append((owner, name, self._pool.submit(lowered.compile)))
 
     def finish(self) -> list[Any]:
@@ -136,11 +145,11 @@ def build(
     chunks: int,
     compiler: Compiler,
     partitioner: Partitioner,
-) -> Program:
-    """Lays out the rows of a program and hands its functions to the compiler.
+) -> Kind:
+    """Lays out the rows of a kind of adapter and hands its functions to the compiler.
 
     Args:
-        name: of `models.PROGRAM_OF`'s values.
+        name: of `models.KIND_OF`'s values.
         model: its model.
         frozen: `{slash path: array}` of encoder and, in stage 2, decoder.
         pictures: all of them.
@@ -152,74 +161,80 @@ def build(
         partitioner: places all arrays.
     """
     text = "smollm2" if name == "stage1" else "gemma3"
-    soft = adapters.num_tokens(model.config.adapter, 1, model.config.encoder.num_patches)
+    soft = model.config.num_visual_tokens(1)
     laid = [pictures.rows(text, index["prompts"][text], soft, answer) for answer in (True, False)]
     rows, prompts = jax.device_put(laid, partitioner.replicated)
     picked = np.zeros(sizes.batch, np.int32)
-    example = jax.eval_shape(rows_lib.batch_of, rows, pixels, picked, picked)
-    params = trees.flatten(nn.unbox(abstract_params(model, example)))
-    trainable, _ = freezing.partition(trees.unflatten(params), models.TRAINABLE.get(name, (r"adapter/.*",)))
-    trained = trees.flatten(trainable)
-    own = {p: x for p, x in params.items() if p not in frozen}
-    count = sum(int(np.prod(x.shape)) for x in trained.values())
-    program = Program(name, text, frozen, list(trained), rows, prompts, count)
-
-    objective = vlm_objective(model)
-    optimizer = paced(OPTIMIZER, trainable)
-    abstract = state.abstract_state(optimizer, trainable)
-    everywhere = jax.tree.map(lambda _: partitioner.replicated, abstract)
-    kept = {p: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for p, x in params.items() if p not in trained}
-    kept_tree = trees.unflatten(kept)
-    step = make_train_step(
-        objective,
-        optimizer,
-        state_shardings=everywhere,
-        frozen_shardings=jax.tree.map(lambda _: partitioner.replicated, kept_tree),
-        batch_sharding=partitioner.batch_sharding,
-        replicated=partitioner.replicated,
+    program = PacedProgram(
+        model,
+        jax.eval_shape(rows_lib.batch_of, rows, pixels, picked, picked),
+        partitioner=partitioner,
+        trainable=models.TRAINABLE.get(name, ("adapter/.*",)),
+        optimizer=OPTIMIZER,
     )
-    compiler.add(program, "train", step, abstract, kept_tree, example)
+    trainable, kept = program.abstract_params
+    trained = trees.flatten(trainable)
+    count = sum(int(np.prod(x.shape)) for x in trained.values())
+    kind = Kind(name, text, frozen, list(trained), rows, prompts, count)
+    compiler.add(kind, "take", rows_lib.batch_of, rows, pixels, picked, picked)
+    compiler.add_lowered(kind, "train", program.lower())
+
+    def begin(params: Any) -> tuple[Any, Any]:
+        # Copies: the step reuses the memory of what it is given, and other runs start from the same arrays.
+        return jax.tree.map(jnp.copy, params), program.update_rule.transform.init(params)
+
+    compiler.add(kind, "begin", begin, trainable)
     whole = np.zeros((chunks, sizes.chunk), np.int32)
+    compiler.add(kind, "evaluate", _evaluation(program), trainable, kept, rows, pixels, whole, whole)
+    if name != "stage1":
+        generate = _generation(program, DecodingConfig(max_new_tokens=sizes.new_ids), index["eos"][text])
+        compiler.add(kind, "generate", generate, trainable, kept, prompts, pixels, whole)
+    if name not in models.STARTS_AS:  # whose initial values are another kind's
+        _add_starts(kind, program, compiler)
+    return kind
+
+
+def _evaluation(program: Program) -> Any:
+    """Returns a function that sums loss, weight and right targets of each part of an evaluation."""
 
     def evaluate(params: Any, frozen: Any, rows: Any, pixels: Any, index: Any, media: Any) -> Any:
         def one(part: tuple[Any, Any]) -> Any:
-            sums = objective(trees.merge(params, frozen), rows_lib.batch_of(rows, pixels, *part))
+            sums = program.objective(trees.merge(params, frozen), rows_lib.batch_of(rows, pixels, *part))
             return sums.loss_sum, sums.weight_sum, sums.correct_sum
 
         return jax.lax.map(one, (index, media))
 
-    compiler.add(program, "evaluate", evaluate, trainable, kept_tree, rows, pixels, whole, whole)
-    greedy, eos = DecodingConfig(max_new_tokens=sizes.new_ids), index["eos"][text]
+    return evaluate
+
+
+def _generation(program: Program, greedy: DecodingConfig, eos: int) -> Any:
+    """Returns a function that writes a caption of each picture."""
 
     def generate(params: Any, frozen: Any, rows: Any, pixels: Any, index: Any) -> Any:
         def one(part: Any) -> Any:
             batch: Batch = rows_lib.batch_of(rows, pixels, part, part)
-            return decode(model, trees.merge(params, frozen), batch, greedy, eos).ids
+            return decode(program.model, trees.merge(params, frozen), batch, greedy, eos).ids
 
         return jax.lax.map(one, index)
 
-    if name != "stage1":
-        compiler.add(program, "generate", generate, trainable, kept_tree, prompts, pixels, whole)
+    return generate
+
+
+def _add_starts(kind: Kind, program: Program, compiler: Compiler) -> None:
+    """Compiles what makes initial values: random ones, and queries that start at positions."""
+    model: Any = program.model
 
     def make(key: Any) -> dict[str, Any]:
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), program.example)
         flat = trees.flatten(nn.unbox(model.init(key, zeros)["params"]))
         return {p: x for p, x in flat.items() if p.startswith("adapter/")}
 
-    def begin(params: Any) -> tuple[Any, Any]:
-        # Copies: the step reuses the memory of what it is given, and other runs start from the same arrays.
-        return jax.tree.map(jnp.copy, params), optimizer.transform.init(params)
-
-    compiler.add(program, "begin", begin, trainable)
-    if name in models.STARTS_AS:
-        return program  # its initial values are another program's
-    compiler.add(program, "make", make, jax.random.key(0))
-    if isinstance(model.config.adapter, adapters.LMAdapterConfig):
-        size = model.config.encoder.image_size
-        grey = np.full((1, 1, 1, size, size, 3), 128, np.uint8)  # as vadapter.training.initialize has it
+    compiler.add(kind, "make", make, jax.random.key(0))
+    if models.QUERIES in model.config.starts():
 
         def places(own: Any, frozen: Any) -> Any:
-            return model.apply({"params": trees.unflatten({**own, **frozen})}, grey, method="query_places")
+            return model.apply({"params": trees.unflatten({**own, **frozen})}, models.QUERIES, method="start")
 
-        compiler.add(program, "places", places, own, {p: x for p, x in frozen.items() if p.startswith("encoder/")})
-    return program
+        own = {p: x for p, x in program.shapes.items() if p not in kind.frozen}
+        encoder = {p: x for p, x in kind.frozen.items() if p.startswith("encoder/")}
+        compiler.add(kind, "places", places, own, encoder)

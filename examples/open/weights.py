@@ -14,7 +14,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from vadapter.weights import architecture, mapping
+from vadapter.weights import mapping
+from vadapter.weights.checkpoint import HUGGING_FACE, Checkpoint
+from vadapter.weights.recognise import parameter_shapes, recognise
 from vadapter.weights.tensors import TensorInfo
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -108,9 +110,8 @@ def load(folder: Path, model: Mapping[str, Any]) -> tuple[Any, dict[str, np.ndar
         vadapter's configuration of it, and `{slash path: bf16 array}`, as `vadapter import` would write them.
     """
     tensors = PackedTensors(folder, model)
-    opened = architecture.Opened("huggingface", tensors, model["config"], None, model.get("extra", {}))
-    found = architecture.recognise(opened)
-    parameters = mapping.map_tensors(tensors, found.rules, architecture.expected(found), found.ignored)
+    found = recognise(Checkpoint(HUGGING_FACE, tensors, model["config"], None, model.get("extra", {})))
+    parameters = mapping.map_tensors(tensors, found.rules, parameter_shapes(found.config), found.ignored)
 
     def read(parameter: mapping.Parameter) -> np.ndarray:
         made = np.empty(parameter.shape, BF16)

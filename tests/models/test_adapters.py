@@ -1,6 +1,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -9,6 +10,7 @@ from tests.models import small
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.models.adapters import LMAdapterConfig
+from vadapter.models.flops import FlopCounter
 from vadapter.models.resampler import PerceiverConfig
 
 VISUAL = np.random.default_rng(0).normal(size=(2, 2, 4, 32)).astype(np.float32)
@@ -107,6 +109,59 @@ def test_the_adapter_lm_has_neither_table_nor_head():
     params = trees.flatten(run(small.ADAPTERS["paper"])[0])
     lm = {p.split("/")[1] for p in params if p.startswith("lm/")}
     assert lm == {"layers", "final_norm"}
+
+
+def prefixed(count):
+    return LMAdapterConfig(small.TINY, small.mlp(), "appended", 3, num_prefix=count)
+
+
+def shapes(config):
+    return trees.flatten(nn.unbox(jax.eval_shape(config.make(24).init, jax.random.key(0), VISUAL)["params"]))
+
+
+def test_a_prefix_of_embeddings_is_read_as_the_lm_reads_those_words_before_the_tokens():
+    params, soft = run(prefixed(2))
+    table = np.random.default_rng(1).normal(size=(small.TINY.vocab_size, small.TINY.width)).astype(np.float32)
+    lm, words = {**params["lm"], "embedder": {"embedding": table}}, jnp.array([[5, 9], [5, 9]])
+
+    def read(module, after):
+        embeddings = module.embed(words)
+        x = jnp.concatenate([embeddings, after], axis=1)
+        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        return embeddings[0], module(x, jnp.ones_like(positions), positions)[0]
+
+    @jax.jit
+    def of_the_lm(params, lm):
+        tokens = small.mlp().make(small.TINY.width).apply({"params": params["front"]}, VISUAL)
+        queries = jnp.broadcast_to(params["queries"], (2, *params["queries"].shape))
+        after = jnp.concatenate([tokens, queries], axis=1)
+        embeddings, hidden = small.TINY.make().apply({"params": lm}, after, method=read)
+        return embeddings, hidden[:, -3:] @ params["projection"]["kernel"] + params["projection"]["bias"]
+
+    embeddings, wanted = of_the_lm(params, lm)
+    found = run(prefixed(2), VISUAL, {**params, "prefix": embeddings})[1]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert np.abs(found - soft).max() > 1e-3
+
+
+def test_without_a_prefix_the_parameters_are_as_before():
+    plain = shapes(LMAdapterConfig(small.TINY, small.mlp(), "appended", 3))
+    assert shapes(prefixed(0)) == plain
+    assert {path: x for path, x in shapes(prefixed(2)).items() if path != "prefix"} == plain
+    assert shapes(prefixed(2))["prefix"].shape == (2, small.TINY.width)
+
+
+def test_flops_count_the_prefix_in_the_lm_and_nowhere_else():
+    def count(config):
+        sizes = {f"adapter/{path}": x.size for path, x in shapes(config).items()}
+        return config.flops(FlopCounter("adapter", sizes, frozenset(sizes)), 2, 2, 4)
+
+    # As many positions of the LM as with two more queries, whose outputs are read out besides.
+    found, without = count(prefixed(2)), count(prefixed(0))
+    longer = count(LMAdapterConfig(small.TINY, small.mlp(), "appended", 5))
+    assert found["adapter/lm"] == longer["adapter/lm"] > without["adapter/lm"]
+    assert found["adapter/projection"] == without["adapter/projection"] < longer["adapter/projection"]
+    assert found["adapter/front"] == without["adapter/front"]
 
 
 def test_bad_configurations():

@@ -1,0 +1,188 @@
+"""examples/open: what it computes without weights, pictures or a device, and that docs/open.md has its tables."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "open"
+RESULTS = EXAMPLE / "results" / "h200.jsonl"
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports a module of the example; those that it imports itself are forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    for file in EXAMPLE.glob("*.py"):
+        monkeypatch.setitem(sys.modules, file.stem, None)  # so that the entry is put back at the end
+        del sys.modules[file.stem]
+    return importlib.import_module
+
+
+@pytest.fixture
+def tables():
+    return load(ROOT / "benchmarks" / "open_tables.py")
+
+
+def entries(count):
+    skins = {"1F3FB": {"image": "light.png"}}
+    named = [{"name": f"THING {chr(97 + i // 26)}{chr(97 + i % 26)}"} for i in range(count)]
+    return [{**e, "image": "plain.png", "unified": "0", "non_qualified": None, "skin_variations": skins} for e in named]
+
+
+def test_no_hands_drawing_of_a_held_out_concept_is_in_training(example, tmp_path, monkeypatch):
+    prepare = example("prepare")
+    hands = {f"has_img_{hand}": True for hand in prepare.HANDS}
+    for hand in prepare.HANDS:
+        folder = tmp_path / f"emoji-datasource-{hand}" / "img" / hand / "64"
+        folder.mkdir(parents=True)
+        for name in ("plain.png", "light.png"):
+            (folder / name).write_bytes(b"")
+    text = json.dumps([{**entry, **hands} for entry in entries(300)])
+    (tmp_path / "emoji-datasource-twitter" / "emoji.json").write_text(text)
+    monkeypatch.setattr(prepare, "on_white", lambda data: np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(prepare, "new_hand", lambda raw, known: [(known[0]["caption"], b"")])
+    records, pixels = prepare.pictures(tmp_path)
+    assert len(records) == len(pixels)
+    concepts = {s: {r["concept"] for r in records if r["split"] == s} for s in ("train", "validation", "test")}
+    assert [len(found) for found in concepts.values()] == [50, 100, 150]
+    assert not concepts["train"] & (concepts["validation"] | concepts["test"])
+    assert not concepts["validation"] & concepts["test"]
+    trained = [r for r in records if r["split"] == "train"]
+    assert {r["hand"] for r in trained} == set(prepare.HANDS)
+    assert len(trained) == 50 * len(prepare.HANDS) * 2  # plain and one skin tone
+    assert [r["concept"] in concepts["train"] for r in records if r["hand"] == "openmoji"] == [True]
+
+
+def test_concepts_are_drawn_by_both_hands_and_named_once_by_words(example, tmp_path):
+    prepare = example("prepare")
+    both = {f"has_img_{hand}": True for hand in prepare.HANDS}
+    listed = [
+        {"name": "RED APPLE", **both},
+        {"name": "red apple", **both},
+        {"name": "KEYCAP 3", **both},
+        {"name": "LONELY", **both, "has_img_google": False},
+    ]
+    (tmp_path / "emoji-datasource-twitter").mkdir()
+    (tmp_path / "emoji-datasource-twitter" / "emoji.json").write_text(json.dumps(listed))
+    assert [entry["caption"] for entry in prepare.concepts(tmp_path)] == ["red apple"]
+
+
+def pieces(prepare, lengths):
+    """A tokeniser that cuts every text into pieces of the given lengths; the n-th has the id 10 + n."""
+    ends = np.cumsum(lengths).tolist()
+    spans = [(10 + i, end - size, end) for i, (size, end) in enumerate(zip(lengths, ends, strict=True))]
+    return prepare.Pieces(lambda text: spans, 1, 2, [])
+
+
+def test_two_tokenisers_are_aligned_where_pieces_of_both_begin(example):
+    prepare = example("prepare")
+    tiny, large = pieces(prepare, (2, 2, 3, 1)), pieces(prepare, (4, 1, 2, 1))
+    ids, found = prepare.pairs("abcdefgh", tiny, large)
+    assert ids == [1, 10, 11, 12, 13]
+    # Slot 2 has read four characters, and the large LM's second piece begins there; slot 3 has read seven.
+    assert found == [(2, 11), (3, 13)]
+    made = prepare.regression_texts(["abcdefgh", "abcdefgh"], tiny, large)
+    assert made["tokens"].shape == (2, prepare.TEXT_LENGTH)
+    assert made["text"].tolist() == [0, 0, 1, 1]
+    assert made["slot"].tolist() == [2, 3, 2, 3]
+    assert made["piece"].tolist() == [11, 13, 11, 13]
+
+
+def test_the_regression_finds_a_linear_map(example):
+    models = example("models")
+    rng = np.random.default_rng(0)
+    states, kernel = rng.normal(size=(4000, 6)).astype(np.float32), rng.normal(size=(6, 4))
+    found, bias, facts = models.ridge(states, (states @ kernel + 2).astype(np.float32), np.arange(4000) % 10 == 0)
+    np.testing.assert_allclose(found, kernel, atol=0.02)
+    np.testing.assert_allclose(bias, 2, atol=0.01)
+    assert facts["ridge_r2"] > 0.999
+    assert facts["positions"] == 3600
+
+
+def test_arms_compile_what_they_need_alone(example):
+    models = example("models")
+    assert models.kinds_of(["perceiver"]) == ["perceiver"]
+    assert models.kinds_of(["text", "random"]) == ["queries"]
+    assert models.kinds_of(["repaired_frozen"]) == ["stage1", "prefixed", "frozen"]
+
+
+def test_a_further_rate_is_tried_where_the_best_is_at_the_edge(example):
+    arms = example("arms")
+    assert arms.further({3e-4: 2.0, 1e-3: 1.0}) == 3e-3
+    assert arms.further({3e-4: 1.0, 1e-3: 2.0}) == 1e-4
+    assert arms.further({3e-4: 2.0, 1e-3: 1.0, 3e-3: 2.0}) is None
+    assert arms.further({1e-2: 1.0, 3e-3: 2.0}) is None
+    assert arms.further({}) is None
+
+
+def test_steps_are_as_many_as_the_budget_allows(example):
+    arms = example("arms")
+    times = dict.fromkeys(("stage1", "perceiver", "mlp", "queries", "prefixed", "frozen"), 0.01)
+    steps = arms.plan_steps(times, 400.0, 1000)
+    assert 100 < steps < 1000
+    assert steps % 20 == 0
+    assert arms.plan_steps(times, 400.0, 140) == 140
+    assert arms.plan_steps(times, 10.0, 1000) == 100
+    assert arms.plan_steps(times, 400.0, 5000, ["mlp"]) > steps
+
+
+def run_line(arm, seed, rate, test, validation, **more):
+    losses = {"test": test, "validation": validation, "new_hand": test + 0.5}
+    return {
+        "kind": "stage2",
+        "arm": arm,
+        "seed": seed,
+        "rate": rate,
+        "steps": 40,
+        "trained_parameters": 1200,
+        "seconds": 3.0,
+        "final": losses,
+        "reliance": {"test": 1.0},
+        "curve": {"0": {"test": 9.0}, "40": {"test": test}},
+        **more,
+    }
+
+
+def test_the_tables_show_each_arm_at_the_rate_that_validation_chose(tables, tmp_path, monkeypatch):
+    lines = [
+        run_line("perceiver", 0, 1e-3, test=4.0, validation=3.0),
+        run_line("perceiver", 1, 1e-3, test=4.2, validation=3.9),
+        run_line("perceiver", 0, 1e-4, test=3.0, validation=3.5),  # the best on the test set, which chooses nothing
+        run_line("repaired", 0, 1e-3, test=3.5, validation=3.0),
+        run_line("repaired", 1, 1e-3, test=3.9, validation=3.0),
+        {**run_line("stage1", 0, 3e-4, test=3.0, validation=3.0), "kind": "stage1"},
+    ]
+    results = tmp_path / "results.jsonl"
+    results.write_text("\n".join(map(json.dumps, lines)))
+    monkeypatch.setattr(sys, "argv", ["open_tables.py", str(results), "--out", str(tmp_path)])
+    tables.main()
+    text = (tmp_path / "results.md").read_text()
+    # Half an interval is 12.706 times the standard error, 0.1.
+    expected = "| `perceiver` | 1,200 | 0.001 | 2 | 4.100 ± 1.271 | 4.600 ± 1.271 | 1.000 ± 0.000 | 3.0 |"
+    assert expected in text
+    assert "| `repaired` - `perceiver` | the adapter | -0.500, -0.300 | -0.400 ± 1.271 |" in text
+    assert "| `perceiver` | 3.500 | 3.000 |" in text  # validation loss by rate
+    assert "seed 0: 40 steps, test loss 3.000" in text
+    assert (tmp_path / "curves.svg").read_text().count("<polyline") == 2
+
+
+def test_the_document_has_the_tables_of_the_recorded_results(tables):
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    best = tables.best_runs(lines)
+    text = (ROOT / "docs" / "open.md").read_text()
+    makers = (tables.main_table, tables.seed_table, tables.paired_table, tables.curve_table)
+    for row in [*(row for make in makers for row in make(best)), *tables.rate_table(lines)]:
+        assert row in text
+    assert (ROOT / "docs" / "open.svg").read_text() == tables.figure(best)

@@ -1,4 +1,5 @@
-# make demo | test | test-quick | parity | lint | clean. Each target does its own set-up in .venv; a second run starts at once.
+# make demo | test | test-quick | parity | lint | docs | clean. Each target does its own set-up in .venv; a second run
+# starts at once.
 # PYTHON=/path/to/python3 chooses the interpreter (3.11 or newer). ARGS passes more arguments to the command.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 PINS := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test test-quick parity lint clean
+.PHONY: demo test test-quick parity lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-run
@@ -32,8 +33,13 @@ lint: $(VENV)/.stamp-lint
 	$(BIN)/pyright
 	cd tpu_scripts && ../$(BIN)/shellcheck -x *.sh
 
+# The site of docs/ and the reference, in site/; a warning is an error.
+docs: $(VENV)/.stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q $(ARGS)
+	@echo 'Wrote site/index.html.'
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -61,3 +67,7 @@ $(VENV)/.stamp-parity: $(PINS) | $(VENV)/bin/python
 $(VENV)/.stamp-lint: $(PINS) | $(VENV)/bin/python
 	$(PIP) -e '.[test,dev]'
 	@touch $@ $(VENV)/.stamp-run $(VENV)/.stamp-test
+
+$(VENV)/.stamp-docs: $(PINS) | $(VENV)/bin/python
+	$(PIP) -e '.[docs]'
+	@touch $@ $(VENV)/.stamp-run

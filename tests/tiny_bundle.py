@@ -11,13 +11,14 @@ from vadapter.runs import bundle
 from vadapter.runs.description import Description, Text
 
 
-def write_bundle(folder):
+def write_bundle(folder, name="bundle", lengths=None):
     """A model with random weights, all of them in one bundle. Returns its path."""
     sizes = {"depth": 1, "num_heads": 2}
     parts = {"decoder": models.decoder(**sizes, vocab_size=512), "encoder": models.vit(**sizes)}
     config = models.vlm("perceiver", **parts, num_frames=2)
     params = small.params(VLM(config), example=models.batch(config, rows=1))
     arrays = {path: np.asarray(x) for path, x in trees.flatten(params).items()}
-    text = Text("", vocabularies.sha256(""), {"inputs": 16, "targets": 16})  # the vocabulary that ships with vadapter
-    bundle.write(str(folder / "bundle"), Description(config, text, frozen_dtype="float32"), arrays, step=1)
-    return folder / "bundle"
+    lengths = lengths or {"inputs": 16, "targets": 16}
+    text = Text("", vocabularies.sha256(""), lengths)  # the vocabulary that ships with vadapter
+    bundle.write(str(folder / name), Description(config, text, frozen_dtype="float32"), arrays, step=1)
+    return folder / name

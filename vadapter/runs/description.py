@@ -120,7 +120,8 @@ def preprocessing(description: Description) -> dict[str, Any]:
 
 
 def save(folder: str, description: Description) -> None:
-    """Writes `model.json` into a MODEL_DIR."""
+    """Writes `model.json` into a MODEL_DIR, which is made if it is not there."""
+    epath.Path(folder).mkdir(parents=True, exist_ok=True)
     (epath.Path(folder) / FILE).write_text(json.dumps(description.to_json(), indent=2) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -22,7 +23,7 @@ from vadapter.training import checkpoints
 from vadapter.training.sources import Offer, Reference, Source, check_same, look
 
 
-def export(checkpoint: str, out: str, step: int | None = None) -> Bundle:
+def export(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], step: int | None = None) -> Bundle:
     """Makes a bundle of a run.
 
     Args:
@@ -34,7 +35,8 @@ def export(checkpoint: str, out: str, step: int | None = None) -> Bundle:
         UserError: the folder is not that of a run with an adapter, a source of the run has changed, or there is
             something at `out`.
     """
-    model_dir, step = checkpoints.locate(checkpoint, step)
+    out = os.fspath(out)
+    model_dir, step = checkpoints.locate(os.fspath(checkpoint), step)
     description = descriptions.load(model_dir)
     if not isinstance(description.model, VLMConfig) or description.model.adapter is None:
         raise UserError(f"{model_dir} holds a model without an adapter. Export a run of stage 1 or 2.")

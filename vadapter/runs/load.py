@@ -1,6 +1,7 @@
 """A trained model: that of a run or of a bundle, without gin and without its training data."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,10 +26,10 @@ from vadapter.training.storage import Storage
 
 
 def load(
-    path: str,
+    path: str | os.PathLike[str],
     *,
-    encoder: str | None = None,
-    decoder: str | None = None,
+    encoder: str | os.PathLike[str] | None = None,
+    decoder: str | os.PathLike[str] | None = None,
     step: int | None = None,
     partitioner: Partitioner | None = None,
 ) -> TrainedModel:
@@ -46,8 +47,8 @@ def load(
         UserError: it is neither a run nor a bundle; it is damaged; weights or the vocabulary that it was trained with
             are missing, or there are only others.
     """
-    partitioner = partitioner or Partitioner()
-    given = {part: folder for part, folder in (("encoder", encoder), ("decoder", decoder)) if folder}
+    path, partitioner = os.fspath(path), partitioner or Partitioner()
+    given = {part: os.fspath(folder) for part, folder in (("encoder", encoder), ("decoder", decoder)) if folder}
     if bundles.is_bundle(path):
         if step is not None:
             raise UserError(f"{path} is a bundle, which has one checkpoint only. Leave the step {step} out.")

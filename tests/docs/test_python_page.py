@@ -20,8 +20,8 @@ def test_a_loop_of_ones_own_has_at_most_30_lines():
 def test_the_programs_run_in_the_order_of_the_page(tmp_path):
     workspace.make(tmp_path)
     out = workspace.run("\n".join(PROGRAMS), tmp_path)
-    losses = [float(loss) for loss in re.findall(r"^(?:10|20|30) ([\d.]+)$", out, re.MULTILINE)]
-    assert len(losses) == 3 and losses[-1] < losses[0]
+    losses = [float(loss) for loss in re.findall(r"^(?:10|20) ([\d.]+)$", out, re.MULTILINE)]
+    assert len(losses) == 2 and losses[-1] < losses[0]
     assert (tmp_path / "bundles" / "mine" / "adapter.safetensors").is_file()
     assert (tmp_path / "runs" / "perceiver" / "model.json").is_file()
     assert "step 10/10" in out

@@ -29,13 +29,13 @@ print("PEAK", int(line.split()[1]) * 1024)
 """
 IDLE = """
 import jax, orbax.checkpoint, rich.progress, safetensors
-import vadapter.cli.import_weights, vadapter.weights.importer
+import vadapter.weights.importer
 jax.devices()
 """
 IMPORT = """
 import sys
 import vadapter
-vadapter.import_weights(*sys.argv[1:])
+vadapter.import_weights(sys.argv[1], sys.argv[2])
 """
 
 
@@ -129,7 +129,7 @@ def main() -> None:
         written = make(source, args.gib)
         idle = peak(IDLE)
         start = time.perf_counter()
-        highest = peak(IMPORT, f"--source={source}", f"--out={out}")
+        highest = peak(IMPORT, str(source), str(out))
         seconds = time.perf_counter() - start
         record = json.loads((out / "import.json").read_text())
     finally:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import vadapter
+from tests import saved
 from tests.benchmarks import official_files
 from vadapter.cli.main import main
 
@@ -79,10 +80,8 @@ def test_a_second_demo_trains_nothing(demo, capsys):
 
 
 def test_frozen_parts_are_not_in_the_checkpoint(demo):
-    from vadapter.training.checkpoints import load_params
-
-    assert {path.split("/")[0] for path in load_params(str(demo / "queries"))} == {"adapter"}
-    assert {path.split("/")[0] for path in load_params(str(demo / "stage1"))} == {"adapter", "decoder"}
+    assert {path.split("/")[0] for path in saved.load_params(str(demo / "queries"))} == {"adapter"}
+    assert {path.split("/")[0] for path in saved.load_params(str(demo / "stage1"))} == {"adapter", "decoder"}
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])

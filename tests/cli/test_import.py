@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests import saved
 from tests.weights import families
 from vadapter.base import fingerprints, trees
 from vadapter.cli.main import main
@@ -21,7 +22,6 @@ from vadapter.models.decoder import DecoderConfig
 from vadapter.models.positions import RopeScaling
 from vadapter.models.vit import ViTConfig
 from vadapter.recipes import gin_front, gin_text
-from vadapter.training import checkpoints
 from vadapter.weights import store
 from vadapter.weights.checkpoint import open_checkpoint
 from vadapter.weights.files_safetensors import SafetensorsFiles
@@ -80,7 +80,7 @@ def test_a_vision_encoder(siglip, tmp_path, capsys):
     assert run(siglip, out, "--dtype=f32") == 0
     assert {path.name for path in out.iterdir()} == {"checkpoint_0", "sha256.json", "encoder.gin", "import.json"}
     wanted = params_of(siglip)
-    found = checkpoints.load_params(str(out))
+    found = saved.load_params(str(out))
     assert found.keys() == wanted.keys()
     for path, x in wanted.items():
         np.testing.assert_array_equal(found[path], x)
@@ -109,7 +109,7 @@ def test_a_decoder_with_its_tokenizer_in_bf16(llama, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(llama, out) == 0
     wanted = params_of(llama)
-    found = checkpoints.load_params(str(out))
+    found = saved.load_params(str(out))
     assert found.keys() == wanted.keys()
     assert any(path.startswith("decoder/layers/") for path in found)
     for path, x in wanted.items():
@@ -137,7 +137,7 @@ def test_both_parts_of_one_source(tmp_path, capsys):
     for part, gin_file in (("encoder", "encoder.gin"), ("decoder", "large.gin")):
         assert run(source, tmp_path / part, f"--part={part}") == 0
         assert (tmp_path / part / gin_file).exists()
-        assert checkpoints.load_params(str(tmp_path / part)).keys() == params_of(source, part).keys()
+        assert saved.load_params(str(tmp_path / part)).keys() == params_of(source, part).keys()
     assert "No tokenizer lies beside the source" in capsys.readouterr().out
 
 

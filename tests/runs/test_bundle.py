@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from tests import saved
 from tests.models import small as models
 from tests.training import small
 from vadapter.base import fingerprints, trees
@@ -26,7 +27,7 @@ from vadapter.runs.description import Description
 from vadapter.runs.experiment import Experiment
 from vadapter.runs.export import export
 from vadapter.runs.load import load, runnable
-from vadapter.training import checkpoints, initialize
+from vadapter.training import initialize
 from vadapter.training.loop import TrainConfig
 from vadapter.training.sources import Source
 
@@ -58,10 +59,10 @@ def sources(root):
 def write_sources(root):
     bf16 = jax.tree.map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), weights(3)["decoder"])
     tiny = {f"decoder/{path}": x for path, x in trees.flatten(weights(2)["adapter"]["lm"]).items()}
-    checkpoints.save_params(str(root / "vit"), {"encoder": weights(1)["encoder"], "head": np.ones(3)}, step=5)
-    checkpoints.save_params(str(root / "large"), {"decoder": bf16})
-    checkpoints.save_params(str(root / "stage1"), trees.unflatten(tiny), step=7)
-    checkpoints.save_params(str(root / "start"), {"adapter": weights(4)["adapter"]})
+    saved.save_params(str(root / "vit"), {"encoder": weights(1)["encoder"], "head": np.ones(3)}, step=5)
+    saved.save_params(str(root / "large"), {"decoder": bf16})
+    saved.save_params(str(root / "stage1"), trees.unflatten(tiny), step=7)
+    saved.save_params(str(root / "start"), {"adapter": weights(4)["adapter"]})
 
 
 def write_run(root, name="run", trainable=FROZEN_LM, frozen_dtype="bfloat16"):
@@ -72,7 +73,7 @@ def write_run(root, name="run", trainable=FROZEN_LM, frozen_dtype="bfloat16"):
     )
     own = trees.split(params, trainable)[0]
     run = {"sources": [r.to_json() for r in references], "frozen_dtype": frozen_dtype}
-    checkpoints.save_params(str(root / name), own, step=20, run=run)
+    saved.save_params(str(root / name), own, step=20, run=run)
     descriptions.save(str(root / name), Description(CONFIG, frozen_dtype=frozen_dtype, training={"steps": 20}))
     return params
 
@@ -160,7 +161,7 @@ def test_backbones_are_found_beside_the_bundle_or_where_one_says(root, bundle):
         open_params(moved, encoder=str(root / "vit"))
     assert_same(open_params(moved, encoder=str(root / "vit"), decoder=str(root / "large")), before)
     # the same weights at another step, as another import of them has
-    checkpoints.save_params(str(root / "import"), {"encoder": weights(1)["encoder"]}, step=0)
+    saved.save_params(str(root / "import"), {"encoder": weights(1)["encoder"]}, step=0)
     shutil.rmtree(root / "vit")
     assert_same(open_params(bundle, encoder=str(root / "import")), before)
 
@@ -168,7 +169,7 @@ def test_backbones_are_found_beside_the_bundle_or_where_one_says(root, bundle):
 @pytest.mark.parametrize("recorded", [False, True])
 def test_other_backbones_are_refused_with_both_hashes(root, bundle, recorded):
     other = weights(9)["encoder"]
-    checkpoints.save_params(str(root / "other"), {"encoder": other})
+    saved.save_params(str(root / "other"), {"encoder": other})
     hashes = {f"encoder/{p}": fingerprints.of_array(np.asarray(x)) for p, x in trees.flatten(other).items()}
     if recorded:
         fingerprints.save(str(root / "other"), 0, hashes)
@@ -195,7 +196,7 @@ def test_what_cannot_be_exported_is_refused(root, bundle):
     with pytest.raises(UserError, match=r"no model.json"):
         export(str(root / "vit"), str(root / "new"))
     shutil.rmtree(root / "stage1")
-    checkpoints.save_params(str(root / "stage1"), {"decoder": weights(8)["adapter"]["lm"]}, step=7)
+    saved.save_params(str(root / "stage1"), {"decoder": weights(8)["adapter"]["lm"]}, step=7)
     with pytest.raises(UserError, match="The run .* was trained with weights whose sha256 is .*stage1.* gives"):
         export(str(root / "run"), str(root / "new"))
     assert not (root / "new").exists()
@@ -259,12 +260,12 @@ def test_a_bundle_of_another_model_does_not_start_a_run(root, bundle):
     adapter = dataclasses.replace(CONFIG.adapter, lm=dataclasses.replace(CONFIG.adapter.lm, causal=False))
     with pytest.raises(UserError, match="another adapter than this run: lm.causal is True there and False here"):
         start(root, model=dataclasses.replace(CONFIG, adapter=adapter))
-    checkpoints.save_params(str(root / "other"), {"encoder": weights(9)["encoder"]})
+    saved.save_params(str(root / "other"), {"encoder": weights(9)["encoder"]})
     others = (dataclasses.replace(sources(root)[0], path=str(root / "other")), *sources(root)[1:])
     sha256 = bundle_files.read(str(bundle)).backbones[0].sha256
     with pytest.raises(UserError, match=f"trained with the encoder whose sha256 is {sha256}; .*../other gives"):
         start(root, sources=others)
-    checkpoints.save_params(str(root / "stage9"), {"decoder": weights(8)["adapter"]["lm"]})
+    saved.save_params(str(root / "stage9"), {"decoder": weights(8)["adapter"]["lm"]})
     others = (*sources(root), Source(str(root / "stage9"), LM_RULES))
     with pytest.raises(UserError, match="other values for adapter/lm/.* which freezes it"):
         start(root, sources=others)

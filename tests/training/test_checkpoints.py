@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import saved
 from tests.training import small
 from vadapter.base.errors import UserError
 from vadapter.training import checkpoints
@@ -31,9 +32,9 @@ def test_newest_are_kept_under_t5x_names(tmp_path):
         "params",
         "run",
     ]
-    assert checkpoints.load_params(str(tmp_path))["adapter/kernel"].tolist() == [[20.0] * 3] * 2
-    assert checkpoints.load_params(str(tmp_path), 10)["adapter/half"].dtype == jnp.bfloat16
-    assert checkpoints.load_params(str(tmp_path / "checkpoint_10"))["adapter/kernel"][0, 0] == 10
+    assert saved.load_params(str(tmp_path))["adapter/kernel"].tolist() == [[20.0] * 3] * 2
+    assert saved.load_params(str(tmp_path), 10)["adapter/half"].dtype == jnp.bfloat16
+    assert saved.load_params(str(tmp_path / "checkpoint_10"))["adapter/kernel"][0, 0] == 10
     with checkpoints.Checkpointer(str(tmp_path), read_only=True) as checkpointer:
         assert checkpointer.run(20) == {"format": 1, "step": 20, "data": {"seed": 3}}
 
@@ -60,7 +61,7 @@ def test_another_shape_is_named(tmp_path):
 
 
 def test_another_format_is_refused(tmp_path):
-    checkpoints.save_params(str(tmp_path), {"a": np.ones(2)})
+    saved.save_params(str(tmp_path), {"a": np.ones(2)})
     file = next((tmp_path / "checkpoint_0/run").iterdir())
     file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
     with (
@@ -85,12 +86,12 @@ def test_a_checkpoint_that_is_being_written_into_a_bucket_is_none(tmp_path):
 def test_what_was_copied_into_a_bucket_is_read_but_not_gone_on_with_unmarked(tmp_path, monkeypatch):
     import orbax.checkpoint as ocp
 
-    checkpoints.save_params(str(tmp_path), {"a": np.ones(2)}, step=7)
+    saved.save_params(str(tmp_path), {"a": np.ones(2)}, step=7)
     mark = tmp_path / "checkpoint_7" / "commit_success.txt"
     mark.unlink(missing_ok=True)  # older versions of Orbax do not leave it on a disk
     in_a_bucket = ocp.path.atomicity.CommitFileTemporaryPath
     monkeypatch.setattr(ocp.path.atomicity_defaults, "get_default_temporary_path_class", lambda *_, **__: in_a_bucket)
-    assert checkpoints.load_params(str(tmp_path))["a"].tolist() == [1, 1]
+    assert saved.load_params(str(tmp_path))["a"].tolist() == [1, 1]
     with pytest.raises(UserError, match="checkpoint_7 has no commit_success.txt.*copied"):
         checkpoints.Checkpointer(str(tmp_path))
     mark.touch()

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import saved
 from tests.models import small as models
 from tests.training import small
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.models.vlm import VLM
-from vadapter.training import checkpoints
 from vadapter.training.initialize import begin, initial_params, restore
 from vadapter.training.loop import TrainConfig, train
 from vadapter.training.sources import Source, rename
@@ -22,7 +22,7 @@ STAGE2 = ("adapter/front/.*", "head/.*")
 
 def run_stage1(folder, seed=1):
     """A run of which everything was trained."""
-    checkpoints.save_params(str(folder), small.params(small.Model(stage=1), seed=seed), step=7)
+    saved.save_params(str(folder), small.params(small.Model(stage=1), seed=seed), step=7)
 
 
 def start(model_dir, sources, trainable=STAGE2, model=None):
@@ -32,7 +32,7 @@ def start(model_dir, sources, trainable=STAGE2, model=None):
 
 def write_sources(root):
     run_stage1(root / "stage1")
-    checkpoints.save_params(str(root / "large"), {"decoder": small.params(seed=2)["decoder"]}, step=3)
+    saved.save_params(str(root / "large"), {"decoder": small.params(seed=2)["decoder"]}, step=3)
 
 
 def run_stage2(root):
@@ -45,7 +45,7 @@ def run_stage2(root):
 
 def test_decoder_of_stage_1_becomes_adapter_of_stage_2(tmp_path):
     run_stage1(tmp_path / "stage1")
-    checkpoints.save_params(str(tmp_path / "large"), {"decoder": small.params(seed=2)["decoder"]})
+    saved.save_params(str(tmp_path / "large"), {"decoder": small.params(seed=2)["decoder"]})
     sources = [Source(str(tmp_path / "stage1"), STAGE1_RULES), Source(str(tmp_path / "large"))]
     params, references = start(tmp_path / "run", sources, trainable=("adapter/.*", "head/.*"))
     before = small.params(small.Model(stage=1), seed=1)
@@ -62,7 +62,7 @@ def test_decoder_of_stage_1_becomes_adapter_of_stage_2(tmp_path):
 def test_a_run_is_found_again_and_its_checkpoint_has_no_frozen_weights(tmp_path):
     write_sources(tmp_path)
     trained = run_stage2(tmp_path).params
-    stored = checkpoints.load_params(str(tmp_path / "stage2"))
+    stored = saved.load_params(str(tmp_path / "stage2"))
     assert {p.split("/")[0] for p in stored} == {"adapter", "head"}
     moved = tmp_path / "elsewhere/runs"
     moved.mkdir(parents=True)
@@ -79,7 +79,7 @@ def test_a_run_is_found_again_and_its_checkpoint_has_no_frozen_weights(tmp_path)
 def test_going_on_needs_the_frozen_weights_only(tmp_path):
     write_sources(tmp_path)
     lm = small.params(small.Model(stage=1), seed=1)
-    checkpoints.save_params(str(tmp_path / "frozen"), {"encoder": lm["encoder"], "decoder": lm["decoder"]})
+    saved.save_params(str(tmp_path / "frozen"), {"encoder": lm["encoder"], "decoder": lm["decoder"]})
     sources = [
         Source(str(tmp_path / "frozen"), STAGE1_RULES),
         Source(str(tmp_path / "large")),
@@ -122,7 +122,7 @@ def test_a_source_of_initial_values_only_is_not_needed_afterwards(tmp_path):
     source = Source(str(tmp_path / "stage1"), (("encoder/.*", r"\g<0>"),))
     params, references = start(tmp_path / "run", [source], trainable=(".*",))
     run = {"sources": [r.to_json() for r in references]}
-    checkpoints.save_params(str(tmp_path / "run"), params, run=run)
+    saved.save_params(str(tmp_path / "run"), params, run=run)
     shutil.rmtree(tmp_path / "stage1")
     found = restore(str(tmp_path / "run"), small.boxed(), small.partitioner())
     np.testing.assert_array_equal(found.params["encoder"]["kernel"], params["encoder"]["kernel"])
@@ -158,7 +158,7 @@ def test_queries_start_at_positions(tmp_path):
     config = models.vlm("queries", decoder=models.decoder(depth=1), encoder=models.vit(depth=1))
     model, batch = VLM(config), models.batch(config, rows=2)
     others = {p: x for p, x in trees.flatten(small.params(model, example=batch)).items() if p != "adapter/queries"}
-    checkpoints.save_params(str(tmp_path / "others"), trees.unflatten(others))
+    saved.save_params(str(tmp_path / "others"), trees.unflatten(others))
     program = small.program(model, small.partitioner(fsdp=2), batch, trainable=(".*",))
     sources = [Source(str(tmp_path / "others"))]
     params, _ = initial_params(program, jax.random.key(0), sources=sources, model_dir=str(tmp_path / "run"))

@@ -7,13 +7,14 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
+from tests import saved
 from tests.models import small as models
 from tests.training import small
 from vadapter.base import quantization, trees
 from vadapter.models import stacks
 from vadapter.models.decoder import Decoder
 from vadapter.models.vlm import VLM
-from vadapter.training import checkpoints, freezing, initialize
+from vadapter.training import freezing, initialize
 from vadapter.training.loop import TrainConfig, train
 from vadapter.training.objectives import make_objective
 from vadapter.training.sources import Source
@@ -44,7 +45,7 @@ def run(root, name, placed, remat="none", steps=2):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    checkpoints.save_params(str(folder / "source"), small.params(VLM(CONFIG), example=BATCH))
+    saved.save_params(str(folder / "source"), small.params(VLM(CONFIG), example=BATCH))
     return folder
 
 
@@ -60,7 +61,7 @@ def test_a_run_trains_on_int8_and_leaves_it_as_it_was(root, sharded):
     assert quantized == {path for path in after if stacks.quantizes(path)}
     assert {path.split("/")[0] for path in quantized} == {"encoder", "adapter", "decoder"}
     assert after["decoder/embedder/embedding"].dtype == jnp.bfloat16
-    trained = checkpoints.load_params(str(root / "sharded"))
+    trained = saved.load_params(str(root / "sharded"))
     for path, x in after.items():
         same = np.asarray(quantization.values(x)).tobytes() == before[path].tobytes()
         assert same == (path not in trained), path

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import saved
 from tests.training import small
 from vadapter.base import trees
 from vadapter.base.errors import UserError
@@ -139,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(UserError, match="The loss of step 5 is nan"):
         run(tmp_path, data=poisoned, checkpoint_every=2, log_every=6)
     assert checkpoints.steps(str(tmp_path)) == [4]
-    assert all(np.isfinite(x).all() for x in checkpoints.load_params(str(tmp_path)).values())
+    assert all(np.isfinite(x).all() for x in saved.load_params(str(tmp_path)).values())
 
 
 def test_data_that_ends(tmp_path):

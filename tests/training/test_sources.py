@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
+from tests import saved
 from tests.models import small as models
 from tests.training import small
 from vadapter.base import fingerprints, trees
@@ -32,7 +33,7 @@ def start(model_dir, given, trainable=("adapter/front/.*", "head/.*"), placed=No
 
 
 def write(folder, tree, step=0):
-    checkpoints.save_params(str(folder), tree, step=step)
+    saved.save_params(str(folder), tree, step=step)
     return {p: np.asarray(x) for p, x in trees.flatten(tree).items()}
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests import saved
 from tests.models import small
 from tests.weights import families, own_family
 from tests.weights.arrays import assert_same, opened, random_params
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.data.rows import formats
-from vadapter.training import checkpoints
 from vadapter.weights import family as registry
 from vadapter.weights.family import Family, ModelType, TensorNames, register
 from vadapter.weights.importer import import_weights
@@ -67,7 +67,7 @@ def test_a_decoder_of_a_user_computes_what_its_weights_say(tmp_path):
     done = import_weights(source, tmp_path / "out", dtype="f32")
     assert (done.family, done.part, done.prompt_format) == ("nano", "decoder", "gemma")
     assert dataclasses.replace(done.config, dtype="float32") == CONFIG
-    found = trees.unflatten(checkpoints.load_params(str(tmp_path / "out")))["decoder"]
+    found = trees.unflatten(saved.load_params(str(tmp_path / "out")))["decoder"]
     tokens = np.random.default_rng(0).integers(0, 96, (2, 7)).astype(np.int32)
     ours = families.logits(CONFIG, found, tokens, np.ones_like(tokens))
     theirs = families.logits(CONFIG, trees.unflatten(params), tokens, np.ones_like(tokens))
@@ -80,7 +80,7 @@ def test_an_encoder_of_a_user_is_recognised_by_a_tensor(tmp_path):
     arrays = {"nano_vit." + path.replace("/", "."): x for path, x in params.items()}
     done = import_weights(write(tmp_path / "nano", arrays), tmp_path / "out", dtype="f32")
     assert (done.family, done.part, done.config) == ("nano_vit", "encoder", small.vit())
-    found = checkpoints.load_params(str(tmp_path / "out"))
+    found = saved.load_params(str(tmp_path / "out"))
     assert_same({path.removeprefix("encoder/"): x for path, x in found.items()}, params)
 
 

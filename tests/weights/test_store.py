@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tests import saved
 from vadapter.base import fingerprints
 from vadapter.base.errors import UserError
 from vadapter.training import checkpoints
@@ -54,7 +55,7 @@ def test_a_run_reads_what_was_written(tmp_path, dtype):
     hashes = store.write(str(tmp_path / "a" / "b"), PARAMETERS, dtype, {"imported": {"family": "llama"}})
     wanted = {path: x.astype(dtype) for path, x in WEIGHTS.items()}
     assert checkpoints.steps(str(tmp_path / "a" / "b")) == [0]
-    found = checkpoints.load_params(str(tmp_path / "a" / "b"))
+    found = saved.load_params(str(tmp_path / "a" / "b"))
     assert_equal(found, wanted)
     assert hashes == {path: fingerprints.of_array(x) for path, x in found.items()}
     assert fingerprints.load(str(tmp_path / "a" / "b"), 0) == hashes
@@ -80,7 +81,7 @@ def test_each_device_can_read_its_shard(tmp_path):
 def test_f16_becomes_bf16(tmp_path):
     half = RNG.standard_normal((3, 4)).astype(np.float16)
     store.write(str(tmp_path), [parameter("decoder/x", half)], "bfloat16", {})
-    assert_equal(checkpoints.load_params(str(tmp_path)), {"decoder/x": half.astype(ml_dtypes.bfloat16)})
+    assert_equal(saved.load_params(str(tmp_path)), {"decoder/x": half.astype(ml_dtypes.bfloat16)})
 
 
 def test_a_few_pieces_are_in_memory_at_a_time(tmp_path):
@@ -148,7 +149,7 @@ def test_a_checkpoint_that_is_there_is_kept(tmp_path):
     store.write(str(tmp_path), PARAMETERS[:1], "bfloat16", {})
     with pytest.raises(UserError, match="checkpoint_0 is there already"):
         store.write(str(tmp_path), PARAMETERS, "bfloat16", {})
-    assert checkpoints.load_params(str(tmp_path)).keys() == {PARAMETERS[0].path}
+    assert saved.load_params(str(tmp_path)).keys() == {PARAMETERS[0].path}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError("damaged"), OSError("gone")])
@@ -181,4 +182,4 @@ def test_in_a_bucket_a_checkpoint_is_finished_with_its_last_file(tmp_path, monke
     store.write(str(tmp_path), PARAMETERS, "float32", {})
     assert seen[-1] == "_CHECKPOINT_METADATA" and len(seen) == len(set(seen)) > len(WEIGHTS)
     assert left(tmp_path) == ["checkpoint_0", "sha256.json"]
-    assert_equal(checkpoints.load_params(str(tmp_path)), WEIGHTS)
+    assert_equal(saved.load_params(str(tmp_path)), WEIGHTS)

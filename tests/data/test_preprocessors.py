@@ -9,6 +9,7 @@ import pytest
 from tests.data.files import picture
 from tests.data.loaders import make_loader
 from vadapter.base.errors import UserError
+from vadapter.data.rows import preprocessors
 from vadapter.data.rows.preprocessors import REGISTRY, Caption, Preprocessor, Question, preprocessor
 
 MODULE = '''
@@ -17,6 +18,7 @@ import dataclasses
 import numpy as np
 
 from vadapter.data.rows import prompts
+from vadapter.data.rows import preprocessors
 from vadapter.data.rows.preprocessors import Preprocessor, preprocessor
 
 
@@ -41,7 +43,8 @@ class Shouted(Preprocessor):
 
 @pytest.fixture
 def shouted(tmp_path, monkeypatch):
-    """The class of a module outside of the package."""
+    """The class of a module outside of the package, which is forgotten after the test."""
+    monkeypatch.setattr(preprocessors.REGISTRY, "_classes", dict(preprocessors.REGISTRY._classes))
     (tmp_path / "their_module.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("their_module", None)

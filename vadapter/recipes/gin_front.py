@@ -14,6 +14,7 @@ from typing import Any
 
 import gin
 from etils import epath
+from gin import config as gin_config
 
 from vadapter.base.errors import UserError
 from vadapter.recipes import gin_errors, gin_files
@@ -146,14 +147,14 @@ def registered() -> Mapping[str, Callable[..., Any]]:
 def _register_one(thing: Callable[..., Any]) -> None:
     name = thing.__name__
     known = _registered.get(name, thing)
-    if known is not thing:
+    if (known.__module__, known.__qualname__) != (thing.__module__, thing.__qualname__):
         raise UserError(
             f"The name {name} in gin is wanted for {thing.__module__}.{name} and taken by {known.__module__}.{name}. "
             "Rename one of them."
         )
-    if name not in _registered:
+    if _registered.get(name) is not thing:  # it is new, or its module was run again, as a cell of a notebook is
         _registered[name] = thing
-        with gin.unlock_config():
+        with gin.unlock_config(), gin_config.interactive_mode():
             gin.external_configurable(_wrapper(thing), name=name, module=thing.__module__)
 
 

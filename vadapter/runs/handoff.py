@@ -269,7 +269,9 @@ class _Work:
         """Hash of all that the regression depends on."""
         assert self.lm
         taken = sorted(reference.sha256 for reference in self.references)
-        parts = [to_json(self.lm.lm), to_json(self.model.config.decoder), taken, self.handoff.penalty]
+        storage = self.program.storage
+        kept = [storage.frozen_dtype, any(path.startswith("adapter/lm/") for path in storage.trained)]
+        parts = [kept, to_json(self.lm.lm), to_json(self.model.config.decoder), taken, self.handoff.penalty]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         for array in (table, pairs.tokens, pairs.text, pairs.slot, pairs.piece):
             digest.update(fingerprints.of_array(array).sha256.encode())

@@ -91,6 +91,50 @@ class Handoff:
             )
 
 
+def check(handoff: Handoff, adapter: Any, mixture: str) -> TinyLM | None:
+    """Finds out whether an adapter can have what is asked for, before weights are read.
+
+    Args:
+        handoff: what is asked for.
+        adapter: configuration of the adapter.
+        mixture: the registered task or mixture that the run trains on.
+
+    Returns:
+        The tiny LM, where something of it is needed.
+
+    Raises:
+        UserError: the adapter cannot have it; the prefix has another length than stage 1's prompt; or the source or
+            its tokeniser is missing.
+    """
+    kind, output = type(adapter).__name__, handoff.output
+    lm = adapter if isinstance(adapter, LMAdapterConfig) else None
+    if output == "regression" and lm is None:
+        raise UserError(
+            f"Handoff.output 'regression' maps the outputs of a tiny LM; the adapter is a {kind}. Choose 'scale'."
+        )
+    if output == "scale" and not getattr(adapter, "output_map", None):
+        raise UserError(
+            f"Handoff.output 'scale' needs to know the adapter's last map; {kind} has no `output_map`. Add it "
+            "(vadapter.models.configuration.AdapterConfig), or choose 'random'."
+        )
+    if handoff.queries == "answer" and not (lm and lm.num_queries):
+        raise UserError(f"Handoff.queries 'answer' needs an adapter with appended queries; the adapter is a {kind}.")
+    with_prompt = lm is not None and lm.num_prefix > 0 and handoff.prefix == "prompt"
+    if lm is None or not (output == "regression" or handoff.queries == "answer" or with_prompt):
+        return None
+    if not handoff.source:
+        raise UserError("Handoff.source is not given; expected the MODEL_DIR of stage 1, or an imported folder.")
+    own = mixture_description.describe(mixture).get("prompts") or {}
+    tiny = tiny_lm.find(handoff.source, tiny_lm.caption_template(own) if own else "caption")
+    if with_prompt and lm.num_prefix != len(tiny.before):
+        said = [tiny.vocabulary.written(i)[0] for i in tiny.before]
+        raise UserError(
+            f"LMAdapterConfig.num_prefix is {lm.num_prefix}; in {tiny.folder} {len(said)} tokens stood before the "
+            f"visual tokens: {said}. Set num_prefix={len(said)} (NUM_PREFIX), or 0 for none."
+        )
+    return tiny
+
+
 def start(
     handoff: Handoff,
     params: trees.Tree,
@@ -118,98 +162,64 @@ def start(
         All parameters.
 
     Raises:
-        UserError: the adapter cannot have what is asked for; the prefix has another length than stage 1's prompt; or a
-            source, tokeniser or text is missing.
+        UserError: as `check`; or there is too little text.
     """
-    work = _Work(handoff, trees.flatten(params), program, data, references)
-    new, facts = work.values(batches, say)
-    storage = program.storage
-    flat = {**work.flat, **{path: storage.keep(path, np.asarray(x, np.float32)) for path, x in new.items()}}
+    work = _Work(handoff, dict(trees.flatten(params)), program, data, references)
+    facts = work.run(batches, say)
     if jax.process_index() == 0:
         epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
         (epath.Path(model_dir) / RECORD).write_text(json.dumps(facts, indent=1) + "\n")
     say(f"Hand-off: {_sentence(facts)}.")
-    return trees.unflatten(flat)
+    return trees.unflatten(work.flat)
 
 
+@dataclasses.dataclass
 class _Work:
-    """One hand-off."""
+    """One hand-off. `flat` has all parameters by path; new values take their places in it."""
 
-    def __init__(
-        self,
-        handoff: Handoff,
-        flat: Mapping[str, Any],
-        program: Program,
-        data: LoaderConfig,
-        references: Sequence[Reference],
-    ):
-        self.handoff, self.flat, self.program, self.data, self.references = handoff, flat, program, data, references
-        model: Any = program.model
-        self.model, self.adapter = model, model.config.adapter
-        self.lm = self.adapter if isinstance(self.adapter, LMAdapterConfig) else None
-        self._check()
+    handoff: Handoff
+    flat: dict[str, Any]
+    program: Program
+    data: LoaderConfig
+    references: Sequence[Reference]
 
-    def _check(self) -> None:
-        kind, output = type(self.adapter).__name__, self.handoff.output
-        if output == "regression" and self.lm is None:
-            raise UserError(
-                f"Handoff.output 'regression' maps the outputs of a tiny LM; the adapter is a {kind}. Choose 'scale'."
-            )
-        if output != "random" and not getattr(self.adapter, "output_map", None):
-            raise UserError(
-                f"Handoff.output {output!r} needs to know the adapter's last map; {kind} has no `output_map`. Add it "
-                "(vadapter.models.configuration.AdapterConfig), or choose 'random'."
-            )
-        if self.lm and not self.handoff.source:
-            raise UserError("Handoff.source is not given; expected the MODEL_DIR of stage 1, or an imported folder.")
-        if self.handoff.queries == "answer" and not (self.lm and self.lm.num_queries):
-            raise UserError(
-                f"Handoff.queries 'answer' needs an adapter with appended queries; the adapter is a {kind}."
-            )
+    def __post_init__(self):
+        self.model: Any = self.program.model
+        self.adapter = self.model.config.adapter
+        self.tiny = check(self.handoff, self.adapter, self.data.mixture)
 
-    def values(
-        self, batches: Callable[[], Iterator[Any]], say: Callable[[str], None]
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Returns the new values by path, and the figures for the record."""
-        new: dict[str, np.ndarray] = {}
+    def run(self, batches: Callable[[], Iterator[Any]], say: Callable[[str], None]) -> dict[str, Any]:
+        """Sets the new values and returns the figures for the record."""
         facts: dict[str, Any] = {"output": self.handoff.output}
-        if self.lm:
-            tiny = self._tiny()
-            table = tiny_lm.read_table(tiny.folder)
-            if self.lm.num_prefix and self.handoff.prefix == "prompt":
-                new["adapter/prefix"] = self._embedded(table, tiny.before)
-                facts["prefix"] = [tiny.vocabulary.written(i)[0] for i in tiny.before]
-            if self.handoff.queries == "answer":
-                new["adapter/queries"] = self._queries(self._embedded(table, [tiny.last])[0])
-                facts["queries"] = tiny.vocabulary.written(tiny.last)[0]
-            if self.handoff.output == "regression":
-                kernel, bias, fit = self._regression(tiny, table, say)
-                new |= {"adapter/projection/kernel": kernel, "adapter/projection/bias": bias}
-                facts |= fit
+        if self.tiny:
+            facts |= self._speak_as_in_stage_1(self.tiny, say)
         if self.handoff.output == "scale":
-            scaled, facts["scale"] = self._scaled(batches)
-            new |= scaled
-        return new, facts
+            facts["scale"] = self._scale(batches)
+        return facts
 
-    def _tiny(self) -> TinyLM:
-        assert self.lm and self.handoff.source
-        own = mixture_description.describe(self.data.mixture).get("prompts") or {}
-        tiny = tiny_lm.find(self.handoff.source, tiny_lm.caption_template(own) if own else "caption")
-        wanted = len(tiny.before)
-        if self.handoff.prefix == "prompt" and self.lm.num_prefix not in (0, wanted):
-            said = [tiny.vocabulary.written(i)[0] for i in tiny.before]
-            raise UserError(
-                f"LMAdapterConfig.num_prefix is {self.lm.num_prefix}; in {tiny.folder} {wanted} tokens stood before "
-                f"the visual tokens: {said}. Set num_prefix={wanted} (NUM_PREFIX), or 0 for none."
-            )
-        return tiny
+    def _set(self, path: str, value: np.ndarray) -> None:
+        self.flat[path] = self.program.storage.keep(path, np.asarray(value, np.float32))
+
+    def _speak_as_in_stage_1(self, tiny: TinyLM, say: Callable[[str], None]) -> dict[str, Any]:
+        table, facts = tiny_lm.read_table(tiny.folder), {}
+        if self.adapter.num_prefix and self.handoff.prefix == "prompt":
+            self._set("adapter/prefix", self._embedded(table, tiny.before))
+            facts["prefix"] = [tiny.vocabulary.written(i)[0] for i in tiny.before]
+        if self.handoff.queries == "answer":
+            self._set("adapter/queries", self._queries(self._embedded(table, [tiny.last])[0]))
+            facts["queries"] = tiny.vocabulary.written(tiny.last)[0]
+        if self.handoff.output == "regression":
+            kernel, bias, fit = self._regression(tiny, table, say)
+            self._set("adapter/projection/kernel", kernel)
+            self._set("adapter/projection/bias", bias)
+            facts |= fit
+        return facts
 
     # What the tiny LM reads.
 
     def _decoder(self, rows: int) -> Decoder:
         """The tiny LM, with a table of so many rows."""
-        assert self.lm
-        return Decoder(dataclasses.replace(self.lm.lm, vocab_size=rows, tied_head=True, causal=True))
+        return Decoder(dataclasses.replace(self.adapter.lm, vocab_size=rows, tied_head=True, causal=True))
 
     def _lm_params(self, table: np.ndarray) -> dict[str, Any]:
         prefix = "adapter/lm/"
@@ -267,11 +277,10 @@ class _Work:
 
     def _key(self, tiny: TinyLM, table: np.ndarray, pairs: text_pairs.Pairs) -> str:
         """Hash of all that the regression depends on."""
-        assert self.lm
         taken = sorted(reference.sha256 for reference in self.references)
         storage = self.program.storage
         kept = [storage.frozen_dtype, any(path.startswith("adapter/lm/") for path in storage.trained)]
-        parts = [kept, to_json(self.lm.lm), to_json(self.model.config.decoder), taken, self.handoff.penalty]
+        parts = [kept, to_json(self.adapter.lm), to_json(self.model.config.decoder), taken, self.handoff.penalty]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         for array in (table, pairs.tokens, pairs.text, pairs.slot, pairs.piece):
             digest.update(fingerprints.of_array(array).sha256.encode())
@@ -313,8 +322,8 @@ class _Work:
                 at = np.flatnonzero((pairs.text >= first) & (pairs.text < first + rows))
                 yield states[pairs.text[at] - first, pairs.slot[at]], at
 
-    def _scaled(self, batches: Callable[[], Iterator[Any]]) -> tuple[dict[str, np.ndarray], float]:
-        """Returns the last map, so scaled that soft tokens are as large as text embeddings, and the factor."""
+    def _scale(self, batches: Callable[[], Iterator[Any]]) -> float:
+        """Scales the last map so that the soft tokens of a batch are as large as its text embeddings; the factor."""
         stream: Any = batches()
         batch = self.program.put(next(stream))
         stream.close()
@@ -333,8 +342,9 @@ class _Work:
             soft, text = map(float, run(trees.unflatten(self.flat), batch))
         ratio = text / max(soft, 1e-12)
         prefix = f"adapter/{self.adapter.output_map}/"
-        last = {path: x for path, x in self.flat.items() if path.startswith(prefix)}
-        return {path: ratio * np.asarray(_replicated(x, self.program), np.float32) for path, x in last.items()}, ratio
+        for path in [path for path in self.flat if path.startswith(prefix)]:
+            self._set(path, ratio * np.asarray(_replicated(self.flat[path], self.program), np.float32))
+        return ratio
 
 
 def _replicated(x: Any, program: Program) -> Any:

@@ -44,6 +44,8 @@ def run(experiment: Experiment, *, accepted: Callable[[str], None] | None = None
     evaluators, loader = parts.evaluators(), parts.loader
 
     def fresh() -> tuple[Any, list[Reference]]:
+        if experiment.handoff:  # what is wrong with it is told before weights are read
+            handoff.check(experiment.handoff, getattr(experiment.model, "adapter", None), experiment.data.mixture)
         params, references = initialize.initial_params(
             parts.program,
             jax.random.key(experiment.seed),

@@ -44,17 +44,18 @@ def run(experiment: Experiment, *, accepted: Callable[[str], None] | None = None
     evaluators, loader = parts.evaluators(), parts.loader
 
     def fresh() -> tuple[Any, list[Reference]]:
-        if experiment.handoff:  # what is wrong with it is told before weights are read
-            handoff.check(experiment.handoff, getattr(experiment.model, "adapter", None), experiment.data.mixture)
+        start_by = None if experiment.bundle else experiment.handoff  # a bundle gives the adapter's values
+        if start_by:  # what is wrong with it is told before weights are read
+            handoff.check(start_by, getattr(experiment.model, "adapter", None), experiment.data.mixture)
         params, references = initialize.initial_params(
             parts.program,
             jax.random.key(experiment.seed),
             sources=experiment.sources,
             model_dir=experiment.model_dir,
         )
-        if experiment.handoff:
+        if start_by:
             params = handoff.start(
-                experiment.handoff,
+                start_by,
                 params,
                 parts.program,
                 experiment.data,

@@ -48,6 +48,7 @@ DECODERS = {
 }
 ENCODERS = {
     "so400m_14_224": 412_442_352,  # PaliGemma's vision tower
+    "so400m_14_896": 416_866_032,  # Gemma 3's
     "siglip_b_16_224": 92_884_224 - 7_087_104,  # the checkpoint without its pooling head
     "clip_l_14_224": 303_179_776 - 2 * 1024,  # the checkpoint without the norm of its pooled token
     "clip_l_14_336": 303_507_456 - 2 * 1024,
@@ -89,8 +90,9 @@ def test_encoders_have_the_published_number_of_parameters(name):
     assert count(encoder_shapes(name)) == ENCODERS[name]
 
 
-def test_gemma3_encoder_is_so400m_at_896_pixels():
-    assert count(encoder_shapes("so400m_14_224", image_size=896)) == 416_866_032
+def test_another_image_size_has_the_same_parameters():
+    for name in ("so400m_14_384", "clip_l_14_336", "dinov2_b"):
+        assert count(encoder_shapes(name, image_size=224)) == count(encoder_shapes(name))
 
 
 @pytest.mark.parametrize(("name", "millions"), [("vit_b", 86), ("vit_l", 303), ("vit_g", 1000)])

@@ -96,21 +96,32 @@ def text_outputs(model: Any, tokens: np.ndarray, mask: np.ndarray) -> families.N
     }
 
 
-def vision_inputs(config: ViTConfig) -> families.Named:
-    """Random frames."""
-    size = config.image_size
-    return {"frames": np.random.RandomState(1).randint(0, 256, (2, size, size, 3)).astype(np.uint8)}
+def vision_inputs(family: str, config: ViTConfig) -> families.Named:
+    """Random frames, of fewer and of more patches as well where the family reads them."""
+    grids = () if family in families.ONE_SIZE else (config.grid // 2, 2 * config.grid - 1)
+    sizes = {"frames": (2, config.image_size)} | {f"frames_{n}": (1, n * config.patch_size) for n in grids}
+    rng = np.random.RandomState(1)
+    return {name: rng.randint(0, 256, (count, n, n, 3)).astype(np.uint8) for name, (count, n) in sizes.items()}
 
 
-def vision_outputs(model: Any, config: ViTConfig, frames: np.ndarray) -> families.Named:
-    """Patch tokens of the last layer: all tokens but the first ones, which stand for no patch."""
+def vision_outputs(model: Any, config: ViTConfig, inputs: families.Named) -> families.Named:
+    """Patch tokens of the last layer."""
+    return {name: _patches(model, config, frames) for name, frames in families.frames_of(inputs).items()}
+
+
+def _patches(model: Any, config: ViTConfig, frames: np.ndarray) -> np.ndarray:
     pixels = (frames.astype(np.float32) / 255 - np.float32(config.mean)) / np.float32(config.std)
-    inner = getattr(model, "model", model)
-    for tower in ("vision_tower", "vision_model"):
-        inner = getattr(inner, tower, inner)
+    inner = model
+    for part in ("vision_tower", "vision_model"):
+        inner = getattr(getattr(inner, "model", inner), part, inner)
+    options = {"pixel_values": torch.tensor(pixels.transpose(0, 3, 1, 2))}
+    # Which the families need that do not resample by themselves.
+    if frames.shape[1] != config.image_size and model.config.model_type.startswith(("siglip", "clip")):
+        options["interpolate_pos_encoding"] = True
     with torch.no_grad():
-        hidden = inner(pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2))).last_hidden_state.numpy()
-    return {"patches": hidden[:, -config.num_patches :]}
+        hidden = inner(**options).last_hidden_state.numpy()
+    # All tokens but the first ones, which stand for no patch.
+    return hidden[:, -((frames.shape[1] // config.patch_size) ** 2) :]
 
 
 def reference(family: str, model: Any) -> families.Named:
@@ -121,8 +132,8 @@ def reference(family: str, model: Any) -> families.Named:
         made |= next(x for inputs in tried if (x := inputs | text_outputs(model, **inputs))["margin"] > MARGIN)
     if family in families.ENCODERS:
         config, _, _ = families.load(families.opened(families.config(family), families.tensors(family)), "encoder")
-        inputs = vision_inputs(config)
-        made |= inputs | vision_outputs(model, config, **inputs)
+        inputs = vision_inputs(family, config)
+        made |= inputs | vision_outputs(model, config, inputs)
     return made
 
 
@@ -132,8 +143,10 @@ def compare(family: str, theirs: families.Named) -> tuple[float, float, float | 
     apart, largest, same = 0.0, 0.0, None
     if family in families.ENCODERS:
         config, params, _ = families.load(source, "encoder")
-        ours = families.patches(config, params, theirs["frames"])
-        apart, largest = float(np.abs(ours - theirs["patches"]).max()), float(np.abs(ours).max())
+        for name, frames in families.frames_of(theirs).items():
+            ours = families.patches(config, params, frames)
+            apart = max(apart, float(np.abs(ours - theirs[name]).max()))
+            largest = max(largest, float(np.abs(ours).max()))
     if family in families.TEXT:
         config, params, _ = families.load(source, "decoder")
         ours = families.logits(config, params, theirs["tokens"], theirs["mask"])

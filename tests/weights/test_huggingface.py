@@ -35,8 +35,9 @@ def described(settings, **extra):
 def test_patch_tokens_are_those_of_transformers(family):
     config, params, _ = families.load(source(family), "encoder")
     golden = families.outputs(family)
-    ours = families.patches(config, params, golden["frames"])
-    np.testing.assert_allclose(ours, golden["patches"], rtol=0, atol=TOLERANCE)
+    for name, frames in families.frames_of(golden).items():
+        ours = families.patches(config, params, frames)
+        np.testing.assert_allclose(ours, golden[name], rtol=0, atol=TOLERANCE, err_msg=name)
 
 
 @pytest.mark.parametrize("family", families.TEXT)
@@ -71,6 +72,22 @@ def test_the_golden_files_notice_a_wrong_setting(family, change):
     golden = families.outputs(family)
     ours = families.logits(dataclasses.replace(config, **change), params, golden["tokens"], golden["mask"])
     assert np.abs(ours - golden["logits"]).max() > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("siglip", "bicubic_antialias"),
+        ("clip", "bilinear_aligned"),
+        ("dinov2", "bicubic_antialias"),
+        ("dinov2_with_registers", "bicubic"),
+    ],
+)
+def test_the_golden_files_notice_another_resampling(family, method):
+    config, params, _ = families.load(source(family), "encoder")
+    golden = families.outputs(family)
+    ours = families.patches(dataclasses.replace(config, position_resampling=method), params, golden["frames_2"])
+    assert np.abs(ours - golden["patches_2"]).max() > 10 * TOLERANCE
 
 
 def test_gemma3_has_two_parts():
@@ -195,7 +212,7 @@ def test_published_encoders_are_our_variants(name):
 
 def test_the_encoder_of_gemma3_is_so400m_at_896_pixels():
     config = recognise(described(published_configs.DECODERS["gemma3_4b"]), "encoder").config
-    assert config == variants.encoder("so400m_14_224", image_size=896)
+    assert config == variants.encoder("so400m_14_896")
 
 
 def test_newer_files_nest_the_rotary_parameters():
@@ -318,7 +335,7 @@ def test_transformers_agrees_live(family, parity, tmp_path):
         theirs |= parity.text_outputs(model, golden["tokens"], golden["mask"])
     if family in families.ENCODERS:
         config = families.load(source(family), "encoder")[0]
-        theirs |= parity.vision_outputs(model, config, golden["frames"])
+        theirs |= parity.vision_outputs(model, config, golden)
     for name, x in golden.items():
         np.testing.assert_allclose(theirs[name], x, rtol=0, atol=TOLERANCE, err_msg=name)
     apart, _, same = parity.compare(family, theirs)

@@ -18,9 +18,16 @@ PALM = small.decoder(
     norm="layer_no_bias", activation="silu", parallel_block=True, scale_embedding=True, num_kv_heads=1, **BF16
 )
 LLAMA = small.decoder(activation="silu", rope_base=500_000.0, tied_head=False, **BF16)
-VIT = small.vit(**BF16)
+VIT = small.vit(position_grid=2, **BF16)
 CLIP = small.vit(
-    class_token=True, pre_norm=True, final_norm=False, patch_bias=False, activation="quick_gelu", norm_eps=1e-5, **BF16
+    position_grid=2,
+    class_token=True,
+    pre_norm=True,
+    final_norm=False,
+    patch_bias=False,
+    activation="quick_gelu",
+    norm_eps=1e-5,
+    **BF16,
 )
 
 

@@ -54,6 +54,12 @@ def _vit(image_size: int, patch_size: int, width: int, depth: int, num_heads: in
     }
 
 
+def _table(image_size: int, patch_size: int, *sizes: int, resampling: str = "bicubic") -> dict[str, Any]:
+    """A ViT whose table of positions stays that of this image size, whatever `image_size` is chosen."""
+    grid = {"position_grid": image_size // patch_size, "position_resampling": resampling}
+    return _vit(image_size, patch_size, *sizes) | grid
+
+
 ENCODERS: Mapping[str, Fields] = {
     # The paper's: CoCa's at 288 pixels, 256 patches. Sizes of "Scaling Vision Transformers" (arXiv 2106.04560).
     "vit_b": _vit(288, 18, 768, 12, 12, 3072),
@@ -61,29 +67,31 @@ ENCODERS: Mapping[str, Fields] = {
     "vit_g": _vit(288, 18, 1408, 40, 16, 6144),
     # SigLIP (arXiv 2303.15343) and SigLIP 2 (arXiv 2502.14786), without the pooling head.
     # A 384-pixel image has 27 x 27 whole patches of 14 pixels, 378 pixels in all; the rest is not read.
-    "so400m_14_224": _vit(224, 14, 1152, 27, 16, 4304),
-    "so400m_14_384": _vit(384, 14, 1152, 27, 16, 4304) | {"drop_edges": True},
-    "so400m_16_256": _vit(256, 16, 1152, 27, 16, 4304),
-    "so400m_16_384": _vit(384, 16, 1152, 27, 16, 4304),
-    "so400m_16_512": _vit(512, 16, 1152, 27, 16, 4304),
-    "siglip_b_16_224": _vit(224, 16, 768, 12, 12, 3072),
-    "siglip_b_16_256": _vit(256, 16, 768, 12, 12, 3072),
-    "siglip_b_16_384": _vit(384, 16, 768, 12, 12, 3072),
-    "siglip_b_16_512": _vit(512, 16, 768, 12, 12, 3072),
-    "siglip2_b_32_256": _vit(256, 32, 768, 12, 12, 3072),
-    "siglip_l_16_256": _vit(256, 16, 1024, 24, 16, 4096),
-    "siglip_l_16_384": _vit(384, 16, 1024, 24, 16, 4096),
-    "siglip2_l_16_512": _vit(512, 16, 1024, 24, 16, 4096),
-    "siglip2_g_16_256": _vit(256, 16, 1536, 40, 16, 6144),
-    "siglip2_g_16_384": _vit(384, 16, 1536, 40, 16, 6144),
+    "so400m_14_224": _table(224, 14, 1152, 27, 16, 4304),
+    "so400m_14_384": _table(384, 14, 1152, 27, 16, 4304) | {"drop_edges": True},
+    "so400m_14_448": _table(448, 14, 1152, 27, 16, 4304),  # PaliGemma, without the projection
+    "so400m_14_896": _table(896, 14, 1152, 27, 16, 4304),  # PaliGemma, multimodal Gemma 3
+    "so400m_16_256": _table(256, 16, 1152, 27, 16, 4304),
+    "so400m_16_384": _table(384, 16, 1152, 27, 16, 4304),
+    "so400m_16_512": _table(512, 16, 1152, 27, 16, 4304),
+    "siglip_b_16_224": _table(224, 16, 768, 12, 12, 3072),
+    "siglip_b_16_256": _table(256, 16, 768, 12, 12, 3072),
+    "siglip_b_16_384": _table(384, 16, 768, 12, 12, 3072),
+    "siglip_b_16_512": _table(512, 16, 768, 12, 12, 3072),
+    "siglip2_b_32_256": _table(256, 32, 768, 12, 12, 3072),
+    "siglip_l_16_256": _table(256, 16, 1024, 24, 16, 4096),
+    "siglip_l_16_384": _table(384, 16, 1024, 24, 16, 4096),
+    "siglip2_l_16_512": _table(512, 16, 1024, 24, 16, 4096),
+    "siglip2_g_16_256": _table(256, 16, 1536, 40, 16, 6144),
+    "siglip2_g_16_384": _table(384, 16, 1536, 40, 16, 6144),
     # OpenAI's CLIP, patch tokens of the last layer. LLaVA reads those of the layer before: depth=23.
-    "clip_l_14_224": _vit(224, 14, 1024, 24, 16, 4096) | _CLIP,
-    "clip_l_14_336": _vit(336, 14, 1024, 24, 16, 4096) | _CLIP,
+    "clip_l_14_224": _table(224, 14, 1024, 24, 16, 4096) | _CLIP,
+    "clip_l_14_336": _table(336, 14, 1024, 24, 16, 4096) | _CLIP,
     # DINOv2 (arXiv 2304.07193), patch tokens after the final norm.
-    "dinov2_s": _vit(518, 14, 384, 12, 6, 1536) | _DINOV2,
-    "dinov2_b": _vit(518, 14, 768, 12, 12, 3072) | _DINOV2,
-    "dinov2_l": _vit(518, 14, 1024, 24, 16, 4096) | _DINOV2,
-    "dinov2_g": _vit(518, 14, 1536, 40, 24, 4096) | _DINOV2 | {"activation": "silu", "gated": True},
+    "dinov2_s": _table(518, 14, 384, 12, 6, 1536) | _DINOV2,
+    "dinov2_b": _table(518, 14, 768, 12, 12, 3072) | _DINOV2,
+    "dinov2_l": _table(518, 14, 1024, 24, 16, 4096) | _DINOV2,
+    "dinov2_g": _table(518, 14, 1536, 40, 24, 4096) | _DINOV2 | {"activation": "silu", "gated": True},
 }
 
 _PALM: Fields = {

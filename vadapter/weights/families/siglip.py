@@ -21,7 +21,7 @@ _DEFAULTS = DEFAULTS | {
 
 
 def _config(place: Place) -> ViTConfig:
-    return vit_config(place, place.settings.with_defaults(_DEFAULTS))
+    return vit_config(place, place.settings.with_defaults(_DEFAULTS), position_resampling="bicubic")
 
 
 def _rules(place: Place, config: ViTConfig) -> Iterator[Rule]:

@@ -118,6 +118,7 @@ def _own_encoder(shapes: Mapping[str, Shape], root: str, where: str) -> dict[str
         "num_heads": shapes[f"{block}MultiHeadDotProductAttention_0/query/kernel"][2],
         "mlp_dim": shapes[f"{block}MlpBlock_0/Dense_0/kernel"][2],
         "grid": math.isqrt(patches),
+        "positions": "learned",
         "class_token": class_token,
         "num_registers": shapes.get(f"{root}registers", (1, 0))[1],
         "layer_scale": f"{block}LayerScale_0/scale" in shapes,

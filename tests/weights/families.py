@@ -27,7 +27,8 @@ from vadapter.weights.recognise import recognise
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = sorted(path.name for path in GOLDEN.iterdir())
-TEXT = [name for name in FAMILIES if name.startswith(("gemma", "qwen", "llama", "mistral"))]
+_TEXT = ("gemma", "granite", "llama", "mistral", "olmo", "phi", "qwen", "smollm")
+TEXT = [name for name in FAMILIES if name.startswith(_TEXT)]
 ENCODERS = [name for name in FAMILIES if name not in TEXT] + ["gemma3"]
 
 # transformers reads images of one size only.

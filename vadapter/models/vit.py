@@ -5,6 +5,7 @@ import functools
 from typing import ClassVar, Literal, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from flax import linen as nn
 
@@ -15,7 +16,7 @@ from vadapter.models.attention import AttentionImpl, attend
 from vadapter.models.configuration import encoder
 from vadapter.models.flops import FlopCounter
 from vadapter.models.layers import Norm, dense, named
-from vadapter.models.positions import apply_rope
+from vadapter.models.positions import Rotation, apply_rope
 from vadapter.partitioning import constrain
 
 Positions = Literal["learned", "rotary", "sines"]
@@ -208,8 +209,9 @@ class SelfAttention(nn.Module):
 
         query, key, value = heads("query"), heads("key"), heads("value")
         if c.positions == "rotary":
-            angles = position_embeddings.rotary_angles(c.grid, c.head_dim, c.rope_base, c.extra_tokens)
-            query, key = (apply_rope(part, jnp.asarray(angles)[None]) for part in (query, key))
+            angles = position_embeddings.rotary_angles(c.grid, c.head_dim, c.rope_base, c.extra_tokens)[None]
+            rotation = Rotation(jnp.asarray(np.sin(angles)), jnp.asarray(np.cos(angles)))
+            query, key = apply_rope(query, rotation), apply_rope(key, rotation)
         y = attend(query, key, value, None, scale=c.head_dim**-0.5, impl=c.attention_impl)
         names, bias = ("heads", "kv", "embed"), "out" in c.biases
         return dense(c.width, names, name="out", axis=(-2, -1), bias=bias, dtype=c.dtype, init=_xavier)(y)

@@ -90,8 +90,29 @@ def test_encoders_have_the_published_number_of_parameters(name):
     assert count(encoder_shapes(name)) == ENCODERS[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("siglip2_so400m_16_naflex", 413),
+        ("dinov3_vits16", 21.6),
+        ("dinov3_vits16plus", 28.7),
+        ("dinov3_vitb16", 85.6),
+        ("dinov3_vitl16", 303),
+        ("dinov3_vith16plus", 840),
+        ("dinov3_vit7b16", 6716),
+        ("aimv2_large_patch14_224", 309),
+        ("aimv2_huge_patch14_336", 681),
+        ("aimv2_1b_patch14_448", 1234),
+        ("aimv2_3b_patch14_224", 2720),
+        ("aimv2_large_patch14_native", 309),
+    ],
+)
+def test_newer_encoders_have_about_the_published_size(name, millions):
+    assert count(encoder_shapes(name)) == pytest.approx(millions * 1e6, rel=0.005)
+
+
 def test_another_image_size_has_the_same_parameters():
-    for name in ("so400m_14_384", "clip_l_14_336", "dinov2_b"):
+    for name in ("so400m_14_384", "clip_l_14_336", "dinov2_b", "dinov3_vitb16", "aimv2_large_patch14_native"):
         assert count(encoder_shapes(name, image_size=224)) == count(encoder_shapes(name))
 
 

@@ -32,7 +32,7 @@ TEXT = [name for name in FAMILIES if name.startswith(_TEXT)]
 ENCODERS = [name for name in FAMILIES if name not in TEXT] + ["gemma3"]
 
 # transformers reads images of one size only.
-ONE_SIZE = ("gemma3",)
+ONE_SIZE = ("aimv2", "gemma3")
 
 Named = dict[str, np.ndarray]
 

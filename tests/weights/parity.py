@@ -31,11 +31,15 @@ ROWS = ((14, True), (9, True), (10, False), (5, True))
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 # Published models that have the settings of a family's small model.
 MODELS = {
+    "aimv2": "AIMv2",
+    "aimv2_native": "AIMv2 native, pictures of any size",
     "clip": "CLIP, both towers",
     "clip_vision": "CLIP, the image tower alone",
     "dinov2": "DINOv2",
     "dinov2_giant": "DINOv2 ViT-g",
     "dinov2_with_registers": "DINOv2 with registers",
+    "dinov3": "DINOv3 S, B, L; S+ and H+ with a gate",
+    "dinov3_7b": "DINOv3 7B",
     "gemma": "Gemma 1",
     "gemma2": "Gemma 2",
     "gemma3": "Gemma 3, 4B and more, with its SigLIP",
@@ -52,6 +56,7 @@ MODELS = {
     "qwen3": "Qwen3",
     "siglip": "SigLIP, both towers",
     "siglip2": "SigLIP 2 of fixed resolution",
+    "siglip2_naflex": "SigLIP 2 NaFlex on square pictures, both towers",
     "siglip_vision": "SigLIP, the image tower alone",
     "smollm3": "SmolLM3",
 }
@@ -160,14 +165,29 @@ def _patches(model: Any, config: ViTConfig, frames: np.ndarray) -> np.ndarray:
     inner = model
     for part in ("vision_tower", "vision_model"):
         inner = getattr(getattr(inner, "model", inner), part, inner)
-    options = {"pixel_values": torch.tensor(pixels.transpose(0, 3, 1, 2))}
+    kind, grid = model.config.model_type, frames.shape[1] // config.patch_size
+    if kind == "siglip2":
+        options = _as_lists_of_patches(pixels, config.patch_size)
+    else:
+        options = {"pixel_values": torch.tensor(pixels.transpose(0, 3, 1, 2))}
     # Which the families need that do not resample by themselves.
-    if frames.shape[1] != config.image_size and model.config.model_type.startswith(("siglip", "clip")):
+    if grid != config.grid and kind in ("siglip", "siglip_vision_model", "clip", "clip_vision_model"):
         options["interpolate_pos_encoding"] = True
     with torch.no_grad():
         hidden = inner(**options).last_hidden_state.numpy()
     # All tokens but the first ones, which stand for no patch.
-    return hidden[:, -((frames.shape[1] // config.patch_size) ** 2) :]
+    return hidden[:, -(grid**2) :]
+
+
+def _as_lists_of_patches(pixels: np.ndarray, size: int) -> dict[str, Any]:
+    """What NaFlex reads: the pixels of each patch as a vector, which patches are real, and the shape of the grid."""
+    count, side = len(pixels), pixels.shape[1] // size
+    patches = pixels.reshape(count, side, size, side, size, 3).swapaxes(2, 3).reshape(count, side**2, -1)
+    return {
+        "pixel_values": torch.tensor(patches),
+        "pixel_attention_mask": torch.ones(count, side**2, dtype=torch.long),
+        "spatial_shapes": torch.full((count, 2), side),
+    }
 
 
 def reference(family: str, model: Any) -> families.Named:
@@ -276,8 +296,8 @@ def page() -> str:
         "## Encoders",
         "",
         "Patch tokens of random pictures of the size of the pretraining, of about half of its side and of almost twice "
-        "as much, where transformers reads them. *Settings* are the fields of `ViTConfig` other than sizes that are not at "
-        "their default.",
+        "as much, where transformers reads them.",
+        "*Settings* are the fields of `ViTConfig` other than sizes that are not at their default.",
         "",
         "| models | small model | settings | largest value | largest difference |",
         "| --- | --- | --- | --- | --- |",

@@ -17,6 +17,8 @@ ANCHORS = (
     "model.embed_tokens.weight",
     "vision_model.embeddings.patch_embedding.weight",
     "embeddings.patch_embeddings.projection.weight",
+    "embeddings.patch_embeddings.weight",
+    "embeddings.patch_embed.weight",
 )
 
 
@@ -89,13 +91,37 @@ def test_the_golden_files_notice_a_wrong_setting(family, change):
         ("clip", "bilinear_aligned"),
         ("dinov2", "bicubic_antialias"),
         ("dinov2_with_registers", "bicubic"),
+        ("siglip2_naflex", "bicubic_antialias"),
     ],
 )
 def test_the_golden_files_notice_another_resampling(family, method):
+    check_noticed(family, {"position_resampling": method})
+
+
+def check_noticed(family, change):
     config, params, _ = families.load(source(family), "encoder")
     golden = families.outputs(family)
-    ours = families.patches(dataclasses.replace(config, position_resampling=method), params, golden["frames_2"])
+    ours = families.patches(dataclasses.replace(config, **change), params, golden["frames_2"])
     assert np.abs(ours - golden["patches_2"]).max() > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("dinov3", {"rope_base": 10.0}),
+        ("dinov3", {"activation": "quick_gelu"}),
+        ("dinov3_7b", {"norm_eps": 1e-2}),
+        ("aimv2_native", {"norm_eps": 1e-2}),
+    ],
+)
+def test_the_golden_files_notice_a_wrong_setting_of_an_encoder(family, change):
+    check_noticed(family, change)
+
+
+def test_naflex_is_read_on_square_pictures_and_says_so():
+    config, _, found = families.load(source("siglip2_naflex"))
+    assert (config.image_size, config.position_grid, config.patch_size) == (16, 4, 4)
+    assert "square, of 16 pixels or of the encoder.image_size" in " ".join(found.notes)
 
 
 def test_gemma3_has_two_parts():
@@ -118,7 +144,10 @@ NAMES = {
     "qwen2": [(r"model\.", "")],
     "siglip_vision": [("", "vision_model.")],
     "clip_vision": [("", "vision_model.")],
+    "siglip2_naflex": [(r"vision_model\.", "")],
     "dinov2": [("", "dinov2.")],
+    "dinov3": [(r"layer\.", "model.layer.")],
+    "aimv2": [("", "vision_model.")],
     "dinov2_with_registers": [
         (r"(.*)\.attention\.attention\.(query|key|value)\b", lambda m: f"{m[1]}.attention.{m[2][0]}_proj"),
         (r"(.*)\.attention\.output\.dense", r"\1.attention.o_proj"),
@@ -144,6 +173,8 @@ def test_names_of_other_versions(family):
     if family == "clip_vision":
         other["vision_model.embeddings.position_ids"] = np.arange(17)[None]
         other["visual_projection.weight"] = np.zeros((16, 32), np.float32)
+    if family == "aimv2":
+        other["vision_model.head.cls_token"] = np.zeros((1, 1, 32), np.float32)
     if family == "dinov2":
         other["classifier.weight"] = np.zeros((10, 64), np.float32)
     for part in ("encoder", "decoder") if family == "gemma3" else (None,):
@@ -212,9 +243,7 @@ def test_published_decoders_are_our_variants(name):
 
 @pytest.mark.parametrize("name", published_configs.ENCODERS)
 def test_published_encoders_are_our_variants(name):
-    settings = published_configs.ENCODERS[name]
-    anchor = ANCHORS[2 if "dino" in name else 1]
-    opened = families.opened(settings, {anchor: np.zeros(1, np.float32)})
+    opened = described(published_configs.ENCODERS[name])
     assert recognise(opened, "encoder").config == variants.encoder(name)
 
 
@@ -272,7 +301,8 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
     ("family", "changes", "message"),
     [
         ("llama3", {"model_type": "gpt2"}, "'gpt2'.*gemma3_text.*llama.*mistral.*siglip"),
-        ("siglip", {"model_type": "siglip2"}, "NaFlex.*fixed resolution"),
+        ("siglip", {"model_type": "siglip2"}, "'siglip2_vision_model' in vision_config"),
+        ("siglip2_naflex", {"vision_config": {"num_patches": 200}}, "square of a whole number for num_patches.*200"),
         ("llama3", {"quantization_config": {"bits": 4}}, "quantization_config.*not quantised"),
         ("llama3", {"attention_bias": True}, "attention_bias to True"),
         ("llama3", {"mlp_bias": True}, "mlp_bias to True"),
@@ -291,6 +321,10 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ("gemma3_text", {"rope_parameters": {"rope_theta": 1e6}}, "each kind of layer"),
         ("dinov2", {"qkv_bias": False}, "qkv_bias"),
         ("dinov2", {"num_channels": 4}, "num_channels"),
+        ("dinov3", {"rope_scaling": {"rope_type": "linear"}}, "rope_scaling"),
+        ("dinov3", {"key_bias": None}, "true or false for key_bias"),
+        ("dinov3", {"patch_size": [8, 16]}, "square"),
+        ("aimv2", {"hidden_act": "mish"}, "hidden_act.*'mish'"),
         ("siglip_vision", {"image_size": [30, 60]}, "square"),
         ("siglip", {"vision_config": {"model_type": "vit"}}, "'siglip_vision_model' in vision_config"),
     ],
@@ -345,7 +379,7 @@ def test_transformers_agrees_live(family, parity):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("family", ["gemma3", "qwen3", "siglip", "dinov2_giant"])
+@pytest.mark.parametrize("family", ["gemma3", "qwen3", "siglip", "dinov2_giant", "dinov3"])
 def test_what_save_pretrained_shards_is_read(family, parity, tmp_path):
     from vadapter.weights.checkpoint import open_checkpoint
 

@@ -34,12 +34,29 @@ _CLIP: Fields = {
     "mean": _CLIP_MEAN,
     "std": _CLIP_STD,
 }
-_DINOV2: Fields = {
-    "activation": "gelu",
-    "class_token": True,
-    "layer_scale": True,
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
+_IMAGENET: Fields = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_DINOV2: Fields = {"activation": "gelu", "class_token": True, "layer_scale": True, **_IMAGENET}
+_DINOV3: Fields = _DINOV2 | {
+    "biases": ("query", "value", "out", "mlp"),
+    "norm_eps": 1e-5,
+    "positions": "rotary",
+    "num_registers": 4,
+}
+_SWIGLU: Fields = {"activation": "silu", "gated": True}
+_AIMV2: Fields = _SWIGLU | {
+    "biases": (),
+    "norm": "rms",
+    "norm_eps": 1e-5,
+    "patch_norm": True,
+    "mean": _CLIP_MEAN,
+    "std": _CLIP_STD,
+}
+# Width, depth, heads and MLP.
+_AIMV2_SIZES = {
+    "large": (1024, 24, 8, 2816),
+    "huge": (1536, 24, 12, 4096),
+    "1b": (2048, 24, 16, 5632),
+    "3b": (3072, 24, 24, 8192),
 }
 
 
@@ -84,6 +101,9 @@ ENCODERS: Mapping[str, Fields] = {
     "siglip2_l_16_512": _table(512, 16, 1024, 24, 16, 4096),
     "siglip2_g_16_256": _table(256, 16, 1536, 40, 16, 6144),
     "siglip2_g_16_384": _table(384, 16, 1536, 40, 16, 6144),
+    # SigLIP 2 NaFlex on square pictures. It was trained on grids of many shapes and sizes.
+    "siglip2_b_16_naflex": _table(256, 16, 768, 12, 12, 3072, resampling="bilinear_antialias"),
+    "siglip2_so400m_16_naflex": _table(256, 16, 1152, 27, 16, 4304, resampling="bilinear_antialias"),
     # OpenAI's CLIP, patch tokens of the last layer. LLaVA reads those of the layer before: depth=23.
     "clip_l_14_224": _table(224, 14, 1024, 24, 16, 4096) | _CLIP,
     "clip_l_14_336": _table(336, 14, 1024, 24, 16, 4096) | _CLIP,
@@ -91,7 +111,21 @@ ENCODERS: Mapping[str, Fields] = {
     "dinov2_s": _table(518, 14, 384, 12, 6, 1536) | _DINOV2,
     "dinov2_b": _table(518, 14, 768, 12, 12, 3072) | _DINOV2,
     "dinov2_l": _table(518, 14, 1024, 24, 16, 4096) | _DINOV2,
-    "dinov2_g": _table(518, 14, 1536, 40, 24, 4096) | _DINOV2 | {"activation": "silu", "gated": True},
+    "dinov2_g": _table(518, 14, 1536, 40, 24, 4096) | _DINOV2 | _SWIGLU,
+    # DINOv3 (arXiv 2508.10104), which has no image size of its own.
+    "dinov3_vits16": _vit(224, 16, 384, 12, 6, 1536) | _DINOV3,
+    "dinov3_vits16plus": _vit(224, 16, 384, 12, 6, 1536) | _DINOV3 | _SWIGLU,
+    "dinov3_vitb16": _vit(224, 16, 768, 12, 12, 3072) | _DINOV3,
+    "dinov3_vitl16": _vit(224, 16, 1024, 24, 16, 4096) | _DINOV3,
+    "dinov3_vith16plus": _vit(224, 16, 1280, 32, 20, 5120) | _DINOV3 | _SWIGLU,
+    "dinov3_vit7b16": _vit(224, 16, 4096, 40, 32, 8192) | _DINOV3 | _SWIGLU | {"biases": ("out", "mlp")},
+    # AIMv2 (arXiv 2411.14402), without the pooling head; `native` has no image size of its own.
+    **{
+        f"aimv2_{name}_patch14_{image_size}": _table(image_size, 14, *sizes) | _AIMV2
+        for name, sizes in _AIMV2_SIZES.items()
+        for image_size in (224, 336, 448)
+    },
+    "aimv2_large_patch14_native": _vit(224, 14, *_AIMV2_SIZES["large"]) | _AIMV2 | {"positions": "sines"},
 }
 
 _PALM: Fields = {

@@ -1,8 +1,10 @@
 """The families that come with the package; importing it registers them."""
 
 from vadapter.weights.families import (
+    aimv2,
     clip,
     dinov2,
+    dinov3,
     gemma,
     granite,
     llama,
@@ -17,8 +19,10 @@ from vadapter.weights.families import (
 )
 
 __all__ = [
+    "aimv2",
     "clip",
     "dinov2",
+    "dinov3",
     "gemma",
     "granite",
     "llama",

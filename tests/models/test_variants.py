@@ -45,6 +45,20 @@ DECODERS = {
     "llama3.2_3b": 3_212_749_824,
     "llama3.1_8b": 8_030_261_248,
     "llama3.1_70b": 70_553_706_496,
+    "smollm2_135m": 134_515_008,
+    "smollm2_360m": 361_821_120,
+    "smollm2_1.7b": 1_711_376_384,
+    "smollm3_3b": 3_075_098_624,
+    "olmo2_1b": 1_484_916_736,
+    "olmo2_7b": 7_298_617_344,
+    "olmo2_13b": 13_716_198_400,
+    "olmo2_32b": 32_234_279_936,
+    # Added up from the published configurations; the model cards round them.
+    "granite3.3_2b": 2_533_539_840,
+    "granite3.3_8b": 8_170_864_640,
+    "phi3_mini_4k": 3_821_079_552,
+    "phi4": 14_659_507_200,
+    "phi4_mini": 3_836_021_760,
 }
 ENCODERS = {
     "so400m_14_224": 412_442_352,  # PaliGemma's vision tower

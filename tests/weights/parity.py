@@ -277,17 +277,17 @@ def page() -> str:
     lines = [
         "# Parity with transformers",
         "",
-        "Each family that `vadapter import` reads from Hugging Face folders has a small model with random weights, whose "
-        "`config.json` is written as the published ones are.",
-        "Both libraries load the same folder and run in f32 on a CPU, transformers with eager attention "
-        f"({versions}). `make parity` repeats this and fails at a difference of 1e-4,",
-        "`make test` compares with recorded outputs, and `python -m tests.weights.parity table` writes this page.",
+        "Each family that `vadapter import` reads from Hugging Face folders has a small model with random weights,",
+        "whose `config.json` is written as the published ones are. Both libraries load the same folder and run in f32",
+        f"on a CPU, transformers with eager attention ({versions}).",
+        "`make parity` repeats this and fails at a difference of 1e-4, `make test` compares with recorded outputs, and",
+        "`python -m tests.weights.parity table` writes this page.",
         "",
         "## Decoders",
         "",
-        f"{len(ROWS)} rows of 5 to {LENGTH} tokens, padded on the left or on the right, are read at once; then "
-        f"{NEW_TOKENS} tokens of each are decoded greedily with the cache. *Settings* are the fields of `DecoderConfig`",
-        "other than sizes that are not at their default.",
+        f"{len(ROWS)} rows of 5 to {LENGTH} tokens, padded on the left or on the right, are read at once;",
+        f"then {NEW_TOKENS} tokens of each are decoded greedily with the cache.",
+        "*Settings* are the fields of `DecoderConfig`, sizes aside, that are not at their default.",
         "",
         "| models | small model | settings | largest logit | largest difference | new tokens equal |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -297,7 +297,7 @@ def page() -> str:
         "",
         "Patch tokens of random pictures of the size of the pretraining, of about half of its side and of almost twice "
         "as much, where transformers reads them.",
-        "*Settings* are the fields of `ViTConfig` other than sizes that are not at their default.",
+        "*Settings* are the fields of `ViTConfig`, sizes aside, that are not at their default.",
         "",
         "| models | small model | settings | largest value | largest difference |",
         "| --- | --- | --- | --- | --- |",

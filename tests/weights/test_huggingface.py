@@ -294,6 +294,61 @@ def test_pixels_are_normalised_as_the_processor_says():
         normalisation(preprocessor_config={**found, "rescale_factor": 1 / 127.5})
 
 
+def test_layers_without_rotation_are_given_by_name_or_by_interval():
+    old = families.config("smollm3")
+    listed = recognise(described({**old, "no_rope_layers": [0, 1, 1, 1, 1]})).config
+    assert listed.rope_layers == (False, True, True, True, True)
+    del old["no_rope_layers"]
+    assert recognise(described({**old, "no_rope_layer_interval": 3})).config.rope_layers == (
+        True,
+        True,
+        False,
+        True,
+        True,
+    )
+
+
+def test_the_factors_of_short_contexts_are_taken_and_that_is_said():
+    found = recognise(source("phi4_mini"))
+    scaling = found.config.rope_scaling
+    assert scaling.factors == (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+    assert scaling.original_length == 64
+    assert scaling.magnitude == pytest.approx(np.sqrt(1 + np.log(32) / np.log(64)))
+    assert "up to 64 tokens were taken" in " ".join(found.notes)
+    # A window that no row outgrows is none; a smaller one would be of layers that are stretched.
+    assert found.config.local_layers == (False,) * 3
+    with pytest.raises(UserError, match="stretching of layers with a sliding window"):
+        recognise(source("phi4_mini", sliding_window=32))
+
+
+def test_newer_files_of_phi_nest_the_rotary_parameters():
+    old = families.config("phi4_mini")
+    new = {name: x for name, x in old.items() if name not in ("rope_theta", "rope_scaling", "partial_rotary_factor")}
+    new["rope_parameters"] = {
+        **{name: x for name, x in old["rope_scaling"].items() if name != "type"},
+        "rope_type": "longrope",
+        "rope_theta": old["rope_theta"],
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 64,
+    }
+    assert recognise(described(new)).config == recognise(described(old)).config
+    su = {**old, "rope_scaling": {**old["rope_scaling"], "type": "su"}}
+    assert recognise(described(su)).config == recognise(described(old)).config
+
+
+def test_fused_tensors_are_accounted_for():
+    def refused(change, message):
+        arrays = families.tensors("phi4_mini")
+        change(arrays)
+        with pytest.raises(UserError, match=message):
+            families.load(families.opened(families.config("phi4_mini"), arrays))
+
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    refused(lambda x: x.pop(name), rf"(?s)missing.*{name} \(for layers/attention/query/kernel\)")
+    refused(lambda x: x.update({name: x[name][:-1]}), rf"(?s)mis-shaped.*{name} has the shape \(127, 64\).*\(128, 64\)")
+    refused(lambda x: x.update({name.replace("qkv", "q"): x[name]}), "(?s)unused.*q_proj.weight")
+
+
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 
 
@@ -313,6 +368,15 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ("qwen3", {"rope_scaling": YARN}, "rope_type and found 'yarn'"),
         ("qwen3", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "found 'dynamic'"),
         ("qwen2", {"dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "5 numbers, 1 for a layer that rotates"),
+        ("smollm3", {"use_sliding_window": True}, "use_sliding_window to True"),
+        ("olmo2", {"attention_bias": True}, "attention_bias to True"),
+        ("granite", {"residual_multiplier": None}, "number above 0 for residual_multiplier"),
+        ("granite", {"mlp_bias": True}, "mlp_bias to True"),
+        ("phi3", {"lm_head_bias": True}, "lm_head_bias to True"),
+        ("phi3", {"hidden_act": "gelu_pytorch"}, "hidden_act and found 'gelu_pytorch'"),
+        ("phi4_mini", {"partial_rotary_factor": 0.7}, "partial_rotary_factor and found 0.7"),
+        ("phi4_mini", {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "list of 6 numbers"),
         ("gemma", {"hidden_act": "relu"}, "hidden_act to relu"),
         ("qwen2_window", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "sliding window"),
         ("qwen3", {"layer_types": ["full_attention"]}, "layer_types"),

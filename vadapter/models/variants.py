@@ -9,6 +9,7 @@ The paper's own language models (PaLM2 "tiny", "1B", "8B") are not published. `p
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -196,6 +197,47 @@ _LLAMA3: Fields = {
     "rope_base": 500_000.0,
     "rope_scaling": RopeScaling("llama3", factor=32.0),
 }
+_SMOLLM2: Fields = {
+    "vocab_size": 49_152,
+    "head_dim": 64,
+    "norm_eps": 1e-5,
+    "activation": "silu",
+    "rope_base": 100_000.0,
+}
+_SMOLLM3: Fields = {
+    "vocab_size": 128_256,
+    "activation": "silu",
+    "rope_pattern": (True, True, True, False),
+    "rope_base": 5_000_000.0,
+}
+_OLMO2: Fields = {
+    "vocab_size": 100_352,
+    "head_dim": 128,
+    "activation": "silu",
+    "pre_norms": False,
+    "post_norms": True,
+    "qk_norm": True,
+    "qk_norm_over": "all_heads",
+    "rope_base": 500_000.0,
+    "tied_head": False,
+}
+_GRANITE33: Fields = {
+    "vocab_size": 49_159,
+    "num_kv_heads": 8,
+    "norm_eps": 1e-5,
+    "activation": "silu",
+    "rope_base": 10_000_000.0,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+}
+_PHI: Fields = {"norm_eps": 1e-5, "activation": "silu", "tied_head": False}
+# For rows of up to 4,096 slots: nothing is stretched, but the magnitude is that of the whole context, 32 times as long.
+_PHI4_MINI_ROPE = RopeScaling(
+    "longrope",
+    original_length=4096,
+    factors=(1.0,) * 48,
+    magnitude=math.sqrt(1 + math.log(32) / math.log(4096)),
+)
 
 
 def _shape(width: int, depth: int, num_heads: int, mlp_dim: int, **more: Any) -> dict[str, Any]:
@@ -240,6 +282,24 @@ DECODERS: Mapping[str, Fields] = {
     | _shape(4096, 32, 32, 14_336, head_dim=128, tied_head=False, rope_scaling=RopeScaling("llama3", factor=8.0)),
     "llama3.1_70b": _LLAMA3
     | _shape(8192, 80, 64, 28_672, head_dim=128, tied_head=False, rope_scaling=RopeScaling("llama3", factor=8.0)),
+    "smollm2_135m": _SMOLLM2 | _shape(576, 30, 9, 1536, num_kv_heads=3),
+    "smollm2_360m": _SMOLLM2 | _shape(960, 32, 15, 2560, num_kv_heads=5),
+    "smollm2_1.7b": _SMOLLM2 | _shape(2048, 24, 32, 8192, num_kv_heads=32, rope_base=130_000.0),
+    "smollm3_3b": _SMOLLM3 | _shape(2048, 36, 16, 11_008, num_kv_heads=4, head_dim=128),
+    "olmo2_1b": _OLMO2 | _shape(2048, 16, 16, 8192, num_kv_heads=16),
+    "olmo2_7b": _OLMO2 | _shape(4096, 32, 32, 11_008, num_kv_heads=32),
+    "olmo2_13b": _OLMO2 | _shape(5120, 40, 40, 13_824, num_kv_heads=40),
+    "olmo2_32b": _OLMO2 | _shape(5120, 64, 40, 27_648, num_kv_heads=8),
+    "granite3.3_2b": _GRANITE33 | _shape(2048, 40, 32, 8192, head_dim=64, query_scale=1 / 64, logits_multiplier=1 / 8),
+    "granite3.3_8b": _GRANITE33
+    | _shape(4096, 40, 32, 12_800, head_dim=128, query_scale=1 / 128, logits_multiplier=1 / 16),
+    "phi3_mini_4k": _PHI
+    | _shape(3072, 32, 32, 8192, num_kv_heads=32, head_dim=96, vocab_size=32_064)
+    | {"attention_pattern": ("local",), "window": 2047},
+    "phi4": _PHI | _shape(5120, 40, 40, 17_920, num_kv_heads=10, head_dim=128, vocab_size=100_352, rope_base=250_000.0),
+    "phi4_mini": _PHI
+    | _shape(3072, 32, 24, 8192, num_kv_heads=8, head_dim=128, vocab_size=200_064, tied_head=True)
+    | {"rope_dim": 96, "rope_scaling": _PHI4_MINI_ROPE},
 }
 
 

@@ -28,6 +28,7 @@ _HOMES = {
     "vadapter.partitioning": ("MeshConfig", "Partitioner", "make_mesh"),
     "vadapter.runs.batches": ("make_batch",),
     "vadapter.runs.export": ("export",),
+    "vadapter.runs.handoff": ("Handoff",),
     "vadapter.runs.load": ("load",),
     "vadapter.runs.model": ("TrainedModel",),
     "vadapter.runs.save": ("save",),
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
     from vadapter.runs.batches import make_batch
     from vadapter.runs.export import export
+    from vadapter.runs.handoff import Handoff
     from vadapter.runs.load import load
     from vadapter.runs.model import TrainedModel
     from vadapter.runs.save import save

@@ -38,6 +38,7 @@ def mlp(**changes) -> MlpConfig:
 TINY = decoder(width=16, head_dim=4, num_kv_heads=1)
 ADAPTERS = {
     "mlp": mlp(depth=2),
+    "pixel_shuffle": mlp(pixel_shuffle=2),
     "perceiver": perceiver(),
     "pooler": pooler(),
     "paper": LMAdapterConfig(TINY, perceiver(num_layers=1)),

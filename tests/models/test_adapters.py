@@ -30,6 +30,25 @@ def test_soft_tokens_are_as_many_as_announced(name):
     assert soft.shape == (2, config.num_tokens(2, 4), 24)
 
 
+def test_pixel_shuffle_reads_squares_of_neighbours():
+    visual = np.random.default_rng(0).normal(size=(1, 2, 16, 8)).astype(np.float32)
+    config = small.mlp(pixel_shuffle=2)
+    params, soft = run(config, visual)
+    assert soft.shape == (1, 8, 24) and params["dense_0"]["kernel"].shape == (32, 24)
+    visual[:, 1, 6] += 1  # frame 1, row 1, column 2: in the upper right square of its frame
+    changed = np.abs(run(config, visual, params)[1] - soft).max(axis=(0, 2)) > 1e-6
+    assert changed.tolist() == [False] * 5 + [True, False, False]
+    # Features stand side by side in the order of rows, as in the published models.
+    ours = visual[0, 0, [0, 1, 4, 5]].reshape(-1) @ params["dense_0"]["kernel"] + params["dense_0"]["bias"]
+    np.testing.assert_allclose(soft[0, 0], ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("patches", [9, 8])
+def test_pixel_shuffle_needs_a_grid_that_it_divides(patches):
+    with pytest.raises(UserError, match="pixel_shuffle=2 needs a square grid"):
+        small.mlp(pixel_shuffle=2).num_tokens(1, patches)
+
+
 PLACEMENTS = {
     "final": {"resampler/final_norm"},
     "shared": {"resampler/layers/norm"},

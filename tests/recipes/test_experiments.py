@@ -11,7 +11,9 @@ from flax import linen as nn
 from tests.data.tokenizer_files import write_tokenizer
 from vadapter.base import resources, trees
 from vadapter.base.errors import UserError
+from vadapter.data.rows.vocabulary import load_vocabulary
 from vadapter.models import variants
+from vadapter.models.adapters import MlpConfig
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import Partitioner, abstract_params
 from vadapter.recipes import experiments, gin_text
@@ -103,6 +105,26 @@ def test_what_stage_1_hands_over_fits_stage_2(stage1, stage2, data_dir):
     taken = sources.rename(given, config.sources[-1].rules, "stage 1")
     assert {path: x.shape for path, x in taken.items()} == {path: wanted[path].shape for path in taken}
     assert {p for p in wanted if p.startswith("adapter/lm/")} <= taken.keys()
+
+
+@pytest.mark.parametrize("name", ["scenes_queries.gin", "scenes_paper.gin", "open_stage2.gin", "paper_stage2.gin"])
+def test_the_hand_off_is_a_file_more(name, data_dir):
+    stage1 = str(data_dir / "tiny")  # which has a tokeniser and is asked by the usual prompt, like a run
+    config = resolve(name, data_dir, ["runs/handoff.gin"], STAGE1_RUN=stage1)
+    assert config.handoff is not None and config.handoff.source == stage1
+    before = load_vocabulary(stage1).head("Describe the following:")
+    assert config.model.adapter.num_prefix == 1 + len(before) > 1
+    given = resolve(name, data_dir, ["runs/handoff.gin"], NUM_PREFIX=3)
+    assert given.model.adapter.num_prefix == 3
+    with pytest.raises(UserError, match="NUM_PREFIX can give it"):
+        resolve(name, data_dir, ["runs/handoff.gin"], STAGE1_RUN="nowhere")
+
+
+@pytest.mark.parametrize("adapter", ["mlp", "pixel_shuffle"])
+def test_other_adapters_go_over_an_experiment(adapter, data_dir):
+    config = resolve("open_perceiver.gin", data_dir, [f"models/adapters/{adapter}.gin"], **{"encoder.image_size": 504})
+    assert isinstance(config.model.adapter, MlpConfig)
+    assert config.model.num_visual_tokens(1) == {"mlp": 36 * 36, "pixel_shuffle": 18 * 18}[adapter]
 
 
 def test_the_paper_scale_recipe_is_the_paper_s(data_dir):

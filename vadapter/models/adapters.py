@@ -1,6 +1,7 @@
 """What stands between the vision encoder and the decoder: visual tokens in, soft tokens out.
 
-    MlpAdapter     a map of each token (LLaVA); with one layer, the projection of stage 1
+    MlpAdapter     a map of each token (LLaVA), or of each square of tokens (pixel shuffle); with one layer, the
+                   projection of stage 1
     Resampler      perceiver resampler (the paper's baseline) or attentional pooler (stage 1 of the paper), then a map:
                    in `resampler`
     LMAdapter      a tiny language model between two maps: the paper's proposal and its variants
@@ -20,6 +21,7 @@ An adapter of your own: see `configuration`.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
@@ -43,17 +45,27 @@ Readout = Literal["slots", "appended"]
 @adapter
 @dataclasses.dataclass(frozen=True)
 class MlpConfig:
-    """A map of each visual token by itself.
+    """A map of each visual token by itself, or of squares of neighbours (pixel shuffle, as in SmolVLM and nanoVLM).
 
     Attributes:
         depth: 1 is linear, 2 is LLaVA 1.5's.
         hidden_dim: width between the maps; None is the output's.
+        pixel_shuffle: side of the squares of patches that become one token, their features side by side; 1 maps each
+            patch by itself.
         dtype: of the computation.
     """
 
     depth: int = 1
     hidden_dim: int | None = None
+    pixel_shuffle: int = 1
     dtype: str = "bfloat16"
+
+    def __post_init__(self):
+        if self.depth < 1 or self.pixel_shuffle < 1:
+            raise UserError(
+                f"MlpConfig: expected depth and pixel_shuffle of 1 or more; found depth={self.depth} and "
+                f"pixel_shuffle={self.pixel_shuffle}."
+            )
 
     def make(self, output_dim: int, name: str | None = None) -> nn.Module:
         """See `configuration.AdapterConfig`."""
@@ -61,11 +73,22 @@ class MlpConfig:
 
     def num_tokens(self, frames: int, patches: int) -> int:
         """See `configuration.AdapterConfig`."""
-        return frames * patches
+        side = math.isqrt(patches)
+        if self.pixel_shuffle > 1 and (side * side != patches or side % self.pixel_shuffle):
+            raise UserError(
+                f"MlpConfig: pixel_shuffle={self.pixel_shuffle} needs a square grid of patches whose side is a "
+                f"multiple of it; the encoder gives {patches} patches. Change pixel_shuffle or the image size."
+            )
+        return frames * patches // self.pixel_shuffle**2
 
     def flops(self, counter: FlopCounter, media: float, frames: int, patches: int) -> dict[str, float]:
         """See `configuration.AdapterConfig`."""
-        return {counter.name: counter.kernels(media * frames * patches)}
+        return {counter.name: counter.kernels(media * self.num_tokens(frames, patches))}
+
+    @property
+    def output_map(self) -> str:
+        """See `configuration.AdapterConfig`."""
+        return f"dense_{self.depth - 1}"
 
 
 @adapter
@@ -129,6 +152,11 @@ class LMAdapterConfig:
             rules.append((f"adapter/({front})", r"adapter/front/\1"))
         return tuple(rules)
 
+    @property
+    def output_map(self) -> str:
+        """See `configuration.AdapterConfig`."""
+        return "projection"
+
     def starts(self) -> Mapping[str, Callable[..., Array]]:
         """See `configuration.AdapterConfig`."""
         return {"queries": LMAdapter.places} if self.query_init == "positions" else {}
@@ -139,7 +167,7 @@ class LMAdapterConfig:
 
 
 class MlpAdapter(nn.Module):
-    """Maps each visual token: `[B, F, P, E]` to `[B, F * P, D]`."""
+    """Maps each visual token: `[B, F, P, E]` to `[B, F * P, D]`, or with squares of side s to `[B, F * P / s^2, D]`."""
 
     config: MlpConfig
     output_dim: int
@@ -147,13 +175,23 @@ class MlpAdapter(nn.Module):
     @nn.compact
     def __call__(self, visual: Float[Array, "B F P E"]) -> Float[Array, "B S D"]:
         c = self.config
-        x = flatten_frames(visual).astype(jnp.dtype(c.dtype))
+        x = flatten_frames(_squares(visual, c.pixel_shuffle)).astype(jnp.dtype(c.dtype))
         for i in range(c.depth):
             last = i == c.depth - 1
             width = self.output_dim if last else c.hidden_dim or self.output_dim
             x = dense(width, ("embed", "mlp"), name=f"dense_{i}", bias=True, dtype=c.dtype)(x)
             x = x if last else layers.activation("gelu")(x)
         return constrain(x, "batch", "length", "activation_embed")
+
+
+def _squares(visual: Float[Array, "B F P E"], side: int) -> Float[Array, "B F S D"]:
+    """Puts the features of each square of patches side by side, in the order of rows."""
+    if side == 1:
+        return visual
+    rows, frames, patches, width = visual.shape
+    grid = math.isqrt(patches) // side
+    x = visual.reshape(rows, frames, grid, side, grid, side, width)
+    return x.swapaxes(3, 4).reshape(rows, frames, grid * grid, side * side * width)
 
 
 class LMAdapter(nn.Module):

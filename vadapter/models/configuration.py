@@ -45,11 +45,13 @@ class AdapterConfig(Protocol):
     of the configuration's choice. Make linear maps with `layers.dense`, which gives their kernels logical axes
     (`embed`, `mlp`, `heads`, `kv`), so that they are split over devices; `layers.named` does so for other parameters.
 
-    Two methods are optional:
+    Optional:
 
     - `starts(self)` returns `{path below adapter/: function}` for parameters that start from what other parameters
       compute, as the position queries of `LMAdapterConfig` do. The function is given the bound module and the patch
       tokens `[1, F, P, E]` of a grey image, and returns the parameter's first value.
+    - `output_map`, an attribute or a property, is the path below adapter/ of the linear map that makes the soft tokens
+      (its `kernel` and `bias`); a `Handoff` chooses its first values.
     - `summary(self)` returns a few words for people, for the card of a bundle.
     """
 

@@ -75,6 +75,11 @@ class PerceiverConfig:
         """See `configuration.AdapterConfig`."""
         return self.num_queries
 
+    @property
+    def output_map(self) -> str:
+        """See `configuration.AdapterConfig`."""
+        return "projection"
+
     def flops(self, counter: FlopCounter, media: float, frames: int, patches: int) -> dict[str, float]:
         """See `configuration.AdapterConfig`."""
         keys = frames * patches + self.num_queries * self.concat_keys
@@ -123,6 +128,11 @@ class PoolerConfig:
     def num_tokens(self, frames: int, patches: int) -> int:
         """See `configuration.AdapterConfig`."""
         return self.num_queries
+
+    @property
+    def output_map(self) -> str:
+        """See `configuration.AdapterConfig`."""
+        return "projection"
 
     def flops(self, counter: FlopCounter, media: float, frames: int, patches: int) -> dict[str, float]:
         """See `configuration.AdapterConfig`."""

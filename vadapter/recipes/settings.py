@@ -28,6 +28,7 @@ _GROUP_OF = {
     "model_dir": "Folders",
     "sources": "Folders",
     "bundle": "Folders",
+    "handoff": "Training",
 }
 GROUPS = tuple(dict.fromkeys(_GROUP_OF.values()))
 _LONGEST = 60  # characters of a value on a line

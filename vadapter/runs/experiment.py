@@ -24,6 +24,7 @@ from vadapter.models.configuration import ModelConfig
 from vadapter.models.losses import ObjectiveConfig
 from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, make_mesh
 from vadapter.runs.batches import for_model
+from vadapter.runs.handoff import Handoff
 from vadapter.training import loop, objectives
 from vadapter.training.program import Program
 from vadapter.training.sources import Source
@@ -77,6 +78,8 @@ class Experiment:
         rules: where logical axes lie on the mesh.
         seed: seed of the random parameters.
         bundle: folder of an adapter bundle that what is trained starts from.
+        handoff: how the adapter's first values fit the language models on both of its sides; None leaves them as the
+            sources and the model's own initialisation give them.
     """
 
     model: ModelConfig
@@ -90,6 +93,7 @@ class Experiment:
     rules: Sequence[tuple[str, Any]] = DEFAULT_RULES
     seed: int = 0
     bundle: str | None = None
+    handoff: Handoff | None = None
 
 
 @dataclasses.dataclass

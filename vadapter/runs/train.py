@@ -15,8 +15,9 @@ from vadapter.data.order.config import LoaderConfig
 from vadapter.data.rows import formats
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import MeshConfig
-from vadapter.runs import bundle, description, warm_start
+from vadapter.runs import bundle, description, handoff, warm_start
 from vadapter.runs.experiment import Evaluation, Experiment, Parts, data_info
+from vadapter.runs.handoff import Handoff
 from vadapter.runs.load import load
 from vadapter.runs.model import TrainedModel
 from vadapter.runs.weights import Weights, sources
@@ -43,12 +44,24 @@ def run(experiment: Experiment, *, accepted: Callable[[str], None] | None = None
     evaluators, loader = parts.evaluators(), parts.loader
 
     def fresh() -> tuple[Any, list[Reference]]:
+        if experiment.handoff:  # what is wrong with it is told before weights are read
+            handoff.check(experiment.handoff, getattr(experiment.model, "adapter", None), experiment.data.mixture)
         params, references = initialize.initial_params(
             parts.program,
             jax.random.key(experiment.seed),
             sources=experiment.sources,
             model_dir=experiment.model_dir,
         )
+        if experiment.handoff:
+            params = handoff.start(
+                experiment.handoff,
+                params,
+                parts.program,
+                experiment.data,
+                loader.batches,
+                references=references,
+                model_dir=experiment.model_dir,
+            )
         if experiment.bundle:
             started_from = bundle.read(experiment.bundle)
             params, record = warm_start.warm_start(
@@ -92,6 +105,7 @@ def train(
     weights: Weights,
     vocabulary: str,
     stage1: str | os.PathLike[str] | None = None,
+    handoff: Handoff | None = None,
     validation: str | os.PathLike[str] | None = None,
     trainable: Sequence[str] = ("adapter/.*",),
     steps: int = 1000,
@@ -117,6 +131,8 @@ def train(
         vocabulary: the decoder's: a tokeniser's file or folder, or an imported language model's folder. A registered
             task has its own.
         stage1: MODEL_DIR of stage 1, for an adapter that goes on from it.
+        handoff: how the adapter's first values fit the language models on both of its sides; its source is `stage1`
+            where it names none.
         validation: another JSONL file; default 5% of the media of `data` are held out.
         trainable: regexes of whole paths of the parameters to train; all others are frozen.
         steps: updates in all.
@@ -143,6 +159,9 @@ def train(
         settings: dict[str, Any] = {"vocabulary": vocabulary, "prompt_format": prompt_format, "resize": resize}
         mixture = tasks.jsonl_task("own", mixture, other, **settings)
     loader = LoaderConfig(mixture, batch_size=batch_size, lengths=lengths or {"inputs": 64, "targets": 64}, seed=seed)
+    started = handoff
+    if started and stage1 and not started.source:
+        started = dataclasses.replace(started, source=os.fspath(stage1))
     optimizer = optimizer or OptimizerConfig(warmup_steps=min(1000, steps // 10))
     experiment = Experiment(
         model=model,
@@ -160,6 +179,7 @@ def train(
         evaluations=(Evaluation(dataclasses.replace(loader, split="validation")),),
         mesh=mesh or MeshConfig(),
         seed=seed,
+        handoff=started,
     )
     if run(experiment).interrupted:
         raise KeyboardInterrupt

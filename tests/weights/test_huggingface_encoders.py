@@ -4,6 +4,7 @@ Names of tensors, refusals and the live comparison are in `test_huggingface`, wi
 """
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -48,6 +49,43 @@ def test_naflex_is_read_on_square_pictures_and_says_so():
     config, _, found = families.load(source("siglip2_naflex"))
     assert (config.image_size, config.position_grid, config.patch_size) == (16, 4, 4)
     assert "square, of 16 pixels or of the encoder.image_size" in " ".join(found.notes)
+
+
+def apples(name):
+    """Names of Apple's own code."""
+    for theirs, pattern in {
+        "preprocessor.patchifier.proj": r"embeddings\.patch_embed",
+        "preprocessor.patchifier.norm": r"embeddings\.rms_norm",
+        "trunk.blocks": r"encoder\.layers",
+        "attn.proj": r"attention\.out_proj",
+        "mlp.fc1": r"ffn\.gate_proj",
+        "mlp.fc2": r"ffn\.down_proj",
+        "mlp.fc3": r"ffn\.up_proj",
+        "norm_": r"rms_norm(?=\d)",
+        "trunk.post_trunk_norm": "^rms_norm",
+    }.items():
+        name = re.sub(pattern, theirs, name)
+    return name
+
+
+@pytest.mark.parametrize("family", ["aimv2", "aimv2_native"])
+def test_aimv2_as_apples_own_code_saves_it(family):
+    arrays = {name: x for name, x in families.tensors(family).items() if not name.startswith("head.")}
+    wanted_config, wanted, _ = families.load(source(family))
+    for i in range(wanted_config.depth):
+        parts = [arrays.pop(f"encoder.layers.{i}.attention.{name}_proj.weight") for name in "qkv"]
+        arrays[f"trunk.blocks.{i}.attn.qkv.weight"] = np.concatenate(parts)
+    if family == "aimv2":
+        arrays["preprocessor.pos_embed"] = arrays.pop("embeddings.position_embedding.weight")[None]
+    hidden = ("architectures", "is_native", "mlp_bias", "hidden_act")
+    settings = {name: x for name, x in families.config(family).items() if name not in hidden}
+    opened = families.opened(
+        {**settings, "model_type": "aimv2", "use_bias": False}, {apples(name): x for name, x in arrays.items()}
+    )
+    config, params, _ = families.load(opened)
+    assert config == wanted_config
+    for path, x in trees.flatten(wanted).items():
+        np.testing.assert_array_equal(trees.flatten(params)[path], x, err_msg=path)
 
 
 def test_gate_and_up_of_the_giant_dinov2_may_be_two_tensors():

@@ -152,9 +152,10 @@ class ViTConfig:
 
     def flops(self, counter: FlopCounter, frames: float) -> dict[str, float]:
         """See `configuration.EncoderConfig`."""
-        tokens = frames * self.num_patches
-        attention = counter.attention(tokens, self.num_patches, self.width, self.depth)
-        return {counter.name: counter.kernels(tokens) + attention}
+        each = self.extra_tokens + self.num_patches
+        attention = counter.attention(frames * each, each, self.width, self.depth)
+        kernels = counter.kernels(lambda path: frames * (self.num_patches if path == "embedding/kernel" else each))
+        return {counter.name: kernels + attention}
 
 
 @functools.cache  # a model is made many times

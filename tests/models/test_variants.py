@@ -53,6 +53,8 @@ DECODERS = {
     "olmo2_7b": 7_298_617_344,
     "olmo2_13b": 13_716_198_400,
     "olmo2_32b": 32_234_279_936,
+    "olmo3_7b": 7_298_011_136,
+    "olmo3_32b": 32_233_522_176,
     # Added up from the published configurations; the model cards round them.
     "granite3.3_2b": 2_533_539_840,
     "granite3.3_8b": 8_170_864_640,

@@ -66,6 +66,7 @@ def test_logits_and_text_are_those_of_transformers(family):
         ("granite", {"logits_multiplier": 1.0}),
         ("phi3", {"window": 4}),
         ("phi4_mini", {"rope_dim": 12, "rope_scaling": None}),
+        ("qwen2_yarn", {"rope_scaling": None}),
     ],
 )
 def test_the_golden_files_notice_a_wrong_setting(family, change):
@@ -290,7 +291,8 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ("llama3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("llama3", {"hidden_size": "32"}, "whole number above 0 for hidden_size and found '32'"),
         ("llama3", {"rope_scaling": {**families.config("llama3")["rope_scaling"], "mscale": 1}}, "mscale"),
-        ("qwen3", {"rope_scaling": YARN}, "rope_type and found 'yarn'"),
+        ("qwen3", {"rope_scaling": {**YARN, "mscale": 1.0}}, "mscale"),
+        ("qwen3", {"rope_scaling": {**YARN, "truncate": False}}, "truncate to False"),
         ("qwen3", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "found 'dynamic'"),
         ("qwen2", {"dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk"),
         ("smollm3", {"no_rope_layers": [1, 0]}, "5 numbers, 1 for a layer that rotates"),

@@ -20,17 +20,17 @@ class RopeScaling:
 
     Attributes:
         kind: `linear` divides every frequency by `factor` (Gemma 3, 4B and more); `llama3` divides the slow ones only;
-            `longrope` divides each by a factor of its own (Phi).
-        factor: linear and llama3: how many times longer the context gets.
-        low_freq_factor: llama3: wavelengths over original_length / low_freq_factor are stretched fully.
-        high_freq_factor: llama3: wavelengths under original_length / high_freq_factor are kept.
-        original_length: llama3: tokens of the pretraining context. longrope: slots of a row for which `factors` hold;
-            longer rows are refused, as the published models have other factors for them.
+            so does `yarn` (Qwen), with another transition; `longrope` divides each by a factor of its own (Phi).
+        factor: how many times longer the context gets; not of longrope.
+        low_freq_factor: llama3, yarn: wavelengths over original_length / low_freq_factor are stretched fully.
+        high_freq_factor: llama3, yarn: wavelengths under original_length / high_freq_factor are kept.
+        original_length: llama3, yarn: tokens of the pretraining context. longrope: slots of a row for which `factors`
+            hold; longer rows are refused, as the published models have other factors for them.
         factors: longrope: one for each frequency, the fastest first.
-        magnitude: longrope: what the rotated channels of queries and keys are multiplied by.
+        magnitude: longrope, yarn: what the rotated channels of queries and keys are multiplied by.
     """
 
-    kind: Literal["linear", "llama3", "longrope"] = "linear"
+    kind: Literal["linear", "llama3", "yarn", "longrope"] = "linear"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -87,11 +87,23 @@ def rope_frequencies(rope_dim: int, base: float, scaling: RopeScaling | None = N
         return (freq / scaling.factor).astype(np.float32)
     if scaling.kind == "longrope":
         return (freq / np.asarray(scaling.factors, np.float64)).astype(np.float32)
-    # llama3: the share of the original frequency that is kept rises linearly from 0 to 1 in the turns per context.
-    turns = scaling.original_length * freq / (2 * math.pi)
-    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    keep = np.clip(keep, 0.0, 1.0)
+    keep = np.clip(_kept(freq, rope_dim, base, scaling), 0.0, 1.0)
     return (freq * keep + freq / scaling.factor * (1 - keep)).astype(np.float32)
+
+
+def _kept(freq: np.ndarray, rope_dim: int, base: float, scaling: RopeScaling) -> np.ndarray:
+    """Returns the share of each original frequency that is kept, still beyond 0 and 1."""
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns_at_one = scaling.original_length / (2 * math.pi)
+    if scaling.kind == "llama3":  # linear in the turns per context
+        return (turns_at_one * freq - low) / (high - low)
+
+    def number(turns: float) -> float:
+        return rope_dim * math.log(turns_at_one / turns) / (2 * math.log(base))
+
+    # yarn: linear in the number of the frequency, between whole numbers.
+    first, last = max(math.floor(number(high)), 0), min(math.ceil(number(low)), rope_dim - 1)
+    return 1 - (np.arange(rope_dim // 2) - first) / max(last - first, 1e-3)
 
 
 def rope_rotation(positions: Int[Array, "B T"], frequencies: np.ndarray, magnitude: float = 1.0) -> Rotation:

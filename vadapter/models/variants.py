@@ -221,6 +221,15 @@ _OLMO2: Fields = {
     "rope_base": 500_000.0,
     "tied_head": False,
 }
+# Global layers are stretched from 8k to 64k.
+_OLMO3: Fields = _OLMO2 | {
+    "vocab_size": 100_278,
+    "attention_pattern": ("local",) * 3 + ("global",),
+    "window": 4096,
+    "rope_scaling": RopeScaling(
+        "yarn", factor=8.0, high_freq_factor=32.0, original_length=8192, magnitude=1 + 0.1 * math.log(8)
+    ),
+}
 _GRANITE33: Fields = {
     "vocab_size": 49_159,
     "num_kv_heads": 8,
@@ -290,6 +299,8 @@ DECODERS: Mapping[str, Fields] = {
     "olmo2_7b": _OLMO2 | _shape(4096, 32, 32, 11_008, num_kv_heads=32),
     "olmo2_13b": _OLMO2 | _shape(5120, 40, 40, 13_824, num_kv_heads=40),
     "olmo2_32b": _OLMO2 | _shape(5120, 64, 40, 27_648, num_kv_heads=8),
+    "olmo3_7b": _OLMO3 | _shape(4096, 32, 32, 11_008, num_kv_heads=32),
+    "olmo3_32b": _OLMO3 | _shape(5120, 64, 40, 27_648, num_kv_heads=8),
     "granite3.3_2b": _GRANITE33 | _shape(2048, 40, 32, 8192, head_dim=64, query_scale=1 / 64, logits_multiplier=1 / 8),
     "granite3.3_8b": _GRANITE33
     | _shape(4096, 40, 32, 12_800, head_dim=128, query_scale=1 / 128, logits_multiplier=1 / 16),

@@ -18,7 +18,9 @@ from vadapter.models.vit import ViTConfig
 Found = Mapping[str, Any]
 
 # A named variant must agree with the tensors in these; sizes are always those of the tensors.
-_DECODER_KIND = ("norm", "gated", "parallel_block", "post_norms", "qk_norm", "qkv_bias", "tied_head")
+_DECODER_KIND = (
+    *("norm", "gated", "parallel_block", "pre_norms", "post_norms", "qk_norm", "qk_norm_over", "qkv_bias", "tied_head"),
+)
 _ENCODER_KIND = ("gated", "class_token", "num_registers", "layer_scale", "pre_norm", "final_norm", "patch_bias")
 
 

@@ -16,6 +16,7 @@ _TYPES = {
     "default": _KNOWN,
     "linear": _KNOWN,
     "llama3": _KNOWN | {"low_freq_factor", "high_freq_factor"},
+    "yarn": _KNOWN | {"beta_fast", "beta_slow", "attention_factor", "truncate"},
     "longrope": _KNOWN | {"short_factor", "long_factor", "attention_factor"},
 }
 
@@ -91,12 +92,29 @@ def _scaling(settings: Settings, rope: Settings, kind: str, dim: int) -> RopeSca
         return RopeScaling("linear", factor=rope.real("factor"))
     if kind == "longrope":
         return _longrope(settings, rope, dim)
+    if kind == "yarn":
+        return _yarn(settings, rope)
     return RopeScaling(
         "llama3",
         factor=rope.real("factor"),
         low_freq_factor=rope.real("low_freq_factor"),
         high_freq_factor=rope.real("high_freq_factor"),
         original_length=rope.with_default(_LENGTH, settings.get("max_position_embeddings")).whole(_LENGTH),
+    )
+
+
+def _yarn(settings: Settings, rope: Settings) -> RopeScaling:
+    rope.refuse({"truncate": (True, None)})
+    length = rope.with_default(_LENGTH, settings.get("max_position_embeddings")).whole(_LENGTH)
+    factor = rope.optional_real("factor") or settings.whole("max_position_embeddings") / length
+    magnitude = rope.optional_real("attention_factor")
+    return RopeScaling(
+        "yarn",
+        factor=factor,
+        low_freq_factor=rope.optional_real("beta_slow") or 1.0,
+        high_freq_factor=rope.optional_real("beta_fast") or 32.0,
+        original_length=length,
+        magnitude=(1 + 0.1 * math.log(factor) if factor > 1 else 1.0) if magnitude is None else magnitude,
     )
 
 

@@ -83,7 +83,7 @@ class Backbones:
 def load_backbones(pack: Path, index: Mapping[str, Any]) -> Backbones:
     """Reads the weights of a pack; the ViT's positions are resampled to `IMAGE_SIZE`."""
     loaded = {name: weights.load(pack, model) for name, model in index["models"].items()}
-    encoder = dataclasses.replace(loaded["vit"][0], image_size=IMAGE_SIZE)
+    encoder = dataclasses.replace(loaded["vit"][0], image_size=IMAGE_SIZE, position_grid=None)
     table = loaded["vit"][1]["pos_embedding"].astype(np.float32)
     loaded["vit"][1]["pos_embedding"] = resample(table, encoder.num_patches + 1, 1).astype(weights.BF16)
     params = {"encoder": loaded["vit"][1], "tiny": loaded["smollm2"][1], "large": loaded["gemma3"][1]}

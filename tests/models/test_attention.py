@@ -4,7 +4,7 @@ import pytest
 
 from vadapter.base.errors import UserError
 from vadapter.models.attention import attend
-from vadapter.models.positions import RopeScaling, apply_rope, rope_angles, rope_frequencies
+from vadapter.models.positions import RopeScaling, apply_rope, rope_frequencies, rope_rotation
 
 
 def reference(q, k, v, mask, scale, cap):
@@ -38,7 +38,7 @@ def test_rope_turns_each_pair_by_position_times_frequency():
     x = np.array([[[[1.0, 2.0, 0.0, 0.0]]]], np.float32)
     frequencies = rope_frequencies(4, 100.0)
     np.testing.assert_allclose(frequencies, [1.0, 0.1])
-    y = apply_rope(x, rope_angles(np.array([[3]]), frequencies))
+    y = apply_rope(x, rope_rotation(np.array([[3]]), frequencies))
     np.testing.assert_allclose(y[0, 0, 0], [np.cos(3), 2 * np.cos(0.3), np.sin(3), 2 * np.sin(0.3)], rtol=1e-5)
 
 

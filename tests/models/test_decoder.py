@@ -7,7 +7,7 @@ from tests.models import small
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.models.decoder import Decoder
-from vadapter.models.positions import RopeScaling
+from vadapter.models.positions import RopeScaling, apply_rope, rope_frequencies, rope_rotation
 
 VARIANTS = {
     "plain": {},
@@ -34,6 +34,16 @@ VARIANTS = {
     ),  # fmt: skip
     "qwen": dict(activation="silu", qkv_bias=True, tied_head=False),
     "llama": dict(activation="silu", rope_scaling=RopeScaling("llama3", 8.0)),
+    "smollm3": dict(activation="silu", rope_pattern=(True, False)),
+    "olmo2": dict(activation="silu", pre_norms=False, post_norms=True, qk_norm=True, qk_norm_over="all_heads"),
+    "granite": dict(activation="silu", embedding_multiplier=12.0, residual_multiplier=0.2, logits_multiplier=0.125),
+    "phi": dict(
+        activation="silu",
+        rope_dim=6,
+        rope_scaling=RopeScaling("longrope", factors=(1.0, 2.0, 3.0), magnitude=1.2, original_length=16),
+    ),  # fmt: skip
+    # Layers of four kinds: with a window or not, rotated or not.
+    "mixed": dict(depth=4, attention_pattern=("local", "local", "global"), window=2, rope_pattern=(True, False)),
     "ungated": dict(gated=False, activation="relu", remat="full"),
 }
 
@@ -91,6 +101,60 @@ def test_a_local_layer_forgets_what_lies_behind_its_window():
     assert (change > 1e-6).tolist() == [False, False, False, True, True, False]
 
 
+def test_a_layer_without_rotation_knows_no_positions():
+    # One global layer that sees all slots: its outputs follow the tokens, in whatever order they come.
+    tokens = np.random.default_rng(0).integers(1, 64, (1, 6))
+    order = np.array([3, 0, 5, 1, 2, 4])
+    for rotates, same in ((False, True), (True, False)):
+        config = small.decoder(depth=1, causal=False, rope_pattern=(rotates,))
+        params = forward(config, None, tokens)
+        change = np.abs(forward(config, params, tokens[:, order]) - forward(config, params, tokens)[:, order]).max()
+        assert (change < 1e-5) == same
+
+
+def test_channels_beyond_rope_dim_are_not_rotated():
+    rotation = rope_rotation(np.array([[3]]), rope_frequencies(4, 100.0), magnitude=2.0)
+    x = np.arange(1.0, 7.0, dtype=np.float32).reshape(1, 1, 1, 6)
+    y = np.asarray(apply_rope(x, rotation))[0, 0, 0]
+    np.testing.assert_array_equal(y[4:], [5, 6])
+    np.testing.assert_allclose(
+        y[:4],
+        2 * np.asarray(apply_rope(x[..., :4], rope_rotation(np.array([[3]]), rope_frequencies(4, 100.0))))[0, 0, 0],
+        rtol=1e-6,
+    )
+
+
+def test_multipliers_scale_what_they_name():
+    tokens = np.arange(1, 6)[None]
+    params = forward(small.decoder(), None, tokens)
+    plain = forward(small.decoder(), params, tokens)
+    np.testing.assert_allclose(forward(small.decoder(logits_multiplier=0.25), params, tokens), plain / 4, rtol=1e-6)
+    embedded = [
+        np.asarray(Decoder(small.decoder(**c)).apply({"params": params}, tokens, method="embed"))
+        for c in ({}, {"embedding_multiplier": 12.0})
+    ]
+    np.testing.assert_allclose(embedded[1], 12 * embedded[0], rtol=1e-6)
+    # Without what attention and MLP add, the output is that of the last token alone.
+    alone = forward(small.decoder(residual_multiplier=1e-9), params, tokens)
+    np.testing.assert_allclose(
+        alone[:, -1:], forward(small.decoder(residual_multiplier=1e-9), params, tokens[:, -1:]), atol=1e-5
+    )
+
+
+def test_rows_longer_than_the_rotary_factors_hold_for_are_refused():
+    config = small.decoder(**VARIANTS["phi"])
+    tokens = np.ones((1, 16), int)
+    params = forward(config, None, tokens)
+    with pytest.raises(UserError, match="up to 16 slots.*a row here has 17"):
+        forward(config, params, np.ones((1, 17), int))
+
+    def one_more(m):
+        return m(m.embed(tokens[:, :1]), tokens[:, :1], tokens[:, :1], m.empty_cache(1, 17))[0]
+
+    with pytest.raises(UserError, match="17.*fewer new tokens"):
+        Decoder(config).apply({"params": params}, method=one_more)
+
+
 def test_soft_cap_bounds_the_logits():
     config = small.decoder(final_softcap=0.1)
     tokens = np.arange(1, 6)[None]
@@ -103,6 +167,10 @@ def test_parameters_are_stacked_and_named():
     params = trees.flatten(forward(small.decoder(qk_norm=True, tied_head=False), None, np.ones((1, 2), int)))
     assert params["layers/attention/query/kernel"].shape == (2, 32, 4, 8)
     assert params["layers/attention/key_norm/scale"].shape == (2, 8)
+    together = trees.flatten(forward(small.decoder(**VARIANTS["olmo2"]), None, np.ones((1, 2), int)))
+    assert together["layers/attention/query_norm/scale"].shape == (2, 4 * 8)
+    assert together["layers/attention/key_norm/scale"].shape == (2, 2 * 8)
+    assert not [path for path in together if "/pre_" in path]
     assert params["head/embedding"].shape == (64, 32)
     assert params["embedder/embedding"].shape == (64, 32)
 
@@ -114,6 +182,11 @@ def test_parameters_are_stacked_and_named():
         (dict(head_dim=5), "even head_dim"),
         (dict(attention_pattern=("near",)), "'global' and 'local'"),
         (dict(attention_pattern=("local",)), "window"),
+        (dict(rope_dim=3), "even rope_dim"),
+        (dict(rope_dim=10), "between 2 and head_dim 8"),
+        (dict(rope_pattern=()), "rope_pattern is empty"),
+        (dict(qk_norm_over="width"), "head, all_heads"),
+        (dict(rope_scaling=RopeScaling("longrope", factors=(1.0,))), "each of the 4 frequencies.*has 1"),
     ],
 )
 def test_impossible_shapes_are_refused(change, words):

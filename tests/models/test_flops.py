@@ -37,6 +37,15 @@ def test_frozen_parts_cost_less():
     assert full["decoder"] == 6 * decoder * tokens + 6 * head + 3 * attention
 
 
+def test_class_token_and_registers_go_through_the_layers():
+    plain, _, _ = counted("mlp", ["adapter/"], encoder=models.vit(patch_norm=True))
+    counts, sizes, _ = counted("mlp", ["adapter/"], encoder=models.vit(class_token=True, num_registers=3))
+    # Four tokens before the four patches: twice the work but for the embedding.
+    embedding = 2 * 2 * 4 * sizes["encoder/embedding/kernel"].size
+    attention = 4 * 2 * 4 * 4 * 32 * 2
+    assert counts["encoder"] - embedding == 2 * (plain["encoder"] - embedding) + 2 * attention
+
+
 def test_padding_is_not_counted():
     config = models.vlm("perceiver")
     batch = models.batch(config, rows=2)

@@ -33,6 +33,10 @@ def test_values_are_those_of_the_definition(softcap, chunk):
     sums = cross_entropy(*args, softcap=softcap, z_loss=0.1, vocab_chunk=chunk)
     found = (sums.loss_sum, sums.weight_sum, sums.correct_sum, sums.z_sum)
     np.testing.assert_allclose(found, reference(*args, softcap, 0.1), rtol=2e-6)
+    # A factor on the logits, which comes before the cap, is one on the hidden states.
+    hidden, *others = args
+    scaled = cross_entropy(hidden / 4, *others, multiplier=4.0, softcap=softcap, z_loss=0.1, vocab_chunk=chunk)
+    np.testing.assert_allclose(scaled.loss_sum, sums.loss_sum, rtol=2e-6)
 
 
 @pytest.mark.parametrize("chunk", [5, 8])

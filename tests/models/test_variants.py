@@ -45,9 +45,26 @@ DECODERS = {
     "llama3.2_3b": 3_212_749_824,
     "llama3.1_8b": 8_030_261_248,
     "llama3.1_70b": 70_553_706_496,
+    "smollm2_135m": 134_515_008,
+    "smollm2_360m": 361_821_120,
+    "smollm2_1.7b": 1_711_376_384,
+    "smollm3_3b": 3_075_098_624,
+    "olmo2_1b": 1_484_916_736,
+    "olmo2_7b": 7_298_617_344,
+    "olmo2_13b": 13_716_198_400,
+    "olmo2_32b": 32_234_279_936,
+    "olmo3_7b": 7_298_011_136,
+    "olmo3_32b": 32_233_522_176,
+    # Added up from the published configurations; the model cards round them.
+    "granite3.3_2b": 2_533_539_840,
+    "granite3.3_8b": 8_170_864_640,
+    "phi3_mini_4k": 3_821_079_552,
+    "phi4": 14_659_507_200,
+    "phi4_mini": 3_836_021_760,
 }
 ENCODERS = {
     "so400m_14_224": 412_442_352,  # PaliGemma's vision tower
+    "so400m_14_896": 416_866_032,  # Gemma 3's
     "siglip_b_16_224": 92_884_224 - 7_087_104,  # the checkpoint without its pooling head
     "clip_l_14_224": 303_179_776 - 2 * 1024,  # the checkpoint without the norm of its pooled token
     "clip_l_14_336": 303_507_456 - 2 * 1024,
@@ -89,8 +106,30 @@ def test_encoders_have_the_published_number_of_parameters(name):
     assert count(encoder_shapes(name)) == ENCODERS[name]
 
 
-def test_gemma3_encoder_is_so400m_at_896_pixels():
-    assert count(encoder_shapes("so400m_14_224", image_size=896)) == 416_866_032
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("siglip2_so400m_16_naflex", 413),
+        ("dinov3_vits16", 21.6),
+        ("dinov3_vits16plus", 28.7),
+        ("dinov3_vitb16", 85.6),
+        ("dinov3_vitl16", 303),
+        ("dinov3_vith16plus", 840),
+        ("dinov3_vit7b16", 6716),
+        ("aimv2_large_patch14_224", 309),
+        ("aimv2_huge_patch14_336", 681),
+        ("aimv2_1b_patch14_448", 1234),
+        ("aimv2_3b_patch14_224", 2720),
+        ("aimv2_large_patch14_native", 309),
+    ],
+)
+def test_newer_encoders_have_about_the_published_size(name, millions):
+    assert count(encoder_shapes(name)) == pytest.approx(millions * 1e6, rel=0.005)
+
+
+def test_another_image_size_has_the_same_parameters():
+    for name in ("so400m_14_384", "clip_l_14_336", "dinov2_b", "dinov3_vitb16", "aimv2_large_patch14_native"):
+        assert count(encoder_shapes(name, image_size=224)) == count(encoder_shapes(name))
 
 
 @pytest.mark.parametrize(("name", "millions"), [("vit_b", 86), ("vit_l", 303), ("vit_g", 1000)])

@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 
 import jax
 import numpy as np
@@ -8,6 +9,8 @@ from flax import linen as nn
 from tests.models import small
 from vadapter.base import trees
 from vadapter.base.errors import UserError
+from vadapter.models import serialization
+from vadapter.models.position_embeddings import resample
 from vadapter.models.vit import ViT
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
@@ -61,6 +64,80 @@ def test_another_resolution_is_refused():
         ViT(small.vit()).init(jax.random.key(0), np.zeros((1, 24, 24, 3), np.uint8))
     with pytest.raises(UserError, match="patch_size"):
         small.vit(patch_size=5)
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_a_table_of_another_grid_is_resampled_when_it_is_read(class_token):
+    fields = dict(class_token=class_token, position_resampling="bicubic")
+    config = small.vit(position_grid=5, **fields)
+    params = init(config)
+    assert params["pos_embedding"].shape == (1, 25 + class_token, 32)
+    fitting = resample(np.asarray(params["pos_embedding"]), 4 + class_token, int(class_token), "bicubic")
+    wanted = encode(small.vit(**fields), {**params, "pos_embedding": fitting})
+    np.testing.assert_allclose(encode(config, params), wanted, atol=1e-5)
+    aligned = dataclasses.replace(config, position_resampling="bilinear_aligned")
+    assert np.abs(encode(aligned, params) - wanted).max() > 1e-3
+
+
+def test_a_configuration_of_before_keeps_its_table():
+    record = serialization.to_json(small.vit())
+    for name in ("biases", "norm", "positions", "position_grid", "position_resampling", "rope_base", "patch_norm"):
+        del record[name]
+    assert serialization.from_json(record) == small.vit()
+
+
+def test_images_of_few_patches_are_warned_of(caplog):
+    with caplog.at_level(logging.WARNING):
+        small.vit(image_size=24, position_grid=6).make()
+        assert not caplog.records
+        for _ in range(2):
+            small.vit(image_size=24, position_grid=7).make()
+    assert [r.getMessage() for r in caplog.records if "7 x 7 patches and sees 3 x 3" in r.getMessage()]
+    assert len(caplog.records) == 1 and "image_size of 32" in caplog.text
+
+
+@pytest.mark.parametrize("positions", ["rotary", "sines"])
+def test_positions_without_a_table_are_of_any_size(positions):
+    config = small.vit(positions=positions, class_token=True, num_registers=2)
+    params = init(config)
+    assert "pos_embedding" not in params
+    # One picture whose patches are all the same, but for their places.
+    tokens = encode(config, params, np.full((1, 16, 16, 3), 100, np.uint8))[0]
+    larger = dataclasses.replace(config, image_size=40)
+    assert encode(larger, params, np.full((1, 40, 40, 3), 100, np.uint8)).shape == (1, 25, 32)
+    if positions == "sines":
+        assert np.abs(tokens - tokens[0]).max() > 1e-2
+
+
+def test_rotary_positions_tell_places_apart():
+    config = small.vit(positions="rotary", rope_base=10.0, depth=1)
+    params = init(config)
+    swapped = FRAMES.copy()
+    swapped[:, :8], swapped[:, 8:] = FRAMES[:, 8:], FRAMES[:, :8]
+    tokens, others = encode(config, params), encode(config, params, swapped)
+    assert np.abs(others[:, [2, 3, 0, 1]] - tokens).max() > 1e-3
+
+
+def test_only_the_named_maps_have_a_bias():
+    paths = trees.flatten(init(small.vit(biases=("query", "out"), norm="rms", patch_norm=True))).keys()
+    found = {path.split("/")[-2] for path in paths if path.endswith("/bias") and "encoderblock" in path}
+    assert found == {"query", "out"}
+    assert "patch_norm/scale" in paths
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"positions": "rotary", "position_grid": 4}, "rotary positions have none"),
+        ({"positions": "rotary", "num_heads": 16}, "a multiple of 4 channels .a head., and these are 2"),
+        ({"positions": "fourier"}, "positions 'fourier'"),
+        ({"position_resampling": "nearest"}, "position_resampling 'nearest'"),
+        ({"biases": ("keys",)}, "'keys' is unknown"),
+    ],
+)
+def test_settings_that_make_no_vit_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        small.vit(**fields)
 
 
 DINOV2 = dict(class_token=True, num_registers=3, layer_scale=True, gated=True, activation="silu")

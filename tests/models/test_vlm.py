@@ -83,6 +83,16 @@ def test_a_language_model_needs_no_media():
     assert logits.shape == (8, 4, 64)
 
 
+def test_the_loss_is_that_of_the_logits():
+    config = VLMConfig(small.decoder(logits_multiplier=4.0, final_softcap=3.0))
+    batch = small.batch(config, media=0)
+    params = init(config, batch)
+    sums = VLM(config).apply({"params": params}, batch, method="loss_sums")
+    losses = -jax.nn.log_softmax(VLM(config).apply({"params": params}, batch, method="logits"))
+    losses = np.take_along_axis(np.asarray(losses), batch.target_ids[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(sums.loss_sum, (losses * batch.target_weights).sum(), rtol=1e-5)
+
+
 def test_encoder_and_adapter_come_together():
     with pytest.raises(UserError, match="encoder and adapter"):
         VLMConfig(small.decoder(), encoder=small.vit())
@@ -112,7 +122,17 @@ def test_parameters_do_not_depend_on_the_mesh():
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["perceiver", "paper", "queries", "pooler_reused"])
 def test_sharded_equals_unsharded(adapter):
-    config = small.vlm(adapter)
+    check_sharded(small.vlm(adapter))
+
+
+@pytest.mark.slow
+def test_sharded_decoders_equal_unsharded_ones():
+    norms = {"pre_norms": False, "post_norms": True, "qk_norm": True, "qk_norm_over": "all_heads"}
+    pattern = {"attention_pattern": ("local", "global"), "window": 3, "rope_pattern": (True, False), "rope_dim": 6}
+    check_sharded(small.vlm(decoder=small.decoder(**norms, **pattern)))
+
+
+def check_sharded(config):
     batch = small.batch(config)
     params = init_params(VLM(config), batch, jax.random.key(0), MANY)
     found = loss_and_gradients(config, params, batch, MANY)

@@ -16,6 +16,7 @@ from vadapter.base import fingerprints, trees
 from vadapter.base.errors import UserError
 from vadapter.models.classifier import Classifier, ClassifierConfig
 from vadapter.training import checkpoints, initialize, sources
+from vadapter.training.program import Program
 from vadapter.training.sources import Source
 from vadapter.training.storage import Storage
 
@@ -157,6 +158,26 @@ def test_position_embeddings_of_another_image_size_are_resampled(tmp_path, class
     np.testing.assert_allclose(corners, stored[0, class_token:], rtol=1e-5)
     if class_token:
         np.testing.assert_array_equal(found[0, 0], stored[0, 0])
+
+
+@pytest.mark.parametrize("grid", [2, 3])
+def test_a_table_that_the_encoder_resamples_itself_comes_as_it_was_trained(tmp_path, grid):
+    config = ClassifierConfig(models.vit(image_size=32, position_grid=grid), (2,))
+    program = Program(Classifier(config), images(32))
+    values = {p: np.ones(x.shape, np.float32) for p, x in program.shapes.items()}
+    values["encoder/pos_embedding"] = np.random.default_rng(0).normal(size=(1, 4, 32)).astype(np.float32)
+    write(tmp_path / "weights", trees.unflatten(values))
+
+    def params():
+        sources = [Source(str(tmp_path / "weights"))]
+        key = jax.random.key(0)
+        return initialize.initial_params(program, key, sources=sources, model_dir=str(tmp_path), say=print)[0]
+
+    if grid == 2:
+        np.testing.assert_array_equal(params()["encoder"]["pos_embedding"], values["encoder/pos_embedding"])
+    else:
+        with pytest.raises(UserError, match=r"positions of 2 x 2 .*position_grid is 3\. Set position_grid to 2"):
+            params()
 
 
 def images(size):

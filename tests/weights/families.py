@@ -27,8 +27,12 @@ from vadapter.weights.recognise import recognise
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = sorted(path.name for path in GOLDEN.iterdir())
-TEXT = [name for name in FAMILIES if name.startswith(("gemma", "qwen", "llama", "mistral"))]
+_TEXT = ("gemma", "granite", "llama", "mistral", "olmo", "phi", "qwen", "smollm")
+TEXT = [name for name in FAMILIES if name.startswith(_TEXT)]
 ENCODERS = [name for name in FAMILIES if name not in TEXT] + ["gemma3"]
+
+# transformers reads images of one size only.
+ONE_SIZE = ("aimv2", "gemma3")
 
 Named = dict[str, np.ndarray]
 
@@ -66,7 +70,8 @@ def tensors(family: str) -> Named:
 def outputs(family: str) -> Named:
     """Returns inputs and what transformers makes of them.
 
-    Text: tokens and mask [B, T], logits [B, T, V] (0 at padding), generated [B, N]. Vision: frames, patches [B, P, D].
+    Text: tokens and mask [B, T], logits [B, T, V] (0 at padding), generated [B, N]. Vision: frames, patches [B, P, D],
+    and of families that read images of other sizes `frames_<n>`, `patches_<n>` with n patches along each side.
     """
     with np.load(GOLDEN / family / "outputs.npz") as file:
         return dict(file)
@@ -115,8 +120,14 @@ def _patches(config: ViTConfig, params: Any, frames: jax.Array) -> jax.Array:
 
 
 def patches(config: ViTConfig, params: Any, frames: np.ndarray) -> np.ndarray:
-    """Encodes frames."""
+    """Encodes frames of any size."""
+    config = dataclasses.replace(config, image_size=frames.shape[1])
     return np.asarray(_patches(config, params, frames))
+
+
+def frames_of(golden: Named) -> Named:
+    """Returns the frames of each size, by the name of what they are encoded as."""
+    return {name.replace("frames", "patches"): x for name, x in golden.items() if name.startswith("frames")}
 
 
 def _read(model: Decoder, tokens: jax.Array, mask: jax.Array, positions: jax.Array, cache: Any) -> tuple:

@@ -14,7 +14,7 @@ from vadapter.models.vit import ViT
 from vadapter.weights.checkpoint import open_checkpoint
 from vadapter.weights.recognise import parameter_shapes, recognise
 
-VIT = dataclasses.replace(small.vit(), dtype="bfloat16")
+VIT = small.vit(position_grid=2, dtype="bfloat16")
 GEMMA = gemma_layout.config()
 OLD = {
     "LayerNorm_0": "LayerNorm_0",
@@ -113,7 +113,7 @@ def test_a_class_token_without_a_position_gets_zeros():
 
 
 def test_a_published_size_has_its_image_size():
-    config = variants.encoder("so400m_14_384")
+    config = variants.encoder("so400m_14_384", position_resampling="bilinear_aligned")
     shapes = parameter_shapes(config)
     empty = {path: np.broadcast_to(np.float32(0), x.shape) for path, x in shapes.items()}
     source = opened("big_vision", under("img/", empty))

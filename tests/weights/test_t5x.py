@@ -18,9 +18,16 @@ PALM = small.decoder(
     norm="layer_no_bias", activation="silu", parallel_block=True, scale_embedding=True, num_kv_heads=1, **BF16
 )
 LLAMA = small.decoder(activation="silu", rope_base=500_000.0, tied_head=False, **BF16)
-VIT = small.vit(**BF16)
+VIT = small.vit(position_grid=2, **BF16)
 CLIP = small.vit(
-    class_token=True, pre_norm=True, final_norm=False, patch_bias=False, activation="quick_gelu", norm_eps=1e-5, **BF16
+    position_grid=2,
+    class_token=True,
+    pre_norm=True,
+    final_norm=False,
+    patch_bias=False,
+    activation="quick_gelu",
+    norm_eps=1e-5,
+    **BF16,
 )
 
 
@@ -193,15 +200,22 @@ def test_an_incomplete_model_is_refused():
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_model_with_norms_on_results_only_is_not_read_as_palm(own):
-    """OLMo 2 has no norm before the MLP, as PaLM, and none before the attention either."""
-    params = random_params(dataclasses.replace(LLAMA, post_norms=own))
-    if own:
-        arrays = under("decoder/", {path: x for path, x in params.items() if "/pre_" not in path})
-    else:
-        arrays = {name: x for name, x in example(params).items() if "/pre_" not in name}
+def test_a_model_without_norms_before_is_not_read_as_palm(own):
+    """It has no norm before the MLP, as PaLM, and none before the attention either."""
+    params = random_params(LLAMA)
+    arrays = under("decoder/", params) if own else example(params)
+    arrays = {name: x for name, x in arrays.items() if "/pre_" not in name}
     with pytest.raises(UserError, match="no norm before the attention .*OLMo 2"):
         recognise(opened("t5x", arrays), variant="small_llama")
+
+
+def test_norms_on_results_only_and_on_all_heads_are_seen(monkeypatch):
+    olmo = dataclasses.replace(LLAMA, pre_norms=False, post_norms=True, qk_norm=True, qk_norm_over="all_heads")
+    source = opened("t5x", under("decoder/", random_params(olmo)))
+    with pytest.raises(UserError, match="pre_norms False \\(not True\\)"):
+        recognise(source, variant="small_llama")
+    monkeypatch.setitem(variants.DECODERS, "small_olmo", vars(olmo))
+    assert recognise(source).config == olmo
 
 
 def test_other_models_are_refused():

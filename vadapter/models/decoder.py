@@ -1,9 +1,9 @@
-"""One decoder for the language models of the field: PaLM, Gemma, Qwen, Llama."""
+"""One decoder for the language models of the field: PaLM, Gemma, Qwen, Llama, SmolLM, OLMo, Granite, Phi."""
 
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from vadapter.models.flops import FlopCounter
 from vadapter.models.kv_cache import KVCache
 from vadapter.models.layers import Norm, dense, named
 from vadapter.models.masks import Visibility
-from vadapter.models.positions import RopeScaling, apply_rope, rope_angles, rope_frequencies
+from vadapter.models.positions import RopeScaling, Rotation, apply_rope, rope_frequencies, rope_rotation
 from vadapter.partitioning import constrain
 
 
@@ -41,12 +41,16 @@ class DecoderConfig:
         activation: of the MLP; with `gated` this names GeGLU (`gelu`, `gelu_tanh`) or SwiGLU (`silu`).
         gated: whether the MLP has a gate.
         parallel_block: attention and MLP read the same norm and are added together (PaLM).
-        post_norms: norms on the results of attention and MLP as well (Gemma 2, 3).
-        qk_norm: norms on each head's query and key (Gemma 3, Qwen3).
+        pre_norms: norms on what attention and MLP read; without them there should be `post_norms` (OLMo 2).
+        post_norms: norms on the results of attention and MLP (Gemma 2, 3, OLMo 2).
+        qk_norm: norms on query and key (Gemma 3, Qwen3, OLMo 2).
+        qk_norm_over: what such a norm goes over: `head`, each head by itself, or `all_heads`, all together (OLMo 2).
         qkv_bias: biases on query, key and value (Qwen 2.5).
         query_scale: factor on the logits; None is head_dim ** -0.5.
         attention_pattern: kinds of the layers, repeated over the depth: `global` or `local`.
         window: positions that a local layer sees, its own included.
+        rope_pattern: whether layers rotate queries and keys (RoPE) or not (NoPE), repeated over the depth (SmolLM3).
+        rope_dim: channels of a head that are rotated, the first ones (Phi-4 mini); None is `head_dim`.
         rope_base: base of the rotary frequencies.
         rope_local_base: that of local layers; None is `rope_base`.
         rope_scaling: stretch of the frequencies of global layers.
@@ -54,6 +58,9 @@ class DecoderConfig:
         final_softcap: cap of the output logits (Gemma 2).
         tied_head: the embedding table is also the vocabulary head; else that is a table of its own, `head/embedding`.
         scale_embedding: text embeddings are multiplied by sqrt(width) (Gemma, PaLM).
+        embedding_multiplier: factor on text embeddings (Granite).
+        residual_multiplier: factor on what attention and MLP add to the hidden states (Granite).
+        logits_multiplier: factor on the output logits, before they are capped (Granite).
         causal: whether slots see earlier ones only.
         attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs; see `attention.attend`.
         dtype: of the computation: `float32` or `bfloat16`.
@@ -74,12 +81,16 @@ class DecoderConfig:
     activation: layers.Activation = "gelu_tanh"
     gated: bool = True
     parallel_block: bool = False
+    pre_norms: bool = True
     post_norms: bool = False
     qk_norm: bool = False
+    qk_norm_over: Literal["head", "all_heads"] = "head"
     qkv_bias: bool = False
     query_scale: float | None = None
     attention_pattern: tuple[str, ...] = ("global",)
     window: int | None = None
+    rope_pattern: tuple[bool, ...] = (True,)
+    rope_dim: int | None = None
     rope_base: float = 10_000.0
     rope_local_base: float | None = None
     rope_scaling: RopeScaling | None = None
@@ -87,6 +98,9 @@ class DecoderConfig:
     final_softcap: float | None = None
     tied_head: bool = True
     scale_embedding: bool = False
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_multiplier: float = 1.0
     causal: bool = True
     attention_impl: AttentionImpl = "xla"
     dtype: str = "bfloat16"
@@ -97,8 +111,8 @@ class DecoderConfig:
             raise UserError(
                 f"DecoderConfig: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}."
             )
-        if self.head_dim % 2:
-            raise UserError(f"DecoderConfig: rotary embeddings need an even head_dim, found {self.head_dim}.")
+        self._check_rope()
+        layers.known("qk_norm_over", self.qk_norm_over, ("head", "all_heads"))
         if unknown := set(self.attention_pattern) - {"global", "local"}:
             raise UserError(
                 f"DecoderConfig: attention_pattern holds {sorted(unknown)}; its words are 'global' and 'local'."
@@ -108,11 +122,36 @@ class DecoderConfig:
                 "DecoderConfig: local layers need a window of one position or more; set DecoderConfig.window."
             )
 
+    def _check_rope(self) -> None:
+        if self.rotated % 2:
+            name = "head_dim" if self.rope_dim is None else "rope_dim"
+            raise UserError(f"DecoderConfig: rotary embeddings need an even {name}, found {self.rotated}.")
+        if not 0 < self.rotated <= self.head_dim:
+            raise UserError(
+                f"DecoderConfig: rope_dim {self.rope_dim} is not between 2 and head_dim {self.head_dim}; it is the "
+                "number of channels of a head that are rotated."
+            )
+        if not self.rope_pattern:
+            raise UserError("DecoderConfig: rope_pattern is empty; (True,) rotates in all layers.")
+        if self.rope_scaling:
+            self.rope_scaling.check_channels(self.rotated)
+
     @property
     def local_layers(self) -> tuple[bool, ...]:
         """Whether each layer is local."""
         pattern = self.attention_pattern
         return tuple(pattern[i % len(pattern)] == "local" for i in range(self.depth))
+
+    @property
+    def rope_layers(self) -> tuple[bool, ...]:
+        """Whether each layer rotates queries and keys."""
+        pattern = self.rope_pattern
+        return tuple(bool(pattern[i % len(pattern)]) for i in range(self.depth))
+
+    @property
+    def rotated(self) -> int:
+        """Channels of a head that are rotated."""
+        return self.head_dim if self.rope_dim is None else self.rope_dim
 
     def make(self, name: str | None = None) -> "Decoder":
         """Returns the module; `name` is that of the submodule, for modules that are `nn.compact`."""
@@ -145,16 +184,16 @@ class AttentionInputs:
     """What the attention of all layers of one kind, local or global, is given: its mask and its rotation."""
 
     mask: Bool[Array, "B 1 T S"] | Visibility
-    angles: Float[Array, "B T half"]
+    rotation: Rotation
 
     @staticmethod
     def choose(is_local: Bool[Array, ""], local: "AttentionInputs", global_: "AttentionInputs") -> "AttentionInputs":
         """Returns `local` for a layer that is local, else `global_`."""
-        angles = jnp.where(is_local, local.angles, global_.angles)
+        rotation = local.rotation.where(is_local, global_.rotation)
         if isinstance(local.mask, Visibility):
-            return AttentionInputs(dataclasses.replace(local.mask, is_local=is_local), angles)
+            return AttentionInputs(dataclasses.replace(local.mask, is_local=is_local), rotation)
         assert not isinstance(global_.mask, Visibility)
-        return AttentionInputs(jnp.where(is_local, local.mask, global_.mask), angles)
+        return AttentionInputs(jnp.where(is_local, local.mask, global_.mask), rotation)
 
 
 @jax.tree_util.register_dataclass
@@ -164,11 +203,13 @@ class LayerInputs:
 
     Attributes:
         is_local: whether the layer is local.
+        rotates: whether it rotates queries and keys; None where all layers do.
         key: cached keys; None without a cache.
         value: cached values; None without a cache.
     """
 
     is_local: Bool[Array, ""]
+    rotates: Bool[Array, ""] | None = None
     key: Float[Array, "B S K H"] | None = None
     value: Float[Array, "B S K H"] | None = None
 
@@ -188,9 +229,14 @@ class SharedInputs:
     local: AttentionInputs | None
     start: Int[Array, ""] | None
 
-    def attention(self, is_local: Bool[Array, ""]) -> AttentionInputs:
+    def attention(self, own: LayerInputs) -> AttentionInputs:
         """Returns the attention inputs of a layer."""
-        return self.global_ if self.local is None else AttentionInputs.choose(is_local, self.local, self.global_)
+        found = self.global_
+        if self.local is not None:
+            found = AttentionInputs.choose(own.is_local, self.local, self.global_)
+        if own.rotates is None:
+            return found
+        return AttentionInputs(found.mask, found.rotation.where(own.rotates, found.rotation.none()))
 
 
 class Attention(nn.Module):
@@ -204,7 +250,7 @@ class Attention(nn.Module):
     ) -> tuple[Array, tuple[Array, Array] | None]:
         """Returns what attention adds, and the cached keys and values with the new ones (None without a cache)."""
         c = self.config
-        inputs = shared.attention(own.is_local)
+        inputs = shared.attention(own)
         common: dict[str, Any] = {"bias": c.qkv_bias, "dtype": c.dtype}
         query = dense((c.num_heads, c.head_dim), ("embed", "heads", "kv"), name="query", **common)(x)
         # The kernels of one head are small: to gather them in each layer takes longer than to keep them whole.
@@ -213,9 +259,8 @@ class Attention(nn.Module):
         value = dense((c.num_kv_heads, c.head_dim), names, name="value", **common)(x)
         query = constrain(query, "batch", "length", "activation_heads", None)
         if c.qk_norm:
-            query = Norm(c.norm, c.norm_eps, "kv", name="query_norm")(query)
-            key = Norm(c.norm, c.norm_eps, "kv", name="key_norm")(key)
-        query, key = apply_rope(query, inputs.angles), apply_rope(key, inputs.angles)
+            query, key = self._norm("query_norm", query), self._norm("key_norm", key)
+        query, key = apply_rope(query, inputs.rotation), apply_rope(key, inputs.rotation)
         read = None
         if own.key is not None and own.value is not None and shared.start is not None:
             start = (0, shared.start, 0, 0)
@@ -235,6 +280,13 @@ class Attention(nn.Module):
         out = constrain(out, "batch", "length", "activation_heads", None)
         return dense(c.width, ("heads", "kv", "embed"), name="out", axis=(-2, -1), dtype=c.dtype)(out), read
 
+    def _norm(self, name: str, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+        c = self.config
+        if c.qk_norm_over == "head":
+            return Norm(c.norm, c.norm_eps, "kv", name=name)(x)
+        together = x.reshape(*x.shape[:2], -1)
+        return Norm(c.norm, c.norm_eps, name=name)(together).reshape(x.shape)
+
 
 class Layer(nn.Module):
     """One block, a scan body."""
@@ -251,18 +303,22 @@ class Layer(nn.Module):
         def norm(name: str, y: Array) -> Array:
             return Norm(c.norm, c.norm_eps, name=name)(y)
 
+        def before(name: str, y: Array) -> Array:
+            return norm(name, y) if c.pre_norms else y
+
         def after(name: str, y: Array) -> Array:
-            return norm(name, y) if c.post_norms else y
+            y = norm(name, y) if c.post_norms else y
+            return y if c.residual_multiplier == 1 else y * c.residual_multiplier
 
         mlp = layers.GatedMlp(c.mlp_dim, c.activation, c.gated, dtype=c.dtype, name="mlp")
-        y = norm("pre_attention_norm", x)
+        y = before("pre_attention_norm", x)
         out, read = Attention(c, name="attention")(y, own, shared)
         out = after("post_attention_norm", out)
         if c.parallel_block:
             x = x + out + after("post_mlp_norm", mlp(y))
         else:
             x = x + out
-            x = x + after("post_mlp_norm", mlp(norm("pre_mlp_norm", x)))
+            x = x + after("post_mlp_norm", mlp(before("pre_mlp_norm", x)))
         return constrain(x, "batch", "length", "activation_embed"), read
 
 
@@ -299,9 +355,11 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Looks up text embeddings, scaled if the configuration says so."""
-        x = self.embedder(tokens)
-        if self.config.scale_embedding:
-            x = x * jnp.asarray(self.config.width**0.5, x.dtype)  # rounded to the compute dtype, as Gemma does
+        c, x = self.config, self.embedder(tokens)
+        if c.scale_embedding:
+            x = x * jnp.asarray(c.width**0.5, x.dtype)  # rounded to the compute dtype, as Gemma does
+        if c.embedding_multiplier != 1:
+            x = x * c.embedding_multiplier
         return constrain(x, "batch", "length", "activation_embed")
 
     def __call__(
@@ -321,25 +379,30 @@ class Decoder(nn.Module):
 
         Returns:
             Hidden states after the final norm, and the cache with the new slots (None without a cache).
+
+        Raises:
+            UserError: the rows are longer than `rope_scaling` holds for.
         """
         c = self.config
         x = constrain(x.astype(jnp.dtype(c.dtype)), "batch", "length", "activation_embed")
-        own = LayerInputs(jnp.asarray(c.local_layers))
+        own = LayerInputs(jnp.asarray(c.local_layers), None if all(c.rope_layers) else jnp.asarray(c.rope_layers))
         start, key_positions, key_segments = None, positions, segment_ids
         if cache is not None:
-            own = LayerInputs(own.is_local, cache.key, cache.value)
+            own = dataclasses.replace(own, key=cache.key, value=cache.value)
             start = cache.length
             cache = cache.advance(positions, segment_ids)
             key_positions, key_segments = cache.positions, cache.segment_ids
 
-        def attention_inputs(window: int | None, frequencies: np.ndarray) -> AttentionInputs:
+        def attention_inputs(window: int | None, base: float, scaling: RopeScaling | None = None) -> AttentionInputs:
             seen = Visibility(positions, key_positions, segment_ids, key_segments, causal=c.causal, window=window)
-            return AttentionInputs(prepare(seen, c.attention_impl), rope_angles(positions, frequencies))
+            magnitude = scaling.magnitude if scaling else 1.0
+            rotation = rope_rotation(positions, rope_frequencies(c.rotated, base, scaling), magnitude)
+            return AttentionInputs(prepare(seen, c.attention_impl), rotation)
 
-        global_ = attention_inputs(None, rope_frequencies(c.head_dim, c.rope_base, c.rope_scaling))
-        local = None
-        if any(c.local_layers):
-            local = attention_inputs(c.window, rope_frequencies(c.head_dim, c.rope_local_base or c.rope_base))
+        if c.rope_scaling:
+            c.rope_scaling.check_length(key_positions.shape[1])
+        global_ = attention_inputs(None, c.rope_base, c.rope_scaling)
+        local = attention_inputs(c.window, c.rope_local_base or c.rope_base) if any(c.local_layers) else None
         x, read = self.layers(x, own, SharedInputs(global_, local, start))
         if cache is not None:
             cache = cache.replace(key=read[0], value=read[1])
@@ -351,10 +414,13 @@ class Decoder(nn.Module):
         return head.embedding.astype(jnp.dtype(self.config.dtype))
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Returns soft-capped f32 logits. Training uses `head_table` and a chunked loss instead."""
+        """Returns f32 logits, scaled and soft-capped. Training uses `head_table` and a chunked loss instead."""
         logits = (self.embedder if self.config.tied_head else self.head).attend(x)
         logits = constrain(logits, "batch", "length", "activation_vocab")
-        return soft_cap(logits.astype(jnp.float32), self.config.final_softcap)
+        logits = logits.astype(jnp.float32)
+        if self.config.logits_multiplier != 1:
+            logits = logits * self.config.logits_multiplier
+        return soft_cap(logits, self.config.final_softcap)
 
     def empty_cache(self, batch: int, size: int) -> KVCache:
         """Makes a cache of `size` slots for `batch` rows."""

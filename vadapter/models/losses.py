@@ -60,10 +60,13 @@ def _add_chunk(
     ids: Int[Array, " chunk"],
     targets: Int[Array, "B L"],
     vocab_size: int,
+    multiplier: float,
     softcap: float | None,
 ) -> _Running:
     logits = jnp.einsum("bld,cd->blc", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
     logits = constrain(logits, "loss_batch", "length", "loss_vocab")
+    if multiplier != 1:
+        logits = logits * multiplier
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     logits = jnp.where(ids < vocab_size, logits, _LOWEST)
@@ -107,6 +110,7 @@ def cross_entropy(
     targets: Int[Array, "B L"],
     weights: Float[Array, "B L"],
     *,
+    multiplier: float = 1.0,
     softcap: float | None = None,
     z_loss: float = 0.0,
     vocab_chunk: int | None = None,
@@ -121,6 +125,7 @@ def cross_entropy(
         table: the vocabulary head.
         targets: ids to predict.
         weights: weights of the targets.
+        multiplier: factor on the logits, before they are capped (Granite).
         softcap: logits become `softcap * tanh(logits / softcap)` (Gemma 2).
         z_loss: factor of `logsumexp ** 2` (PaLM, section 5).
         vocab_chunk: rows of the table at a time; V need not be a multiple. None takes all at once.
@@ -138,12 +143,12 @@ def cross_entropy(
     hidden = constrain(hidden, "loss_batch", "length", "activation_embed")
     chunks, ids = vocab_chunks(table, vocab_chunk)
     if len(chunks) == 1:
-        end = _add_chunk(start, hidden, chunks[0], ids[0], targets, vocab_size, softcap)
+        end = _add_chunk(start, hidden, chunks[0], ids[0], targets, vocab_size, multiplier, softcap)
     else:
 
         @jax.checkpoint
         def body(state: _Running, chunk: tuple[Array, Array]) -> tuple[_Running, None]:
-            return _add_chunk(state, hidden, *chunk, targets, vocab_size, softcap), None
+            return _add_chunk(state, hidden, *chunk, targets, vocab_size, multiplier, softcap), None
 
         end, _ = jax.lax.scan(body, start, (chunks, ids))
     log_z = end.highest + jnp.log(end.exp_sum)

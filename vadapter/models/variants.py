@@ -9,6 +9,7 @@ The paper's own language models (PaLM2 "tiny", "1B", "8B") are not published. `p
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,12 +35,29 @@ _CLIP: Fields = {
     "mean": _CLIP_MEAN,
     "std": _CLIP_STD,
 }
-_DINOV2: Fields = {
-    "activation": "gelu",
-    "class_token": True,
-    "layer_scale": True,
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
+_IMAGENET: Fields = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_DINOV2: Fields = {"activation": "gelu", "class_token": True, "layer_scale": True, **_IMAGENET}
+_DINOV3: Fields = _DINOV2 | {
+    "biases": ("query", "value", "out", "mlp"),
+    "norm_eps": 1e-5,
+    "positions": "rotary",
+    "num_registers": 4,
+}
+_SWIGLU: Fields = {"activation": "silu", "gated": True}
+_AIMV2: Fields = _SWIGLU | {
+    "biases": (),
+    "norm": "rms",
+    "norm_eps": 1e-5,
+    "patch_norm": True,
+    "mean": _CLIP_MEAN,
+    "std": _CLIP_STD,
+}
+# Width, depth, heads and MLP.
+_AIMV2_SIZES = {
+    "large": (1024, 24, 8, 2816),
+    "huge": (1536, 24, 12, 4096),
+    "1b": (2048, 24, 16, 5632),
+    "3b": (3072, 24, 24, 8192),
 }
 
 
@@ -54,6 +72,12 @@ def _vit(image_size: int, patch_size: int, width: int, depth: int, num_heads: in
     }
 
 
+def _table(image_size: int, patch_size: int, *sizes: int, resampling: str = "bicubic") -> dict[str, Any]:
+    """A ViT whose table of positions stays that of this image size, whatever `image_size` is chosen."""
+    grid = {"position_grid": image_size // patch_size, "position_resampling": resampling}
+    return _vit(image_size, patch_size, *sizes) | grid
+
+
 ENCODERS: Mapping[str, Fields] = {
     # The paper's: CoCa's at 288 pixels, 256 patches. Sizes of "Scaling Vision Transformers" (arXiv 2106.04560).
     "vit_b": _vit(288, 18, 768, 12, 12, 3072),
@@ -61,29 +85,48 @@ ENCODERS: Mapping[str, Fields] = {
     "vit_g": _vit(288, 18, 1408, 40, 16, 6144),
     # SigLIP (arXiv 2303.15343) and SigLIP 2 (arXiv 2502.14786), without the pooling head.
     # A 384-pixel image has 27 x 27 whole patches of 14 pixels, 378 pixels in all; the rest is not read.
-    "so400m_14_224": _vit(224, 14, 1152, 27, 16, 4304),
-    "so400m_14_384": _vit(384, 14, 1152, 27, 16, 4304) | {"drop_edges": True},
-    "so400m_16_256": _vit(256, 16, 1152, 27, 16, 4304),
-    "so400m_16_384": _vit(384, 16, 1152, 27, 16, 4304),
-    "so400m_16_512": _vit(512, 16, 1152, 27, 16, 4304),
-    "siglip_b_16_224": _vit(224, 16, 768, 12, 12, 3072),
-    "siglip_b_16_256": _vit(256, 16, 768, 12, 12, 3072),
-    "siglip_b_16_384": _vit(384, 16, 768, 12, 12, 3072),
-    "siglip_b_16_512": _vit(512, 16, 768, 12, 12, 3072),
-    "siglip2_b_32_256": _vit(256, 32, 768, 12, 12, 3072),
-    "siglip_l_16_256": _vit(256, 16, 1024, 24, 16, 4096),
-    "siglip_l_16_384": _vit(384, 16, 1024, 24, 16, 4096),
-    "siglip2_l_16_512": _vit(512, 16, 1024, 24, 16, 4096),
-    "siglip2_g_16_256": _vit(256, 16, 1536, 40, 16, 6144),
-    "siglip2_g_16_384": _vit(384, 16, 1536, 40, 16, 6144),
+    "so400m_14_224": _table(224, 14, 1152, 27, 16, 4304),
+    "so400m_14_384": _table(384, 14, 1152, 27, 16, 4304) | {"drop_edges": True},
+    "so400m_14_448": _table(448, 14, 1152, 27, 16, 4304),  # PaliGemma, without the projection
+    "so400m_14_896": _table(896, 14, 1152, 27, 16, 4304),  # PaliGemma, multimodal Gemma 3
+    "so400m_16_256": _table(256, 16, 1152, 27, 16, 4304),
+    "so400m_16_384": _table(384, 16, 1152, 27, 16, 4304),
+    "so400m_16_512": _table(512, 16, 1152, 27, 16, 4304),
+    "siglip_b_16_224": _table(224, 16, 768, 12, 12, 3072),
+    "siglip_b_16_256": _table(256, 16, 768, 12, 12, 3072),
+    "siglip_b_16_384": _table(384, 16, 768, 12, 12, 3072),
+    "siglip_b_16_512": _table(512, 16, 768, 12, 12, 3072),
+    "siglip2_b_32_256": _table(256, 32, 768, 12, 12, 3072),
+    "siglip_l_16_256": _table(256, 16, 1024, 24, 16, 4096),
+    "siglip_l_16_384": _table(384, 16, 1024, 24, 16, 4096),
+    "siglip2_l_16_512": _table(512, 16, 1024, 24, 16, 4096),
+    "siglip2_g_16_256": _table(256, 16, 1536, 40, 16, 6144),
+    "siglip2_g_16_384": _table(384, 16, 1536, 40, 16, 6144),
+    # SigLIP 2 NaFlex on square pictures. It was trained on grids of many shapes and sizes.
+    "siglip2_b_16_naflex": _table(256, 16, 768, 12, 12, 3072, resampling="bilinear_antialias"),
+    "siglip2_so400m_16_naflex": _table(256, 16, 1152, 27, 16, 4304, resampling="bilinear_antialias"),
     # OpenAI's CLIP, patch tokens of the last layer. LLaVA reads those of the layer before: depth=23.
-    "clip_l_14_224": _vit(224, 14, 1024, 24, 16, 4096) | _CLIP,
-    "clip_l_14_336": _vit(336, 14, 1024, 24, 16, 4096) | _CLIP,
+    "clip_l_14_224": _table(224, 14, 1024, 24, 16, 4096) | _CLIP,
+    "clip_l_14_336": _table(336, 14, 1024, 24, 16, 4096) | _CLIP,
     # DINOv2 (arXiv 2304.07193), patch tokens after the final norm.
-    "dinov2_s": _vit(518, 14, 384, 12, 6, 1536) | _DINOV2,
-    "dinov2_b": _vit(518, 14, 768, 12, 12, 3072) | _DINOV2,
-    "dinov2_l": _vit(518, 14, 1024, 24, 16, 4096) | _DINOV2,
-    "dinov2_g": _vit(518, 14, 1536, 40, 24, 4096) | _DINOV2 | {"activation": "silu", "gated": True},
+    "dinov2_s": _table(518, 14, 384, 12, 6, 1536) | _DINOV2,
+    "dinov2_b": _table(518, 14, 768, 12, 12, 3072) | _DINOV2,
+    "dinov2_l": _table(518, 14, 1024, 24, 16, 4096) | _DINOV2,
+    "dinov2_g": _table(518, 14, 1536, 40, 24, 4096) | _DINOV2 | _SWIGLU,
+    # DINOv3 (arXiv 2508.10104), which has no image size of its own.
+    "dinov3_vits16": _vit(224, 16, 384, 12, 6, 1536) | _DINOV3,
+    "dinov3_vits16plus": _vit(224, 16, 384, 12, 6, 1536) | _DINOV3 | _SWIGLU,
+    "dinov3_vitb16": _vit(224, 16, 768, 12, 12, 3072) | _DINOV3,
+    "dinov3_vitl16": _vit(224, 16, 1024, 24, 16, 4096) | _DINOV3,
+    "dinov3_vith16plus": _vit(224, 16, 1280, 32, 20, 5120) | _DINOV3 | _SWIGLU,
+    "dinov3_vit7b16": _vit(224, 16, 4096, 40, 32, 8192) | _DINOV3 | _SWIGLU | {"biases": ("out", "mlp")},
+    # AIMv2 (arXiv 2411.14402), without the pooling head; `native` has no image size of its own.
+    **{
+        f"aimv2_{name}_patch14_{image_size}": _table(image_size, 14, *sizes) | _AIMV2
+        for name, sizes in _AIMV2_SIZES.items()
+        for image_size in (224, 336, 448)
+    },
+    "aimv2_large_patch14_native": _vit(224, 14, *_AIMV2_SIZES["large"]) | _AIMV2 | {"positions": "sines"},
 }
 
 _PALM: Fields = {
@@ -154,6 +197,56 @@ _LLAMA3: Fields = {
     "rope_base": 500_000.0,
     "rope_scaling": RopeScaling("llama3", factor=32.0),
 }
+_SMOLLM2: Fields = {
+    "vocab_size": 49_152,
+    "head_dim": 64,
+    "norm_eps": 1e-5,
+    "activation": "silu",
+    "rope_base": 100_000.0,
+}
+_SMOLLM3: Fields = {
+    "vocab_size": 128_256,
+    "activation": "silu",
+    "rope_pattern": (True, True, True, False),
+    "rope_base": 5_000_000.0,
+}
+_OLMO2: Fields = {
+    "vocab_size": 100_352,
+    "head_dim": 128,
+    "activation": "silu",
+    "pre_norms": False,
+    "post_norms": True,
+    "qk_norm": True,
+    "qk_norm_over": "all_heads",
+    "rope_base": 500_000.0,
+    "tied_head": False,
+}
+# Global layers are stretched from 8k to 64k.
+_OLMO3: Fields = _OLMO2 | {
+    "vocab_size": 100_278,
+    "attention_pattern": ("local",) * 3 + ("global",),
+    "window": 4096,
+    "rope_scaling": RopeScaling(
+        "yarn", factor=8.0, high_freq_factor=32.0, original_length=8192, magnitude=1 + 0.1 * math.log(8)
+    ),
+}
+_GRANITE33: Fields = {
+    "vocab_size": 49_159,
+    "num_kv_heads": 8,
+    "norm_eps": 1e-5,
+    "activation": "silu",
+    "rope_base": 10_000_000.0,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+}
+_PHI: Fields = {"norm_eps": 1e-5, "activation": "silu", "tied_head": False}
+# For rows of up to 4,096 slots: nothing is stretched, but the magnitude is that of the whole context, 32 times as long.
+_PHI4_MINI_ROPE = RopeScaling(
+    "longrope",
+    original_length=4096,
+    factors=(1.0,) * 48,
+    magnitude=math.sqrt(1 + math.log(32) / math.log(4096)),
+)
 
 
 def _shape(width: int, depth: int, num_heads: int, mlp_dim: int, **more: Any) -> dict[str, Any]:
@@ -198,6 +291,26 @@ DECODERS: Mapping[str, Fields] = {
     | _shape(4096, 32, 32, 14_336, head_dim=128, tied_head=False, rope_scaling=RopeScaling("llama3", factor=8.0)),
     "llama3.1_70b": _LLAMA3
     | _shape(8192, 80, 64, 28_672, head_dim=128, tied_head=False, rope_scaling=RopeScaling("llama3", factor=8.0)),
+    "smollm2_135m": _SMOLLM2 | _shape(576, 30, 9, 1536, num_kv_heads=3),
+    "smollm2_360m": _SMOLLM2 | _shape(960, 32, 15, 2560, num_kv_heads=5),
+    "smollm2_1.7b": _SMOLLM2 | _shape(2048, 24, 32, 8192, num_kv_heads=32, rope_base=130_000.0),
+    "smollm3_3b": _SMOLLM3 | _shape(2048, 36, 16, 11_008, num_kv_heads=4, head_dim=128),
+    "olmo2_1b": _OLMO2 | _shape(2048, 16, 16, 8192, num_kv_heads=16),
+    "olmo2_7b": _OLMO2 | _shape(4096, 32, 32, 11_008, num_kv_heads=32),
+    "olmo2_13b": _OLMO2 | _shape(5120, 40, 40, 13_824, num_kv_heads=40),
+    "olmo2_32b": _OLMO2 | _shape(5120, 64, 40, 27_648, num_kv_heads=8),
+    "olmo3_7b": _OLMO3 | _shape(4096, 32, 32, 11_008, num_kv_heads=32),
+    "olmo3_32b": _OLMO3 | _shape(5120, 64, 40, 27_648, num_kv_heads=8),
+    "granite3.3_2b": _GRANITE33 | _shape(2048, 40, 32, 8192, head_dim=64, query_scale=1 / 64, logits_multiplier=1 / 8),
+    "granite3.3_8b": _GRANITE33
+    | _shape(4096, 40, 32, 12_800, head_dim=128, query_scale=1 / 128, logits_multiplier=1 / 16),
+    "phi3_mini_4k": _PHI
+    | _shape(3072, 32, 32, 8192, num_kv_heads=32, head_dim=96, vocab_size=32_064)
+    | {"attention_pattern": ("local",), "window": 2047},
+    "phi4": _PHI | _shape(5120, 40, 40, 17_920, num_kv_heads=10, head_dim=128, vocab_size=100_352, rope_base=250_000.0),
+    "phi4_mini": _PHI
+    | _shape(3072, 32, 24, 8192, num_kv_heads=8, head_dim=128, vocab_size=200_064, tied_head=True)
+    | {"rope_dim": 96, "rope_scaling": _PHI4_MINI_ROPE},
 }
 
 

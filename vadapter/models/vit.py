@@ -1,19 +1,27 @@
-"""Vision transformer with big_vision's parameter names and semantics, and the switches of CLIP, SigLIP and DINOv2."""
+"""Vision transformer with big_vision's parameter names and semantics, and the switches of the other families."""
 
 import dataclasses
-from typing import ClassVar
+import functools
+from typing import ClassVar, Literal, get_args
 
 import jax.numpy as jnp
+import numpy as np
+from absl import logging
 from flax import linen as nn
 
 from vadapter.base.array_types import Array, Float, UInt8
 from vadapter.base.errors import UserError
-from vadapter.models import layers
+from vadapter.models import layers, position_embeddings
 from vadapter.models.attention import AttentionImpl, attend
 from vadapter.models.configuration import encoder
 from vadapter.models.flops import FlopCounter
 from vadapter.models.layers import Norm, dense, named
+from vadapter.models.positions import Rotation, apply_rope
 from vadapter.partitioning import constrain
+
+Positions = Literal["learned", "rotary", "sines"]
+# The maps of a block that may have a bias; `mlp` is all of the MLP's.
+BIASES = ("query", "key", "value", "out", "mlp")
 
 _xavier = nn.initializers.xavier_uniform()
 
@@ -31,14 +39,23 @@ class ViTConfig:
         num_heads: number of heads, N; the head dimension is width / num_heads.
         mlp_dim: hidden size of the MLP.
         activation: `gelu_tanh` (big_vision), `gelu` (DINOv2), `quick_gelu` (OpenAI CLIP); with `gated`, of the gate.
-        gated: the MLP has a gate, `Dense_1(act(Gate(x)) * Dense_0(x))` (SwiGLU of DINOv2's giant size).
-        norm_eps: of every LayerNorm; 1e-6 (big_vision), 1e-5 (CLIP).
+        gated: the MLP has a gate, `Dense_1(act(Gate(x)) * Dense_0(x))` (SwiGLU of DINOv2's giant size, AIMv2).
+        biases: the maps of a block that have one: all by default, all but `key` in DINOv3, none in AIMv2.
+        norm: `layer`, or `rms` (AIMv2); see `layers.Norm`.
+        norm_eps: of every norm; 1e-6 (big_vision), 1e-5 (CLIP).
+        positions: `learned`, a table; `rotary`, angles of row and column in each attention (DINOv3); `sines`, computed
+            like a table (AIMv2 native). Only the table belongs to one image size.
+        position_grid: patches along each side of the table, where `image_size` may be another than that of the
+            pretraining: the table is then resampled whenever it is read. None: the table is that of `image_size`.
+        position_resampling: how, see `position_embeddings.resample`; each family has its own.
+        rope_base: of rotary positions.
         class_token: a learned token before the patches; it is dropped from the result (CLIP, DINOv2).
         num_registers: learned tokens between the class token and the patches, without positions; dropped from the
             result as well (DINOv2 with registers).
         layer_scale: a learned factor for each channel of what attention and MLP add (DINOv2).
-        pre_norm: a LayerNorm between embedding and layers (CLIP).
-        final_norm: a LayerNorm after the layers; off for CLIP's patch tokens as LLaVA reads them.
+        patch_norm: a norm of the embedded patches, before positions are added (AIMv2).
+        pre_norm: a norm between embedding and layers (CLIP).
+        final_norm: a norm after the layers; off for CLIP's patch tokens as LLaVA reads them.
         patch_bias: bias of the patch embedding; off in CLIP.
         drop_edges: `image_size` may be no multiple of `patch_size`; the pixels right of and below the last whole patch
             are then not read (SigLIP so400m at 384 pixels sees 378 of them).
@@ -59,10 +76,17 @@ class ViTConfig:
     mlp_dim: int
     activation: layers.Activation = "gelu_tanh"
     gated: bool = False
+    biases: tuple[str, ...] = BIASES
+    norm: layers.NormKind = "layer"
     norm_eps: float = 1e-6
+    positions: Positions = "learned"
+    position_grid: int | None = None
+    position_resampling: position_embeddings.Resampling = "bilinear_aligned"
+    rope_base: float = 100.0
     class_token: bool = False
     num_registers: int = 0
     layer_scale: bool = False
+    patch_norm: bool = False
     pre_norm: bool = False
     final_norm: bool = True
     patch_bias: bool = True
@@ -83,6 +107,27 @@ class ViTConfig:
             raise UserError(
                 f"ViTConfig: width {self.width} is not a multiple of num_heads {self.num_heads}. Change one."
             )
+        layers.known("positions", self.positions, get_args(Positions))
+        layers.known("position_resampling", self.position_resampling, get_args(position_embeddings.Resampling))
+        for name in self.biases:
+            layers.known("The map with a bias", name, BIASES)
+        if self.positions != "learned" and self.position_grid is not None:
+            raise UserError(
+                f"ViTConfig: position_grid {self.position_grid} is the size of a table, and {self.positions} positions "
+                "have none. Leave position_grid at None."
+            )
+        rotated = {"rotary": self.head_dim, "sines": self.width}.get(self.positions, 0)
+        if rotated % 4:
+            raise UserError(
+                f"ViTConfig: {self.positions} positions need a multiple of 4 channels "
+                f"({'a head' if self.positions == 'rotary' else 'a token'}), and these are {rotated}. Change width or "
+                "num_heads."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """H, the channels of a head."""
+        return self.width // self.num_heads
 
     @property
     def grid(self) -> int:
@@ -94,15 +139,32 @@ class ViTConfig:
         """P, the patch tokens of a frame."""
         return self.grid**2
 
+    @property
+    def extra_tokens(self) -> int:
+        """Tokens before the patches, which are dropped from the result: class token and registers."""
+        return self.class_token + self.num_registers
+
     def make(self, name: str | None = None) -> nn.Module:
         """See `configuration.EncoderConfig`."""
+        if self.position_grid and 2 * self.grid < self.position_grid:
+            _warn_of_few_patches(self.grid, self.position_grid, self.patch_size)
         return ViT(self, name=name)
 
     def flops(self, counter: FlopCounter, frames: float) -> dict[str, float]:
         """See `configuration.EncoderConfig`."""
-        tokens = frames * self.num_patches
-        attention = counter.attention(tokens, self.num_patches, self.width, self.depth)
-        return {counter.name: counter.kernels(tokens) + attention}
+        each = self.extra_tokens + self.num_patches
+        attention = counter.attention(frames * each, each, self.width, self.depth)
+        kernels = counter.kernels(lambda path: frames * (self.num_patches if path == "embedding/kernel" else each))
+        return {counter.name: kernels + attention}
+
+
+@functools.cache  # a model is made many times
+def _warn_of_few_patches(grid: int, table: int, patch_size: int) -> None:
+    logging.warning(
+        "The encoder was trained on %d x %d patches and sees %d x %d: its positions become so coarse that its tokens "
+        "may be of little use. An image_size of %d or more keeps at least half of the side.",
+        *(table, table, grid, grid, -(-table // 2) * patch_size),
+    )
 
 
 class MlpBlock(nn.Module):
@@ -113,14 +175,15 @@ class MlpBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
         c = self.config
+        options = {"bias": "mlp" in c.biases, "dtype": c.dtype, "init": _xavier}
 
         def wide(name: str) -> Array:
-            y = dense(c.mlp_dim, ("embed", "mlp"), name=name, bias=True, dtype=c.dtype, init=_xavier)(x)
+            y = dense(c.mlp_dim, ("embed", "mlp"), name=name, **options)(x)
             return constrain(y, "batch", "length", "activation_mlp")
 
         act = layers.activation(c.activation)
         hidden = act(wide("Gate")) * wide("Dense_0") if c.gated else act(wide("Dense_0"))
-        return dense(c.width, ("mlp", "embed"), name="Dense_1", bias=True, dtype=c.dtype, init=_xavier)(hidden)
+        return dense(c.width, ("mlp", "embed"), name="Dense_1", **options)(hidden)
 
 
 class LayerScale(nn.Module):
@@ -139,16 +202,20 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
         c = self.config
-        head_dim = c.width // c.num_heads
 
         def heads(name: str) -> Array:
-            shape, names = (c.num_heads, head_dim), ("embed", "heads", "kv")
-            y = dense(shape, names, name=name, bias=True, dtype=c.dtype, init=_xavier)(x)
+            shape, names = (c.num_heads, c.head_dim), ("embed", "heads", "kv")
+            y = dense(shape, names, name=name, bias=name in c.biases, dtype=c.dtype, init=_xavier)(x)
             return constrain(y, "batch", "length", "activation_heads", None)
 
-        y = attend(heads("query"), heads("key"), heads("value"), None, scale=head_dim**-0.5, impl=c.attention_impl)
-        names = ("heads", "kv", "embed")
-        return dense(c.width, names, name="out", axis=(-2, -1), bias=True, dtype=c.dtype, init=_xavier)(y)
+        query, key, value = heads("query"), heads("key"), heads("value")
+        if c.positions == "rotary":
+            angles = position_embeddings.rotary_angles(c.grid, c.head_dim, c.rope_base, c.extra_tokens)[None]
+            rotation = Rotation(jnp.asarray(np.sin(angles)), jnp.asarray(np.cos(angles)))
+            query, key = apply_rope(query, rotation), apply_rope(key, rotation)
+        y = attend(query, key, value, None, scale=c.head_dim**-0.5, impl=c.attention_impl)
+        names, bias = ("heads", "kv", "embed"), "out" in c.biases
+        return dense(c.width, names, name="out", axis=(-2, -1), bias=bias, dtype=c.dtype, init=_xavier)(y)
 
 
 class EncoderBlock(nn.Module):
@@ -163,9 +230,9 @@ class EncoderBlock(nn.Module):
         def scaled(name: str, y: Array) -> Array:
             return LayerScale(name=name)(y) if c.layer_scale else y
 
-        y = Norm("layer", c.norm_eps, name="LayerNorm_0")(x)
+        y = Norm(c.norm, c.norm_eps, name="LayerNorm_0")(x)
         x = x + scaled("LayerScale_0", SelfAttention(c, name="MultiHeadDotProductAttention_0")(y))
-        y = Norm("layer", c.norm_eps, name="LayerNorm_1")(x)
+        y = Norm(c.norm, c.norm_eps, name="LayerNorm_1")(x)
         x = x + scaled("LayerScale_1", MlpBlock(c, name="MlpBlock_0")(y))
         return constrain(x, "batch", "length", "activation_embed"), None
 
@@ -186,7 +253,7 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         x, _ = blocks(c, name="encoderblock")(x, None)
-        return Norm("layer", c.norm_eps, name="encoder_norm")(x) if c.final_norm else x
+        return Norm(c.norm, c.norm_eps, name="encoder_norm")(x) if c.final_norm else x
 
 
 class ViT(nn.Module):
@@ -223,6 +290,8 @@ class ViT(nn.Module):
             name="embedding",
         )(pixels)
         x = x.reshape(x.shape[0], c.num_patches, c.width)
+        if c.patch_norm:
+            x = Norm(c.norm, c.norm_eps, name="patch_norm")(x)
 
         def learned(name: str, count: int) -> Array:
             tokens = self.param(name, named(nn.initializers.zeros, None, None, "embed"), (1, count, c.width))
@@ -231,12 +300,22 @@ class ViT(nn.Module):
         first = 1 if c.class_token else 0
         if c.class_token:
             x = jnp.concatenate([learned("cls", 1), x], axis=1)
-        init = named(nn.initializers.normal(c.width**-0.5), None, "positions", "embed")
-        x = x + self.param("pos_embedding", init, (1, x.shape[1], c.width)).astype(jnp.float32)
+        if c.positions == "sines":
+            x = x.at[:, first:].add(position_embeddings.sines(c.grid, c.width))
+        if c.positions == "learned":
+            x = x + self.table(first)
         if c.num_registers:
             x = jnp.concatenate([x[:, :first], learned("registers", c.num_registers), x[:, first:]], axis=1)
         x = constrain(x.astype(jnp.dtype(c.dtype)), "batch", "length", "activation_embed")
         if c.pre_norm:
-            x = Norm("layer", c.norm_eps, name="pre_norm")(x)
+            x = Norm(c.norm, c.norm_eps, name="pre_norm")(x)
         x = Transformer(c, name="Transformer")(x)
-        return x[:, first + c.num_registers :]
+        return x[:, c.extra_tokens :]
+
+    def table(self, extra: int) -> Float[Array, "1 P D"]:
+        """Returns the learned positions of `extra` tokens and the patches, in f32."""
+        c = self.config
+        stored = extra + (c.position_grid or c.grid) ** 2
+        init = named(nn.initializers.normal(c.width**-0.5), None, "positions", "embed")
+        table = self.param("pos_embedding", init, (1, stored, c.width)).astype(jnp.float32)
+        return position_embeddings.resample(table, extra + c.num_patches, extra, c.position_resampling)

@@ -184,6 +184,7 @@ class VLM(nn.Module):
             self.decoder.head_table(),
             batch.target_ids,
             batch.target_weights,
+            multiplier=self.config.decoder.logits_multiplier,
             softcap=self.config.decoder.final_softcap,
             z_loss=settings.z_loss,
             vocab_chunk=settings.vocab_chunk,

@@ -60,6 +60,9 @@ def initial_params(
     shapes, storage = program.shapes, program.storage
     frozen = [path for path in shapes if path not in storage.trained]
     offers = [look(source, shapes) for source in sources]
+    config = getattr(program.model, "config", None)
+    for offer in offers:
+        offer.check_table(getattr(getattr(config, "encoder", None), "position_grid", None))
     taken = {path for offer in offers for path in offer.taken}
     _check_covered(frozen, taken, [s.path for s in sources])
     references = [offer.reference(relative(offer.folder, model_dir), frozen) for offer in offers]
@@ -69,7 +72,6 @@ def initial_params(
     if rest := [path for path in shapes if path not in taken]:
         random = init_params(program.model, program.example, rng, program.partitioner, only=rest)
         params |= {path: storage.keep(path, x) for path, x in trees.flatten(random).items()}
-    config = getattr(program.model, "config", None)
     for path in [path for path in getattr(config, "starts", dict)() if path in rest]:
         params[path] = _start(program.model, path, trees.unflatten(params), storage.shardings[path])
     return trees.unflatten(params), references

@@ -78,9 +78,14 @@ class Resampling:
     tokens: int
     extra: int
 
+    @property
+    def grid(self) -> int:
+        """Patches along each side of the source's images."""
+        return math.isqrt(self.stored - self.extra)
+
     def __str__(self) -> str:
-        before, after = (math.isqrt(n - self.extra) for n in (self.stored, self.tokens))
-        return f"resampled from {before} x {before} to {after} x {after} patches"
+        after = math.isqrt(self.tokens - self.extra)
+        return f"resampled from {self.grid} x {self.grid} to {after} x {after} patches"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +125,19 @@ class Offer:
     def _is_of(self, known: fingerprints.ArrayHash | None, stored: str) -> bool:
         struct = self.stored[stored]
         return known is not None and (known.shape, known.dtype) == (struct.shape, np.dtype(struct.dtype).name)
+
+    def check_table(self, grid: int | None) -> None:
+        """Raises `UserError` if the encoder has another table of positions than the source.
+
+        Args:
+            grid: the encoder's `position_grid`; None where the table is resampled at loading.
+        """
+        if grid and (how := self.resampled.get("encoder/pos_embedding")):
+            raise UserError(
+                f"{self.folder} has positions of {how.grid} x {how.grid} patches, and the encoder's position_grid is "
+                f"{grid}. Set position_grid to {how.grid}, or name the variant that these weights are of; image_size "
+                "may be any."
+            )
 
     def reference(self, path: str, frozen: Collection[str]) -> Reference:
         """Returns the record of what is taken.

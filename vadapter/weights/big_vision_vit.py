@@ -128,6 +128,7 @@ def _found(shapes: Mapping[str, Shape], where: str) -> dict[str, Any]:
         "num_heads": query[1],
         "mlp_dim": up[1],
         "grid": math.isqrt(tokens),
+        "positions": "learned",
         "class_token": "cls" in shapes,
         "num_registers": 0,
         "layer_scale": False,

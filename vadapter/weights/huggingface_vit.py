@@ -1,6 +1,6 @@
-"""ViTs that transformers saves: what SigLIP, CLIP and DINOv2 have in common.
+"""ViTs that transformers saves: what SigLIP, CLIP, the DINOs and AIMv2 have in common.
 
-All give patch tokens: SigLIP's and DINOv2's after the final norm, CLIP's before it, as LLaVA reads them.
+All give patch tokens: after the final norm, but CLIP's before it, as LLaVA reads them.
 """
 
 import math
@@ -31,6 +31,8 @@ MLP = f"{BLOCK}/MlpBlock_0"
 def vit_config(place: Place, settings: Settings, **ours: Any) -> ViTConfig:
     """Reads a configuration.
 
+    A table of positions stays that of the pretraining's image size, whatever size a run chooses.
+
     Args:
         place: where the model is.
         settings: its settings over the family's defaults, among them `mean` and `std` of the pixels.
@@ -50,7 +52,8 @@ def vit_config(place: Place, settings: Settings, **ours: Any) -> ViTConfig:
         "num_heads": settings.whole("num_attention_heads"),
         "mlp_dim": ours.get("mlp_dim") or settings.whole("intermediate_size"),
         "activation": settings.activation("hidden_act"),
-        "norm_eps": settings.real("layer_norm_eps"),
+        "norm_eps": ours.get("norm_eps") or settings.real("layer_norm_eps"),
+        "position_grid": image // patch if ours.get("positions", "learned") == "learned" else None,
         "drop_edges": image % patch != 0,
         "mean": mean,
         "std": std,

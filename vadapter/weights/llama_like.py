@@ -2,15 +2,15 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vadapter.models.decoder import DecoderConfig
-from vadapter.models.positions import RopeScaling
 from vadapter.weights.family import Family, ModelType, Place
-from vadapter.weights.mapping import MERGED, Rule, linear
+from vadapter.weights.mapping import MERGED, Rule, linear, part, rows
+from vadapter.weights.rotary_settings import FULL, PARTIAL, read_rope
 from vadapter.weights.settings import Settings
 from vadapter.weights.tensors import Tensors, blocks
 
@@ -28,17 +28,17 @@ LLAMA = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
 }
-_NO, _FULL = (False, None), (1, None)
+_NO = (False, None)
 _ALLOWED = {
     "attention_bias": _NO,  # biases on the output map too
     "mlp_bias": _NO,
     "use_bidirectional_attention": _NO,
-    "partial_rotary_factor": _FULL,
+    PARTIAL: FULL,
     "dual_chunk_attention_config": (None,),
     "use_mrope": _NO,
 }
 # A name that every model has, and one that is there where the table was saved as the head alone.
-_ANCHORS = ("embed_tokens.weight", "layers.0.mlp.gate_proj.weight")
+_ANCHORS = ("embed_tokens.weight", "layers.0.mlp.down_proj.weight")
 _HEAD = re.compile(r"(.*\.)?lm_head\.weight")
 
 
@@ -52,6 +52,9 @@ def llama_like(
     activation: str | None = "hidden_act",
     global_every: int = 1,
     local_rope: bool = False,
+    partial_rope: bool = False,
+    fused: bool = False,
+    more: Callable[[Settings], Mapping[str, Any]] | None = None,
     allowed: Mapping[str, Sequence[Any]] | None = None,
     prompt_format: str | None = None,
 ) -> Family:
@@ -67,15 +70,21 @@ def llama_like(
         global_every: every how many layers one is global, where config.json does not say: 1 is all layers. 0 is none:
             all layers have the sliding window, unless `sliding_window` is null.
         local_rope: local layers have a base of their own and are never stretched (Gemma 3).
+        partial_rope: `partial_rotary_factor` is the share of each head that is rotated (Phi).
+        fused: query, key and value are one tensor, and so are gate and up (Phi).
+        more: makes more fields of `DecoderConfig` from the settings; default none.
         allowed: settings that change the results, and their values that we can compute; {} is none beyond Llama's.
         prompt_format: see `Family`.
 
     Returns:
         The record, to be registered.
     """
-    kind = _Kind(defaults, fields or {}, activation, global_every, local_rope, {**_ALLOWED, **(allowed or {})})
+    known = {**_ALLOWED, **(allowed or {})}
+    if partial_rope:
+        del known[PARTIAL]
+    kind = _Kind(defaults, fields or {}, activation, global_every, local_rope, partial_rope, fused, more, known)
     by = ModelType((model_type or name,), _ANCHORS, within or {})
-    return Family(name, "decoder", by, kind.config, _rules, _ignored, kind.notes, prompt_format)
+    return Family(name, "decoder", by, kind.config, kind.rules, _ignored, kind.notes, prompt_format)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +96,15 @@ class _Kind:
     activation: str | None
     global_every: int
     local_rope: bool
+    partial_rope: bool
+    fused: bool
+    more: Callable[[Settings], Mapping[str, Any]] | None
     allowed: Mapping[str, Sequence[Any]]
 
     def config(self, place: Place) -> DecoderConfig:
         settings = place.settings.with_defaults(self.defaults)
         settings.refuse(self.allowed)
+        heads = _heads(settings)
         return DecoderConfig(
             vocab_size=settings.whole("vocab_size"),
             width=settings.whole("hidden_size"),
@@ -101,11 +114,16 @@ class _Kind:
             tied_head=settings.flag("tie_word_embeddings") and not _has_another_head(place),
             attention_softcap=settings.optional_real("attn_logit_softcapping"),
             final_softcap=settings.optional_real("final_logit_softcapping"),
-            **_heads(settings),
+            **heads,
             **({"activation": settings.activation(self.activation)} if self.activation else {}),
-            **_positions(settings, self),
+            **_positions(settings, self, heads["head_dim"]),
             **self.fields,
+            **(self.more(settings) if self.more else {}),
         )
+
+    def rules(self, place: Place, config: DecoderConfig) -> Iterator[Rule]:
+        yield from _rules(place, config)
+        yield from (_fused if self.fused else _separate)(f"{place.prefix}layers.{{i}}", config)
 
     def notes(self, place: Place, config: DecoderConfig) -> Iterator[str]:
         if place.settings.with_defaults(self.defaults).flag("tie_word_embeddings") and not config.tied_head:
@@ -113,6 +131,11 @@ class _Kind:
                 f"By its config.json the head of {place.tensors.where} is the embedding table, but its "
                 f"{_head(place.tensors)} differs from that. It was imported as a head of its own, as transformers "
                 "loads it."
+            )
+        if (scaling := config.rope_scaling) and scaling.kind == "longrope":
+            yield (
+                f"{place.tensors.where} has rotary factors for short and for long contexts. Those for up to "
+                f"{scaling.original_length} tokens were taken, and longer rows will be refused."
             )
 
 
@@ -128,22 +151,32 @@ def _heads(settings: Settings) -> dict[str, Any]:
     return fields
 
 
-def _positions(settings: Settings, kind: _Kind) -> dict[str, Any]:
+def period(pattern: Sequence[Any]) -> tuple[Any, ...]:
+    """Returns the shortest pattern whose repetition gives this one; the last time may be cut off."""
+    sizes = range(1, len(pattern) + 1)
+    return tuple(pattern[: next(n for n in sizes if all(x == pattern[i % n] for i, x in enumerate(pattern)))])
+
+
+def _positions(settings: Settings, kind: _Kind, head_dim: int) -> dict[str, Any]:
     """Fields that say what layers see: kinds of the layers, window, rotation."""
-    base, scaling = _rope(settings, "full_attention", settings.real("rope_theta"))
-    fields: dict[str, Any] = {"rope_base": base, "rope_scaling": scaling}
+    rope = read_rope(settings, "full_attention", settings.real("rope_theta"), head_dim, partial=kind.partial_rope)
+    fields: dict[str, Any] = {"rope_base": rope.base, "rope_scaling": rope.scaling}
+    fields |= {} if rope.dim == head_dim else {"rope_dim": rope.dim}
     local = _local_layers(settings, kind)
     if not any(local):
         return fields
-    pattern = tuple("local" if is_local else "global" for is_local in local)
-    period = next(p for p in range(1, len(local) + 1) if all(x == pattern[i % p] for i, x in enumerate(pattern)))
-    fields |= {"attention_pattern": pattern[:period], "window": settings.whole("sliding_window")}
-    otherwise = settings.real("rope_local_base_freq") if kind.local_rope else base
-    local_base, local_scaling = _rope(settings, "sliding_attention", otherwise, old=not kind.local_rope)
-    if local_scaling is not None:
+    window = settings.whole("sliding_window")
+    if rope.scaling and rope.scaling.kind == "longrope" and window >= rope.scaling.original_length:
+        return fields  # rows are shorter than the window
+    fields |= {"attention_pattern": period(["local" if x else "global" for x in local]), "window": window}
+    otherwise = settings.real("rope_local_base_freq") if kind.local_rope else rope.base
+    local_rope = read_rope(
+        settings, "sliding_attention", otherwise, head_dim, old=not kind.local_rope, partial=kind.partial_rope
+    )
+    if local_rope.scaling is not None:
         name = "rope_scaling" if settings.get("rope_scaling") else "rope_parameters"
         raise settings.error(name, settings.get(name), "no stretching of layers with a sliding window")
-    return fields | {"rope_local_base": None if local_base == base else local_base}
+    return fields | {"rope_local_base": None if local_rope.base == rope.base else local_rope.base}
 
 
 def _local_layers(settings: Settings, kind: _Kind) -> list[bool]:
@@ -169,46 +202,6 @@ def _local_layers(settings: Settings, kind: _Kind) -> list[bool]:
     return [(i + 1) % period != 0 for i in range(depth)]
 
 
-def _rope(settings: Settings, kind: str, base: float, old: bool = True) -> tuple[float, RopeScaling | None]:
-    """Returns base and stretch of the rotation for a kind of layer.
-
-    transformers 5 has `rope_parameters`, for each kind of layer or for all; versions before have `rope_theta` and
-    `rope_scaling`, which does not hold for layers with a base of their own (`old` is false).
-    """
-    found = settings.get("rope_scaling") if old else None
-    if not found:
-        found = settings.get("rope_parameters") or {}
-        nested = [name for name in ("full_attention", "sliding_attention") if name in found]
-        if nested:
-            found = found.get(kind) or {}
-        elif found and not old:
-            raise settings.error("rope_parameters", found, "parameters for each kind of layer")
-    if not isinstance(found, Mapping):
-        raise settings.error("rope_scaling", found, "a dictionary")
-    rope = Settings(found, settings.where, {"rope_theta": base, "rope_type": found.get("type", "default")})
-    rope.refuse({"partial_rotary_factor": _FULL})
-    known = {"rope_theta", "rope_type", "type", "partial_rotary_factor", "original_max_position_embeddings", "factor"}
-    kinds = {"default": known, "linear": known, "llama3": known | {"low_freq_factor", "high_freq_factor"}}
-    stretch = rope.get("rope_type")
-    if stretch not in kinds:
-        raise rope.error("rope_type", stretch, f"one of {', '.join(kinds)}")
-    if unknown := sorted(found.keys() - kinds[stretch]):
-        raise rope.error(unknown[0], found[unknown[0]], f"no such setting of the rotary type {stretch!r}")
-    base = rope.real("rope_theta")
-    if stretch == "default":
-        return base, None
-    if stretch == "linear":
-        return base, RopeScaling("linear", factor=rope.real("factor"))
-    length = rope.with_default("original_max_position_embeddings", settings.get("max_position_embeddings"))
-    return base, RopeScaling(
-        "llama3",
-        factor=rope.real("factor"),
-        low_freq_factor=rope.real("low_freq_factor"),
-        high_freq_factor=rope.real("high_freq_factor"),
-        original_length=length.whole("original_max_position_embeddings"),
-    )
-
-
 def _rules(place: Place, config: DecoderConfig) -> Iterator[Rule]:
     prefix, layer = place.prefix, f"{place.prefix}layers.{{i}}"
     table, head = f"{prefix}embed_tokens.weight", _head(place.tensors)
@@ -217,12 +210,8 @@ def _rules(place: Place, config: DecoderConfig) -> Iterator[Rule]:
     yield Rule("embedder/embedding", head if only_head else table)
     yield Rule("head/embedding", head)
     yield Rule("final_norm/scale", f"{prefix}norm.weight")
-    for name, source in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
-        yield Rule(f"layers/attention/{name}/kernel", f"{layer}.self_attn.{source}.weight", linear())
-        yield Rule(f"layers/attention/{name}/bias", f"{layer}.self_attn.{source}.bias", MERGED)
     yield Rule("layers/attention/out/kernel", f"{layer}.self_attn.o_proj.weight", linear(2))
-    for name in ("gate", "up", "down"):
-        yield Rule(f"layers/mlp/{name}/kernel", f"{layer}.mlp.{name}_proj.weight", linear())
+    yield Rule("layers/mlp/down/kernel", f"{layer}.mlp.down_proj.weight", linear())
     norms = {
         "attention/query_norm": "self_attn.q_norm",
         "attention/key_norm": "self_attn.k_norm",
@@ -237,6 +226,23 @@ def _rules(place: Place, config: DecoderConfig) -> Iterator[Rule]:
         }
     for name, source in norms.items():
         yield Rule(f"layers/{name}/scale", f"{layer}.{source}.weight")
+
+
+def _separate(layer: str, config: DecoderConfig) -> Iterator[Rule]:
+    for name, source in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
+        yield Rule(f"layers/attention/{name}/kernel", f"{layer}.self_attn.{source}.weight", linear())
+        yield Rule(f"layers/attention/{name}/bias", f"{layer}.self_attn.{source}.bias", MERGED)
+    for name in ("gate", "up"):
+        yield Rule(f"layers/mlp/{name}/kernel", f"{layer}.mlp.{name}_proj.weight", linear())
+
+
+def _fused(layer: str, config: DecoderConfig) -> Iterator[Rule]:
+    query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    for name, start in (("query", 0), ("key", query), ("value", query + key)):
+        layout = rows(start, query + 2 * key, linear())
+        yield Rule(f"layers/attention/{name}/kernel", f"{layer}.self_attn.qkv_proj.weight", layout)
+    for i, name in enumerate(("gate", "up")):
+        yield Rule(f"layers/mlp/{name}/kernel", f"{layer}.mlp.gate_up_proj.weight", part(i, 2, linear()))
 
 
 def _ignored(place: Place, config: DecoderConfig) -> Iterable[str]:

@@ -80,6 +80,18 @@ def part(index: int, of: int, layout: Layout = SAME) -> Layout:
     return Layout(stored, lambda x, shape: layout.change(np.split(x, of)[index], shape))
 
 
+def rows(start: int, of: int, layout: Layout = SAME) -> Layout:
+    """The tensor holds parameters of several sizes along its first axis, `of` rows in all; this begins at `start`."""
+
+    def stored(shape: Shape) -> Shape:
+        return (of, *layout.stored(shape)[1:])
+
+    def change(x: np.ndarray, shape: Shape) -> np.ndarray:
+        return layout.change(x[start : start + layout.stored(shape)[0]], shape)
+
+    return Layout(stored, change)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """One line of a table.

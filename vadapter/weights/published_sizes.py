@@ -18,7 +18,9 @@ from vadapter.models.vit import ViTConfig
 Found = Mapping[str, Any]
 
 # A named variant must agree with the tensors in these; sizes are always those of the tensors.
-_DECODER_KIND = ("norm", "gated", "parallel_block", "post_norms", "qk_norm", "qkv_bias", "tied_head")
+_DECODER_KIND = (
+    *("norm", "gated", "parallel_block", "pre_norms", "post_norms", "qk_norm", "qk_norm_over", "qkv_bias", "tied_head"),
+)
 _ENCODER_KIND = ("gated", "class_token", "num_registers", "layer_scale", "pre_norm", "final_norm", "patch_bias")
 
 
@@ -86,10 +88,12 @@ def encoder(found: Found, variant: str | None, where: str) -> ViTConfig:
         UserError: it is another kind of network than `variant` or than big_vision's ViTs, and no published size.
     """
     fields = {name: value for name, value in found.items() if name != "grid"}
-    plain = {"image_size": found["grid"] * found["patch_size"], "drop_edges": False}
+    # Such weights come without the code of a family, so their table is resampled as big_vision does.
+    table = {"position_grid": found["grid"], "position_resampling": "bilinear_aligned"}
+    plain = {"image_size": found["grid"] * found["patch_size"], "drop_edges": False, **table}
     known = {name: variants.encoder(name) for name in variants.ENCODERS}
     same = [name for name, config in known.items() if _agrees(config, found, found.keys())]
-    settings = {dataclasses.replace(known[name], image_size=plain["image_size"], drop_edges=False) for name in same}
+    settings = {dataclasses.replace(known[name], **plain) for name in same}
     if variant is not None:
         base = known[variant] if variant in known else variants.encoder(variant)
         _check_kind(base, variant, found, _ENCODER_KIND, where)
@@ -100,7 +104,7 @@ def encoder(found: Found, variant: str | None, where: str) -> ViTConfig:
     else:
         raise _unknown(found, same, where, variants.ENCODERS)
     if same:  # its images may have an edge that no whole patch covers
-        plain = {"image_size": known[same[0]].image_size, "drop_edges": known[same[0]].drop_edges}
+        plain |= {"image_size": known[same[0]].image_size, "drop_edges": known[same[0]].drop_edges}
     return dataclasses.replace(base, **plain, **fields)
 
 

@@ -21,6 +21,7 @@ def _config(place: Place) -> ViTConfig:
     return vit_config(
         place,
         place.settings.with_defaults(_DEFAULTS),
+        position_resampling="bicubic",
         class_token=True,
         pre_norm=True,
         final_norm=False,

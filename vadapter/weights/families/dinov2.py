@@ -24,18 +24,16 @@ _PATCH_SIZE = {_PLAIN: 14, _REGISTERS: 16}
 def _config(place: Place) -> ViTConfig:
     settings = place.settings.with_defaults(_DEFAULTS | {"patch_size": _PATCH_SIZE[place.settings.kind]})
     settings.refuse({"qkv_bias": (True,)})
-    registers = 0
+    ours: dict[str, Any] = {"position_resampling": "bicubic"}
     if settings.kind == _REGISTERS:
         registers = settings.with_default("num_register_tokens", 4).whole("num_register_tokens")
+        ours = {"position_resampling": "bicubic_antialias", "num_registers": registers}
     hidden = int(settings.whole("hidden_size") * settings.real("mlp_ratio"))
-    gate: dict[str, Any] = {}
     if settings.flag("use_swiglu_ffn"):
         # Two thirds of the hidden size, rounded up to a multiple of 8.
         hidden = (hidden * 2 // 3 + 7) // 8 * 8
-        gate = {"gated": True, "activation": "silu"}
-    return vit_config(
-        place, settings, mlp_dim=hidden, class_token=True, layer_scale=True, num_registers=registers, **gate
-    )
+        ours |= {"gated": True, "activation": "silu"}
+    return vit_config(place, settings, mlp_dim=hidden, class_token=True, layer_scale=True, **ours)
 
 
 def _rules(place: Place, config: ViTConfig) -> Iterator[Rule]:

@@ -1,15 +1,17 @@
-"""SigLIP and SigLIP 2 of fixed resolution: alone, in a pair with a text tower, or under a language model."""
+"""SigLIP, SigLIP 2 and its NaFlex: alone, in a pair with a text tower, or under a language model."""
 
+import math
 import re
 from collections.abc import Iterator
 
 from vadapter.models.vit import ViTConfig
 from vadapter.weights import big_vision_vit
 from vadapter.weights.checkpoint import BIG_VISION, GEMMA
-from vadapter.weights.family import Family, ModelType, Place, Refusal, TensorNames, refuse, register
+from vadapter.weights.family import Family, ModelType, Place, TensorNames, register
 from vadapter.weights.huggingface_vit import DEFAULTS, affine, contrastive_blocks, ignored, under, vit_config
-from vadapter.weights.mapping import CONV, LEADING_ONES, Rule
+from vadapter.weights.mapping import CONV, LEADING_ONES, Layout, Rule, linear
 
+_ANCHOR = "embeddings.patch_embedding.weight"
 _DEFAULTS = DEFAULTS | {
     "intermediate_size": 3072,
     "patch_size": 16,
@@ -21,12 +23,33 @@ _DEFAULTS = DEFAULTS | {
 
 
 def _config(place: Place) -> ViTConfig:
-    return vit_config(place, place.settings.with_defaults(_DEFAULTS))
+    return vit_config(place, place.settings.with_defaults(_DEFAULTS), position_resampling="bicubic")
+
+
+def _naflex_config(place: Place) -> ViTConfig:
+    settings = place.settings.with_defaults(_DEFAULTS | {"num_patches": 256})
+    grid = math.isqrt(settings.whole("num_patches"))
+    if grid**2 != settings.whole("num_patches"):
+        raise settings.error("num_patches", settings.get("num_patches"), "the square of a whole number")
+    # The size of its pictures is not the model's; this one reads the table as it is.
+    settings = settings.with_default("image_size", grid * settings.whole("patch_size"))
+    return vit_config(place, settings, position_resampling="bilinear_antialias")
+
+
+def _naflex_notes(place: Place, config: ViTConfig) -> Iterator[str]:
+    yield (
+        "SigLIP 2 NaFlex was trained on pictures of any shape. Here they are square, of "
+        f"{config.image_size} pixels or of the encoder.image_size of the run; `resize` says how they become square."
+    )
 
 
 def _rules(place: Place, config: ViTConfig) -> Iterator[Rule]:
+    return _table(place, CONV)
+
+
+def _table(place: Place, patch: Layout) -> Iterator[Rule]:
     rules = [
-        Rule("embedding/kernel", "embeddings.patch_embedding.weight", CONV),
+        Rule("embedding/kernel", _ANCHOR, patch),
         Rule("embedding/bias", "embeddings.patch_embedding.bias"),
         Rule("pos_embedding", "embeddings.position_embedding.weight", LEADING_ONES),
         *contrastive_blocks(),
@@ -41,7 +64,7 @@ register(
         "encoder",
         ModelType(
             ("siglip_vision_model",),
-            ("embeddings.patch_embedding.weight",),
+            (_ANCHOR,),
             # The text tower of the pair is no language model: this tower is all that there is to import.
             within={"siglip": "vision_config", "gemma3": "vision_config"},
         ),
@@ -70,10 +93,15 @@ register(
         big_vision_vit.ignored,
     )
 )
-refuse(
-    Refusal(
-        ModelType(("siglip2", "siglip2_vision_model")),
-        "SigLIP 2 NaFlex takes images of any aspect ratio as lists of patches; take a SigLIP 2 of fixed resolution, "
-        "for example google/siglip2-so400m-patch14-384, whose model_type is 'siglip'",
+register(
+    Family(
+        "siglip2_naflex",
+        "encoder",
+        ModelType(("siglip2_vision_model",), (_ANCHOR,), within={"siglip2": "vision_config"}),
+        _naflex_config,
+        # The pixels of a patch come as one vector: row by row, the colours of a pixel together.
+        lambda place, config: _table(place, linear(3)),
+        lambda place, config: ignored(place, r"head\..*"),
+        _naflex_notes,
     )
 )

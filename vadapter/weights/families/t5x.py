@@ -84,7 +84,9 @@ def _own_decoder(shapes: Mapping[str, Shape], root: str, where: str) -> dict[str
         )
     vocab_size, width = shapes[f"{root}embedder/embedding"]
     layers = f"{root}layers/"
-    parallel = _is_parallel(shapes, f"{layers}pre_attention_norm/scale", f"{layers}pre_mlp_norm/scale", where)
+    pre_attention, pre_mlp, post_mlp = (f"{layers}{n}_norm/scale" for n in ("pre_attention", "pre_mlp", "post_mlp"))
+    after_only = post_mlp in shapes and pre_attention not in shapes and pre_mlp not in shapes
+    query_norm = f"{layers}attention/query_norm/scale"
     depth, _, num_heads, head_dim = shapes[f"{layers}attention/query/kernel"]
     found = {
         "vocab_size": vocab_size,
@@ -95,9 +97,11 @@ def _own_decoder(shapes: Mapping[str, Shape], root: str, where: str) -> dict[str
         "head_dim": head_dim,
         "mlp_dim": shapes[f"{layers}mlp/up/kernel"][2],
         "gated": f"{layers}mlp/gate/kernel" in shapes,
-        "parallel_block": parallel,
-        "post_norms": f"{layers}post_mlp_norm/scale" in shapes,
-        "qk_norm": f"{layers}attention/query_norm/scale" in shapes,
+        "parallel_block": not after_only and _is_parallel(shapes, pre_attention, pre_mlp, where),
+        "pre_norms": not after_only,
+        "post_norms": post_mlp in shapes,
+        "qk_norm": query_norm in shapes,
+        "qk_norm_over": "all_heads" if query_norm in shapes and shapes[query_norm][-1] != head_dim else "head",
         "qkv_bias": f"{layers}attention/query/bias" in shapes,
         "tied_head": f"{root}head/embedding" not in shapes,
     }
@@ -118,6 +122,7 @@ def _own_encoder(shapes: Mapping[str, Shape], root: str, where: str) -> dict[str
         "num_heads": shapes[f"{block}MultiHeadDotProductAttention_0/query/kernel"][2],
         "mlp_dim": shapes[f"{block}MlpBlock_0/Dense_0/kernel"][2],
         "grid": math.isqrt(patches),
+        "positions": "learned",
         "class_token": class_token,
         "num_registers": shapes.get(f"{root}registers", (1, 0))[1],
         "layer_scale": f"{block}LayerScale_0/scale" in shapes,
@@ -132,13 +137,13 @@ def _is_parallel(names: Container[str], pre_attention: str, pre_mlp: str, where:
     """Whether attention and MLP read the same norm (PaLM): it is there, and the MLP has none of its own.
 
     Raises:
-        UserError: there is no norm before the attention. Such blocks, for example OLMo 2's, have norms on the results
-            only, and lack that of the MLP as PaLM's do.
+        UserError: there is no norm before the attention. Such blocks lack that of the MLP as PaLM's do, but are no
+            parallel blocks.
     """
     if pre_attention not in names:
         raise UserError(
-            f"{where} has no norm before the attention ({pre_attention}), as models with norms on the results of "
-            "attention and MLP only have none (OLMo 2). Our decoders read a norm there; use another family."
+            f"{where} has no norm before the attention ({pre_attention}). Use a checkpoint of a decoder that has one, "
+            "or, in vadapter's own names, one that has norms on the results of attention and MLP instead (OLMo 2)."
         )
     return pre_mlp not in names
 

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from vadapter.base.array_types import Array, Bool, Float, Int
+from vadapter.base.array_types import Array, Float, Int
 from vadapter.base.errors import UserError
 from vadapter.models import layers
 from vadapter.models.attention import AttentionImpl, attend, prepare, soft_cap
 from vadapter.models.configuration import configuration
 from vadapter.models.flops import FlopCounter
 from vadapter.models.kv_cache import KVCache
+from vadapter.models.layer_inputs import AttentionInputs, LayerInputs, SharedInputs
 from vadapter.models.layers import Norm, dense, named
 from vadapter.models.masks import Visibility
-from vadapter.models.positions import RopeScaling, Rotation, apply_rope, rope_frequencies, rope_rotation
+from vadapter.models.positions import RopeScaling, apply_rope, rope_frequencies, rope_rotation
 from vadapter.partitioning import constrain
 
 
@@ -176,67 +177,6 @@ class DecoderConfig:
             causal = self.causal and not local
             attention += counter.attention(float((lengths * keys).sum()), 1, width, layers, causal)
         return {counter.name: total + attention}
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class AttentionInputs:
-    """What the attention of all layers of one kind, local or global, is given: its mask and its rotation."""
-
-    mask: Bool[Array, "B 1 T S"] | Visibility
-    rotation: Rotation
-
-    @staticmethod
-    def choose(is_local: Bool[Array, ""], local: "AttentionInputs", global_: "AttentionInputs") -> "AttentionInputs":
-        """Returns `local` for a layer that is local, else `global_`."""
-        rotation = local.rotation.where(is_local, global_.rotation)
-        if isinstance(local.mask, Visibility):
-            return AttentionInputs(dataclasses.replace(local.mask, is_local=is_local), rotation)
-        assert not isinstance(global_.mask, Visibility)
-        return AttentionInputs(jnp.where(is_local, local.mask, global_.mask), rotation)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class LayerInputs:
-    """What a layer has of its own. The decoder stacks those of all layers, and the scan gives each layer its own.
-
-    Attributes:
-        is_local: whether the layer is local.
-        rotates: whether it rotates queries and keys; None where all layers do.
-        key: cached keys; None without a cache.
-        value: cached values; None without a cache.
-    """
-
-    is_local: Bool[Array, ""]
-    rotates: Bool[Array, ""] | None = None
-    key: Float[Array, "B S K H"] | None = None
-    value: Float[Array, "B S K H"] | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class SharedInputs:
-    """What all layers share.
-
-    Attributes:
-        global_: attention inputs of global layers.
-        local: of local layers; None where there are none.
-        start: slot of the cache that the first new key takes; None without a cache.
-    """
-
-    global_: AttentionInputs
-    local: AttentionInputs | None
-    start: Int[Array, ""] | None
-
-    def attention(self, own: LayerInputs) -> AttentionInputs:
-        """Returns the attention inputs of a layer."""
-        found = self.global_
-        if self.local is not None:
-            found = AttentionInputs.choose(own.is_local, self.local, self.global_)
-        if own.rotates is None:
-            return found
-        return AttentionInputs(found.mask, found.rotation.where(own.rotates, found.rotation.none()))
 
 
 class Attention(nn.Module):

@@ -73,6 +73,31 @@ def test_start_and_end_tokens(paths, tmp_path, family, bos, eos, beside):
     assert words.bos_id == (2 if family.endswith(".model") else words.token_id(bos))
 
 
+@pytest.mark.parametrize("family", ["gemma", "qwen", "llama3", "gemma.model"])
+def test_end_tokens_that_the_generation_config_names(paths, tmp_path, family):
+    name = "tokenizer.model" if family.endswith(".model") else "tokenizer.json"
+    for file in vocabulary.locate(paths[family]).parent.glob("tokenizer_config.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / name).write_bytes(vocabulary.locate(paths[family]).read_bytes())
+    words = vocabulary.load_vocabulary(str(tmp_path))
+    assert words.end_ids == (words.eos_id,)
+    for given, more in ((7, (7,)), ([7, words.eos_id, 9, 10**6, -1, None], (7, 9)), (None, ())):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
+        words = vocabulary.load_vocabulary(str(tmp_path))
+        assert words.end_ids == (words.eos_id, *more)
+        assert words.answer("red")[-1] == words.eos_id  # what a model is taught stays
+        for end in words.end_ids:
+            assert words.decode([*words.more(" red"), end, *words.more(" ring")]).strip() == "red"
+    (tmp_path / "generation_config.json").write_text("[")
+    with pytest.raises(UserError, match=r"generation_config\.json is not valid JSON"):
+        _ = vocabulary.load_vocabulary(str(tmp_path)).end_ids
+
+
+def test_a_chat_ends_with_its_turn_or_with_the_text(paths):
+    words = vocabulary.load_vocabulary(paths["gemma"], "chat")
+    assert words.end_ids == (words.token_id("<end_of_turn>"), words.token_id("<eos>"))
+
+
 def test_the_first_id_of_a_vocabulary_is_a_word_like_any_other(paths):
     words = vocabulary.load_vocabulary(paths["llama3"])
     assert words.more("!") == [0]

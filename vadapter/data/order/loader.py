@@ -71,9 +71,9 @@ class Loader:
         return found
 
     @property
-    def eos_id(self) -> int:
-        """Id that ends a text. A `UserError` where the vocabulary has none: then nothing would end."""
-        return self.vocabulary.end
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a text. A `UserError` where the vocabulary has none: then nothing would end."""
+        return self.vocabulary.ends
 
     def num_examples(self) -> int:
         """Returns the number of records in the split, all tasks together."""

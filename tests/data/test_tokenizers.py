@@ -45,6 +45,21 @@ def test_text_inside_a_row_survives_a_round_trip(paths, family, text):
     assert not specials & set(ids)
 
 
+@pytest.mark.parametrize("prompt_format", ["plain", "chat"])
+@pytest.mark.parametrize("token", ["<think>", "</think>", "<tool_call>", "<|fim_prefix|>", "<|im_start|>"])
+def test_a_token_that_steers_a_model_is_text_where_a_user_types_it(paths, token, prompt_format):
+    words = vocabulary.load_vocabulary(paths["qwen"], prompt_format)
+    for text in (token, f"say {token} and {token}", f"<{token}>", f"{token}{token}\n"):
+        for ids in (words.encode(text), words.more(text), words.first(text)):
+            assert words.token_id(token) not in ids
+            assert words.decode(ids) == text
+    typed, _ = prompts.write("See <media> . Question: <question> ?", words, f"is {token} here")
+    asked, _ = prompts.write("See <media> . Question: <question> ?", words, "is it here")
+    count = [ids.tolist().count(words.token_id(token)) for ids in (typed, asked)]
+    assert count[0] == count[1]  # those of the turns alone
+    assert words.token_id("<table>") in words.encode("a <table> b")  # a word like any other
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_text_in_parts_has_the_ids_of_the_whole(paths, family):
     words = vocabulary.load_vocabulary(paths[family])

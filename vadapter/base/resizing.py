@@ -46,17 +46,15 @@ def parse(text: str | None) -> Resize:
         UserError: it is none of these.
     """
     mode, *more = (DEFAULT if text is None else text).split() or [""]
-    found = {"whole": bool(more) or mode == "center_crop"}
-    if more and more[0] in FILTERS:
-        found["filter"] = more.pop(0)
-    if more and mode == "center_crop":
-        found["shorter"] = _ratio(more.pop(0))
-    if mode not in MODES or more or found.get("shorter", 1) is None:
+    whole = bool(more) or mode == "center_crop"
+    filter = more.pop(0) if more and more[0] in FILTERS else "bilinear"  # noqa: A001 the word of the field
+    shorter = _ratio(more.pop(0)) if more and mode == "center_crop" else Fraction(1)
+    if mode not in MODES or more or shorter is None:
         raise UserError(
             f"Expected a resize mode of {', '.join(MODES)}, with a filter behind it if it is not bilinear "
             f"({', '.join(FILTERS)}), such as 'center_crop bicubic 256/224'; found {text!r}. Choose one of them."
         )
-    return Resize(mode, **found)
+    return Resize(mode, filter, shorter, whole)
 
 
 def _ratio(text: str) -> Fraction | None:

@@ -177,8 +177,8 @@ class _Hub(_Store):
         self._check_space(names)
         with _explained(self.wanted):
             # A commit, no branch: the branch may move on meanwhile, and what the cache has needs no question.
-            given = {"revision": self.commit, "library_name": "vadapter"}
-            return [hf_hub_download(self.wanted.repository, name, **given) for name in names]
+            where = self.wanted.repository
+            return [hf_hub_download(where, n, revision=self.commit, library_name="vadapter") for n in names]
 
     def keep_revision(self, name: str) -> None:
         from huggingface_hub import hf_hub_download

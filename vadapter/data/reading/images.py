@@ -74,13 +74,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def resize(image: Image.Image, size: int, mode: str = resizing.DEFAULT) -> np.ndarray:
+def resize(image: Image.Image, size: int, mode: str | None = None) -> np.ndarray:
     """Resizes to a square: uint8 [size, size, 3], anti-aliased.
 
     Args:
         image: an RGB image.
         size: width and height of the result in pixels.
-        mode: how, as `resizing.parse` reads it: `stretch`, `crop`, `pad`, "center_crop bicubic".
+        mode: how, as `resizing.parse` reads it: `stretch` (also None), `crop`, `pad`, "center_crop bicubic".
 
     Raises:
         UserError: the mode is unknown.
@@ -118,7 +118,7 @@ def _center_crop(image: Image.Image, size: int, shorter: int, filter: Image.Resa
     return np.asarray(image.resize((size, size), filter, box=box))
 
 
-def decode(data: bytes, size: int | None = None, mode: str = resizing.DEFAULT) -> np.ndarray:
+def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.ndarray:
     """Decodes the bytes of an image file of one of `TYPES`, found by its content.
 
     Args:
@@ -154,7 +154,7 @@ def decode(data: bytes, size: int | None = None, mode: str = resizing.DEFAULT) -
     return resize(rgb, size, mode) if size else np.asarray(rgb)
 
 
-def from_pil(image: Image.Image, size: int, mode: str = resizing.DEFAULT) -> np.ndarray:
+def from_pil(image: Image.Image, size: int, mode: str | None = None) -> np.ndarray:
     """Returns a picture that Pillow has opened or made as uint8 [size, size, 3]; `mode` as of `resize`.
 
     Raises:
@@ -167,7 +167,7 @@ def from_pil(image: Image.Image, size: int, mode: str = resizing.DEFAULT) -> np.
     return resize(rgb, size, mode)
 
 
-def load(path: str | Path, size: int | None = None, mode: str = resizing.DEFAULT) -> np.ndarray:
+def load(path: str | Path, size: int | None = None, mode: str | None = None) -> np.ndarray:
     """Decodes an image file: uint8 [h, w, 3]. See `decode`.
 
     Raises:

@@ -27,6 +27,9 @@ _BOS = ("<bos>", "<s>", "<|begin_of_text|>")
 _EOS = ("<eos>", "</s>", "<|end_of_text|>", "<|endoftext|>")
 # Families without a start token begin a row with the token that parted their documents in pretraining.
 _SEPARATOR = ("<|endoftext|>",)
+# How families write tokens that steer a model. A tokenizer.json does not mark all of them as special (Qwen3: thinking
+# and tools), nor is all that it adds such a token: Gemma has runs of line breaks and HTML tags.
+_STEERS = re.compile(r"<\|.*\|>|</?(think|tool_call|tool_response)>")
 _SPACES = ("\u2581", "\u0120")  # how SentencePiece and byte-level tokenisers write a space
 
 
@@ -48,8 +51,9 @@ class TextVocabulary:
     def __init__(self, path: str, prompt_format: str):
         self.path = "" if path == SCENES else path
         # Some libraries find these in any text: user-defined pieces, and added tokens that are not special.
-        turns = {token for f in formats.FORMATS.values() for token in f.tokens}
-        self._guarded = sorted(token for token in turns if self.token_id(token) in self._library_ids(token))
+        steers = {token for f in formats.FORMATS.values() for token in f.tokens}
+        steers.update(filter(_STEERS.fullmatch, self._added()))
+        self._guarded = sorted(token for token in steers if self.token_id(token) in self._library_ids(token))
         self.format = formats.choose(prompt_format, lambda token: self.token_id(token) is not None, str(self))
 
     @property
@@ -66,6 +70,10 @@ class TextVocabulary:
     def _library_ids(self, text: str) -> list[int]:
         """Encodes text as the library does, without start and end tokens."""
         raise NotImplementedError
+
+    def _added(self) -> list[str]:
+        """Tokens that were added to those of the training, as far as the library tells."""
+        return []
 
     def _token(self, i: int) -> str:
         raise NotImplementedError
@@ -314,6 +322,9 @@ class TokenizerVocabulary(TextVocabulary):
 
     def _library_ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _added(self) -> list[str]:
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
 
     def _text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

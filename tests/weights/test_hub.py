@@ -150,7 +150,10 @@ def test_offline_the_cache_is_enough(llama, server, tmp_path, monkeypatch, capsy
     assert run("hf:owner/llama", tmp_path / "b") == 0
     assert same_weights(tmp_path / "a", tmp_path / "b")
     assert json.loads((tmp_path / "b" / "import.json").read_text())["source"]["commit"] == COMMIT
-    assert "only what the cache has was read" in capsys.readouterr().out
+    assert "HF_HUB_OFFLINE" not in capsys.readouterr().out
+    next((tmp_path / "cache").rglob("generation_config.json")).unlink()
+    assert run("hf:owner/llama", tmp_path / "d") == 0
+    assert "the cache has no generation_config.json" in capsys.readouterr().out
     assert run("hf:owner/other", tmp_path / "c") == 2
     assert "HF_HUB_OFFLINE is set, and the cache" in capsys.readouterr().err
     assert server.requests == []

@@ -20,7 +20,8 @@ PREFIX = "hf:"
 MAIN = "main"
 _FORM = re.compile(r"([\w.-]+/[\w.-]+?)(?:/([^@]+\.gguf))?(?:@(\S+))?")
 _CONFIG, _INDEX, _SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
-_SETTINGS = (_CONFIG, "preprocessor_config.json", "processor_config.json", "generation_config.json")
+_PICTURES, _GENERATION = ("preprocessor_config.json", "processor_config.json"), ("generation_config.json",)
+_SETTINGS = (_CONFIG, *_PICTURES, *_GENERATION)
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
@@ -115,7 +116,6 @@ class _Store:
 
     commit: str
     names: Sequence[str]
-    notes: tuple[str, ...] = ()
 
     def __init__(self, wanted: HubId):
         self.wanted = wanted
@@ -123,6 +123,10 @@ class _Store:
     def get(self, names: Sequence[str]) -> list[str]:
         """Brings files to this machine and returns their paths."""
         raise NotImplementedError
+
+    def notes(self, part: str | None) -> tuple[str, ...]:
+        """Returns sentences that the user should read."""
+        return ()
 
     def keep_revision(self, name: str) -> None:
         """Makes the cache know the commit of the revision, with the help of a file that it has."""
@@ -139,11 +143,11 @@ class _Store:
         self.get(small)
         if weights == [_INDEX]:
             weights = [_INDEX, *self._shards(self.get(weights)[0])]
-        return self._fetched([*small, *weights], os.path.dirname(self.get(weights)[0]))
+        return self._fetched([*small, *weights], os.path.dirname(self.get(weights)[0]), self.notes(part))
 
-    def _fetched(self, files: Sequence[str], path: str) -> Fetched:
+    def _fetched(self, files: Sequence[str], path: str, notes: tuple[str, ...] = ()) -> Fetched:
         self.keep_revision(files[0])
-        return Fetched(self.wanted, self.commit, path, tuple(sorted(files)), self.notes)
+        return Fetched(self.wanted, self.commit, path, tuple(sorted(files)), notes)
 
     def _shards(self, index: str) -> list[str]:
         files = _json(index).get("weight_map")
@@ -217,11 +221,16 @@ class _Cache(_Store):
         self._folder, self.commit = folder, os.path.basename(folder)
         found = (os.path.relpath(os.path.join(at, n), folder) for at, _, files in os.walk(folder) for n in files)
         self.names = sorted(name.replace(os.sep, "/") for name in found)
-        if any(name not in self.names for name in _SETTINGS):
-            self.notes = (
-                f"HF_HUB_OFFLINE is set: of {wanted} only what the cache has was read. A file that was never fetched, "
-                "such as preprocessor_config.json, counts as one that the model does not have.",
-            )
+
+    def notes(self, part: str | None) -> tuple[str, ...]:
+        """The cache does not tell a file that was never fetched from one that the model does not have."""
+        wished = _PICTURES if part == "encoder" else _GENERATION
+        if any(name in self.names for name in wished):
+            return ()
+        return (
+            f"HF_HUB_OFFLINE is set, and of {self.wanted} the cache has no {wished[0]}. If the model has one, import "
+            "again with a network.",
+        )
 
     def get(self, names: Sequence[str]) -> list[str]:
         return [os.path.join(self._folder, *name.split("/")) for name in names]

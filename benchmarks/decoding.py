@@ -74,7 +74,7 @@ def main() -> None:
     model, batch = model_and_batch(args)
     params = init_params(model, batch, jax.random.key(0), partitioner)
     batch = partitioner.put_batch(batch)
-    runs = {name: make_generate(model, partitioner, config, eos_id=-1) for name, config in methods.items()}
+    runs = {name: make_generate(model, partitioner, config, end_ids=()) for name, config in methods.items()}
     for run in runs.values():
         jax.block_until_ready(run(params, batch))  # compiles
     seconds: dict[str, list[float]] = {name: [] for name in runs}

@@ -93,7 +93,7 @@ def _ours(attention: str, small: bool, rows: int, prefix: int, new: int, entry: 
     structs = {path: storage.struct(path, x) for path, x in trees.flatten(nn.unbox(shapes)).items()}
     params = model.random_params(trees.unflatten(structs))
     placed = partitioner.put_batch(batch)
-    generate = make_generate(vlm, partitioner, DecodingConfig("greedy", new), eos_id=-1)
+    generate = make_generate(vlm, partitioner, DecodingConfig("greedy", new), end_ids=())
     start = time.perf_counter()
     jax.block_until_ready(generate(params, placed))
     entry["first_s"] = round(time.perf_counter() - start, 2)

@@ -86,7 +86,12 @@ def test_siglip_gemma_and_qwen_become_a_bundle_that_says_what_the_run_says(tmp_p
         "tiny": write_text_model("gemma3_text", tmp_path / "hf" / "gemma", "gemma"),
         "large": write_text_model("qwen3", tmp_path / "hf" / "qwen", "qwen"),
     }
+    processor = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 30, "width": 30}, "resample": 3}
+    processor |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (sources["encoder"] / "preprocessor_config.json").write_text(json.dumps(processor))
     trained = train_both_stages(sources, tmp_path, capsys)
+    recorded = json.loads((trained.stage2 / "model.json").read_text())
+    assert recorded["preprocessing"]["resize"] == recorded["model"]["encoder"]["resize"] == "stretch bicubic"
     # Tiny and large LM have different tokenisers: what cannot carry over is said.
     assert "decoder/embedder" in trained.output
     run("export", f"--checkpoint={trained.stage2}", f"--out={tmp_path / 'bundle'}")

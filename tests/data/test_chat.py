@@ -68,7 +68,7 @@ def test_a_row_is_what_the_family_s_template_writes(asked, family):
     batch, _ = next(loader.eval_batches())
     assert written(asked, family, batch) == ROWS[family]
     answer = batch.target_ids[0][batch.target_weights[0] > 0]
-    assert answer[-1] == loader.eos_id
+    assert answer[-1] == loader.vocabulary.end
     assert loader.vocabulary.decode(answer) == "a red ring !"
 
 

@@ -5,11 +5,13 @@ import logging
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.files import clip, copy_to_ram, picture
 from tests.data.loaders import make_loader
 from vadapter.base import resources
 from vadapter.base.errors import UserError
+from vadapter.data.reading import images
 
 
 @pytest.fixture
@@ -89,6 +91,19 @@ def test_own_prompts_and_resize(folder):
     found = [(b, i, r) for b, i, r in rows("own") if r["id"] == "all.jsonl:1"]
     batch, i, row = found[0]
     assert row["prompt"] == "Look: <media>\nSay:" and batch.media[i, 0, 0, 0].max() == 0
+
+
+def test_pictures_become_square_as_the_encoder_has_it_unless_the_task_says_otherwise(folder):
+    wide = np.random.RandomState(0).randint(0, 256, (30, 90, 3)).astype(np.uint8)
+    Image.fromarray(wide).save(folder / "wide.png")
+    write(folder, {"image": "wide.png", "caption": "noise"})
+    published = "center_crop bicubic 256/224"
+    for task, wanted in ((None, published), ("pad", "pad")):
+        mixture = register(folder, resize=task)
+        for encoder in (published, "stretch"):
+            expected = images.load(folder / "wide.png", 16, wanted if task else encoder)
+            (batch, i, _), *_ = rows(mixture, resize=encoder)
+            np.testing.assert_array_equal(batch.media[i, 0, 0], expected)
 
 
 def test_the_sample_folder_is_readable():

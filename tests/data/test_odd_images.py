@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
+from vadapter.base import resizing
 from vadapter.data.reading import images
 from vadapter.data.reading.images import MediaError
 
@@ -150,7 +151,7 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("mode", images.RESIZE_MODES)
+@pytest.mark.parametrize("mode", resizing.MODES)
 @pytest.mark.parametrize("name", GOOD)
 def test_odd_images_have_the_right_pixels(name, mode):
     make, colour = GOOD[name]

@@ -45,6 +45,21 @@ def test_text_inside_a_row_survives_a_round_trip(paths, family, text):
     assert not specials & set(ids)
 
 
+@pytest.mark.parametrize("prompt_format", ["plain", "chat"])
+@pytest.mark.parametrize("token", ["<think>", "</think>", "<tool_call>", "<|fim_prefix|>", "<|im_start|>"])
+def test_a_token_that_steers_a_model_is_text_where_a_user_types_it(paths, token, prompt_format):
+    words = vocabulary.load_vocabulary(paths["qwen"], prompt_format)
+    for text in (token, f"say {token} and {token}", f"<{token}>", f"{token}{token}\n"):
+        for ids in (words.encode(text), words.more(text), words.first(text)):
+            assert words.token_id(token) not in ids
+            assert words.decode(ids) == text
+    typed, _ = prompts.write("See <media> . Question: <question> ?", words, f"is {token} here")
+    asked, _ = prompts.write("See <media> . Question: <question> ?", words, "is it here")
+    count = [ids.tolist().count(words.token_id(token)) for ids in (typed, asked)]
+    assert count[0] == count[1]  # those of the turns alone
+    assert words.token_id("<table>") in words.encode("a <table> b")  # a word like any other
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_text_in_parts_has_the_ids_of_the_whole(paths, family):
     words = vocabulary.load_vocabulary(paths[family])
@@ -71,6 +86,31 @@ def test_start_and_end_tokens(paths, tmp_path, family, bos, eos, beside):
     words = vocabulary.load_vocabulary(path)
     assert words.eos_id == (1 if family.endswith(".model") else words.token_id(eos))
     assert words.bos_id == (2 if family.endswith(".model") else words.token_id(bos))
+
+
+@pytest.mark.parametrize("family", ["gemma", "qwen", "llama3", "gemma.model"])
+def test_end_tokens_that_the_generation_config_names(paths, tmp_path, family):
+    name = "tokenizer.model" if family.endswith(".model") else "tokenizer.json"
+    for file in vocabulary.locate(paths[family]).parent.glob("tokenizer_config.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / name).write_bytes(vocabulary.locate(paths[family]).read_bytes())
+    words = vocabulary.load_vocabulary(str(tmp_path))
+    assert words.end_ids == (words.eos_id,)
+    for given, more in ((7, (7,)), ([7, words.eos_id, 9, 10**6, -1, None], (7, 9)), (None, ())):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
+        words = vocabulary.load_vocabulary(str(tmp_path))
+        assert words.end_ids == (words.eos_id, *more)
+        assert words.answer("red")[-1] == words.eos_id  # what a model is taught stays
+        for end in words.end_ids:
+            assert words.decode([*words.more(" red"), end, *words.more(" ring")]).strip() == "red"
+    (tmp_path / "generation_config.json").write_text("[")
+    with pytest.raises(UserError, match=r"generation_config\.json is not valid JSON"):
+        _ = vocabulary.load_vocabulary(str(tmp_path)).end_ids
+
+
+def test_a_chat_ends_with_its_turn_or_with_the_text(paths):
+    words = vocabulary.load_vocabulary(paths["gemma"], "chat")
+    assert words.end_ids == (words.token_id("<end_of_turn>"), words.token_id("<eos>"))
 
 
 def test_the_first_id_of_a_vocabulary_is_a_word_like_any_other(paths):

@@ -56,7 +56,7 @@ def _byte_level(family: str) -> Tokenizer:
     made.train_from_iterator(_TEXTS, trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet))
     made.add_special_tokens(list(_SPECIAL[family]))
     if family == "qwen":
-        made.add_tokens(["<think>", "</think>"])
+        made.add_tokens(["<think>", "</think>", "<tool_call>", "<|fim_prefix|>", "<table>"])
     return made
 
 

@@ -60,15 +60,16 @@ class Setup:
         """Rows with a prompt."""
         return [int(i) for i in np.flatnonzero(self.lengths)]
 
-    def decode(self, config, eos_id, partitioner=ONE, batch=None):
-        """What is tested: new ids and steps."""
-        if (config, partitioner) not in self._compiled:  # the end token is an argument here, to compile less
-            run = lambda params, batch, eos: decode(self.model, params, batch, config, eos, make_top_k(partitioner))  # noqa: E731
+    def decode(self, config, end_ids, partitioner=ONE, batch=None):
+        """What is tested: new ids and steps. `end_ids` is an id or a tuple of them."""
+        end_ids = np.atleast_1d(np.asarray(end_ids, np.int32))
+        if (config, partitioner) not in self._compiled:  # the end tokens are an argument here, to compile less
+            run = lambda params, batch, ends: decode(self.model, params, batch, config, ends, make_top_k(partitioner))  # noqa: E731
             self._compiled[config, partitioner] = jax.jit(run)
         with partitioner.activate():
             params = jax.device_put(self.params, partitioner.replicated)
             batch = partitioner.put_batch(self.batch if batch is None else batch)
-            out = self._compiled[config, partitioner](params, batch, eos_id)
+            out = self._compiled[config, partitioner](params, batch, end_ids)
         return np.asarray(out.ids), int(out.steps)
 
     def next_logits(self, texts: dict[int, list[int]]) -> dict[int, np.ndarray]:
@@ -109,22 +110,24 @@ def padded(texts: dict[int, list[int]], rows: int) -> np.ndarray:
     return out
 
 
-def slow_one_by_one(setup, choose, eos_id) -> np.ndarray:
+def slow_one_by_one(setup, choose, end_ids) -> np.ndarray:
     """Ids of rows that are continued by the token that `choose` gives for (row, step, logits)."""
+    end_ids = np.atleast_1d(end_ids)
     texts = {row: [] for row in setup.rows}
     running = set(texts)
     for step in range(NEW):
         for row, logits in setup.next_logits({r: texts[r] for r in running}).items():
             token = int(choose(row, step, logits))
-            if token == eos_id:
+            if token in end_ids:
                 running.remove(row)
             else:
                 texts[row].append(token)
     return padded(texts, len(setup.lengths))
 
 
-def slow_beam(setup, beams, alpha, eos_id) -> tuple[np.ndarray, dict[int, str], dict[int, int]]:
+def slow_beam(setup, beams, alpha, end_ids) -> tuple[np.ndarray, dict[int, str], dict[int, int]]:
     """Beam search in plain Python: ids, why each row stopped, and the tokens it read after its prompt."""
+    end_ids = np.atleast_1d(end_ids)
     running = {row: [(0.0, [])] for row in setup.rows}
     ended = {row: [] for row in setup.rows}
     why = dict.fromkeys(setup.rows, "limit")
@@ -144,8 +147,8 @@ def slow_beam(setup, beams, alpha, eos_id) -> tuple[np.ndarray, dict[int, str], 
                 x -= np.log(np.exp(x).sum())
                 options += [(log_prob + x[token], [*text, token]) for token in range(len(x))]
             options.sort(key=lambda option: -option[0])
-            ended[row] += [(score(p, length), text[:-1]) for p, text in options[:beams] if text[-1] == eos_id]
-            running[row] = [option for option in options if option[1][-1] != eos_id][:beams]
+            ended[row] += [(score(p, length), text[:-1]) for p, text in options[:beams] if text[-1] in end_ids]
+            running[row] = [option for option in options if option[1][-1] not in end_ids][:beams]
             if len(ended[row]) >= beams:
                 why[row] = "count"
             elif ended[row] and score(running[row][0][0], NEW) <= max(s for s, _ in ended[row]):

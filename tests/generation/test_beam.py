@@ -42,6 +42,19 @@ def test_cached_search_equals_reading_everything_anew(setup, eos, beams, alpha):
         np.testing.assert_array_equal(ids, setup.decode(DecodingConfig(max_new_tokens=NEW), eos)[0])
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_each_of_several_end_tokens_ends_a_hypothesis(setup, beams):
+    free = setup.decode(beam(beams), -1)[0]
+    tokens, counts = np.unique(free[free >= 0], return_counts=True)
+    several = tuple(int(i) for i in tokens[np.argsort(-counts, kind="stable")][:3])
+    expected, why, steps = slow_beam(setup, beams, 0.6, several)
+    ids, taken = setup.decode(beam(beams), several)
+    np.testing.assert_array_equal(ids, expected)
+    assert taken == max(steps.values())
+    assert list(why.values()).count("limit") <= 1 and not set(several) & set(ids.ravel().tolist())
+    assert (ids != slow_beam(setup, beams, 0.6, several[:1])[0]).any(), "one end token says the same: too easy"
+
+
 def test_without_an_end_token_all_rows_run_to_the_limit(setup):
     expected, _, _ = slow_beam(setup, 2, 0.6, -1)
     ids, steps = setup.decode(beam(2), -1)
@@ -79,7 +92,7 @@ def chain(table, beams, alpha, new):
     last = jnp.zeros((1, 1), jnp.int32)  # the first row of the table is after the prompt
     found = []
     for step in range(new):
-        search = advance(search, jnp.log(table)[last], beam(beams, alpha, new), EOS)
+        search = advance(search, jnp.log(table)[last], beam(beams, alpha, new), (EOS,))
         last = search.ids[:, :, step]
         found.append(search)
     return found
@@ -117,7 +130,7 @@ def test_a_row_is_done_only_when_its_result_is_certain():
 def test_neither_cache_nor_logits_leave_their_device(setup):
     placed = many()
     run = jax.jit(
-        lambda params, batch: decode(setup.model, params, batch, beam(2, new=3), 1, make_top_k(placed)),
+        lambda params, batch: decode(setup.model, params, batch, beam(2, new=3), (1,), make_top_k(placed)),
         in_shardings=(placed.replicated, placed.batch_sharding),
     )
     with placed.activate():
@@ -130,7 +143,7 @@ def test_neither_cache_nor_logits_leave_their_device(setup):
 
 def test_more_beams_than_tokens_are_refused(setup):
     with pytest.raises(UserError, match=r"beams is 33.*has 64"):
-        jax.eval_shape(lambda: decode(setup.model, setup.params, setup.batch, beam(33), 1))
+        jax.eval_shape(lambda: decode(setup.model, setup.params, setup.batch, beam(33), (1,)))
 
 
 @pytest.mark.parametrize("k", [1, 3, 8, 20])

@@ -45,6 +45,17 @@ def test_cached_greedy_equals_reading_everything_anew(setup, eos, end):
         assert len(set((ids >= 0).sum(axis=1))) > 2, "rows end alike: the case is too easy"
 
 
+@pytest.mark.parametrize("config", [GREEDY, SAMPLE], ids=["greedy", "sample"])
+def test_any_of_several_end_tokens_ends_a_text(setup, config):
+    free, _ = setup.decode(config, -1)
+    firsts = tuple(dict.fromkeys(free[setup.rows, 2].tolist()))  # every row has written one after three steps
+    ids, steps = setup.decode(config, firsts)
+    assert len(firsts) > 1 and steps <= 2
+    for row in setup.rows:
+        length = next(i for i, token in enumerate(free[row].tolist()) if token in firsts)
+        np.testing.assert_array_equal(ids[row], [*free[row, :length], *[EMPTY] * (NEW - length)])
+
+
 def test_cached_sampling_equals_reading_everything_anew(setup, eos):
     keys = row_keys(setup.batch, SAMPLE.seed)
 
@@ -180,7 +191,7 @@ def test_sharded_generate_compiles_once_and_gives_each_process_its_rows(setup, m
     traced = []
     plain = decoding.decode
     monkeypatch.setattr(decoding, "decode", lambda *args: traced.append(1) or plain(*args))
-    run = make_generate(setup.model, many(), GREEDY, eos_id=1)
+    run = make_generate(setup.model, many(), GREEDY, end_ids=(1,))
     params = jax.device_put(setup.params, many().replicated)
     for batch in (setup.batch, setup.only(2)):
         ids = run(params, many().put_batch(batch))

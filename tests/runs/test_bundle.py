@@ -144,7 +144,7 @@ def test_a_bundle_has_the_bytes_of_its_parameters_and_little_more(root, bundle):
 
 def test_run_and_bundle_write_the_same(root, bundle):
     placed = small.partitioner(data=2)
-    generate = make_generate(MODEL, placed, DecodingConfig(max_new_tokens=6), eos_id=1)
+    generate = make_generate(MODEL, placed, DecodingConfig(max_new_tokens=6), end_ids=(1,))
     batch = placed.put_batch(models.batch(CONFIG, rows=2))
     of_run = load(str(root / "run"), partitioner=placed).params
     of_bundle = load(str(bundle), partitioner=placed).params

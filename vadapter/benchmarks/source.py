@@ -30,7 +30,7 @@ class BenchmarkSource(RandomAccessSource):
         self,
         builders: Mapping[str, Benchmarks],
         media: str,
-        resize: str = "stretch",
+        resize: str | None = None,
         frame_sampling: str = "uniform",
     ):
         """Args:

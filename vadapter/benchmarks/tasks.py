@@ -22,7 +22,7 @@ def benchmark_task(
     shots_seed: int = 0,
     shots_fixed: bool = False,
     example_prompt: str = "text_example",
-    resize: str = "stretch",
+    resize: str | None = None,
     frame_sampling: str = "uniform",
     vocabulary: str = "",
     prompt_format: str = formats.PLAIN,
@@ -44,7 +44,7 @@ def benchmark_task(
         shots_seed: seed of the choice of examples.
         shots_fixed: whether all questions have the same examples.
         example_prompt: form of an example: a name in data/prompts, or a template with `<question>` and `<answer>`.
-        resize: stretch, crop or pad.
+        resize: stretch, crop, pad, or another text of `resizing.parse`; default as the encoder has it.
         frame_sampling: uniform, centre or random; see `video.decode`.
         vocabulary: a tokeniser's file or folder; see `tasks.jsonl_task`.
         prompt_format: `plain`, `chat` or a family; see `tasks.jsonl_task`.

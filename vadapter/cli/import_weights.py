@@ -1,11 +1,13 @@
 """Takes open weights into a folder that runs can use, with gin files that describe the model.
 
-vadapter import --source=siglip-so400m-patch14-384 --out=weights/siglip
-vadapter import --source=gemma-3-4b-it --part=decoder --out=weights/gemma3_4b
+vadapter import --source=hf:google/siglip-so400m-patch14-384 --out=weights/siglip
+vadapter import --source=downloads/gemma-3-4b-it --part=decoder --out=weights/gemma3_4b
 vadapter train --gin_file=experiments/open_stage1.gin --gin_file=weights/siglip/encoder.gin ...
 
 The source is a Hugging Face folder with safetensors, a .npz file of big_vision, a checkpoint of t5x, or an Orbax
-checkpoint of Gemma. It is read piece by piece and is not changed.
+checkpoint of Gemma. It is read piece by piece and is not changed. hf:owner/name[/file.gguf][@revision] names a model of
+Hugging Face's hub, which is fetched first: its cache, its login and its offline mode hold (HF_HOME, HF_TOKEN,
+HF_ENDPOINT, HF_HUB_OFFLINE).
 """
 
 import argparse
@@ -19,7 +21,7 @@ _NAMES = ("source", "out", "part", "dtype", "variant", "tokenizer")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("--source", required=True, metavar="PATH", help="the weights: a folder or a file")
+    parser.add_argument("--source", required=True, metavar="PATH", help="a folder or a file, or hf:owner/name")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder for what is imported")
     parser.add_argument("--part", choices=("encoder", "decoder"), help="the one to take of a source with two models")
     parser.add_argument(

@@ -134,7 +134,7 @@ class SeqioSource(seqio.DataSource):
 
         def examples() -> Iterator[Example]:
             plans = ([share(order[i : i + _CHUNK])] for i in range(0, len(order), _CHUNK))
-            for loaded in load([self.records], split, plans, shape):
+            for loaded in load([self.records.resized(_DEFAULT_SIZES.resize)], split, plans, shape):
                 yield from ({**x, "media": media} for x, media in zip(loaded.records, loaded.media, strict=True))
 
         return dataset_of(examples)

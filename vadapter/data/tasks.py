@@ -88,7 +88,7 @@ def jsonl_task(
     video_question_prompt: str = "video_question",
     captions: Preprocessor | None = None,
     questions: Preprocessor | None = None,
-    resize: str = "stretch",
+    resize: str | None = None,
     frame_sampling: str = "uniform",
     vocabulary: str = "",
     prompt_format: str = formats.PLAIN,
@@ -108,7 +108,7 @@ def jsonl_task(
         question_prompt, video_question_prompt: a name in data/prompts, or a template with `<media>` and `<question>`.
         captions, questions: preprocessors of captions and of questions, in place of `Caption` and `Question` with
             these prompts.
-        resize: stretch, crop or pad.
+        resize: stretch, crop, pad, or another text of `resizing.parse`; default as the encoder has it.
         frame_sampling: uniform, centre or random, see `video.decode`.
         vocabulary: a SentencePiece model, a tokenizer.json, or a folder with one, such as an imported language model's;
             "scenes" is the 512-piece vocabulary of the demo's models, which writes any text.
@@ -156,7 +156,7 @@ def pairs_task(
     holdout: float = 0.001,
     prompt: str = "caption",
     captions: Preprocessor | None = None,
-    resize: str = "stretch",
+    resize: str | None = None,
     frame_sampling: str = "uniform",
     vocabulary: str = "",
     prompt_format: str = formats.PLAIN,
@@ -179,7 +179,7 @@ def pairs_task(
         holdout: share of the records of `files` to evaluate on, where `validation` is not given; 0 is none.
         prompt: a name in data/prompts, or a template with `<media>`.
         captions: preprocessor of the records, in place of `Caption(prompt)`.
-        resize: stretch, crop or pad.
+        resize: stretch, crop, pad, or another text of `resizing.parse`; default as the encoder has it.
         frame_sampling: uniform, centre or random, see `video.decode`.
         vocabulary: a tokeniser's file or folder; see `jsonl_task`.
         prompt_format: `plain`, `chat` or a family; see `jsonl_task`.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vadapter.base.array_types import Array, Bool, Float, Int, PyTree
 from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
-from vadapter.generation.config import EMPTY, Decoded, DecodingConfig
+from vadapter.generation.config import EMPTY, Decoded, DecodingConfig, EndIds, ends
 from vadapter.generation.top_k import TopK
 from vadapter.models.kv_cache import KVCache
 from vadapter.models.vlm import VLM
@@ -41,7 +41,7 @@ class Search:
 
 
 def beam_search(
-    model: VLM, params: PyTree, batch: Batch, config: DecodingConfig, eos_id: int, top_k: TopK = jax.lax.top_k
+    model: VLM, params: PyTree, batch: Batch, config: DecodingConfig, end_ids: EndIds, top_k: TopK = jax.lax.top_k
 ) -> Decoded:
     """Continues each row's prompt with the best text that a search of `config.beams` hypotheses finds.
 
@@ -58,7 +58,7 @@ def beam_search(
         params: its whole parameters.
         batch: rows that end with their prompt. Rows of padding alone are empty.
         config: `beams`, `length_penalty` and `max_new_tokens` count.
-        eos_id: id of the end token.
+        end_ids: ids of the end tokens: any of them ends a text.
         top_k: as `make_top_k` makes it for a mesh.
 
     Raises:
@@ -68,10 +68,10 @@ def beam_search(
     lengths = (batch.segment_ids > 0).sum(axis=1)
     read: Any = model.apply({"params": params}, batch, config.max_new_tokens - 1, method="prefill")
     logits, cache = read
-    if logits.shape[-1] < 2 * config.beams:
+    if logits.shape[-1] < (needed := _candidates(config, end_ids)):
         raise UserError(
-            f"DecodingConfig.beams is {config.beams}, which needs a vocabulary of twice as many tokens; the model's "
-            f"has {logits.shape[-1]}. Use fewer beams."
+            f"DecodingConfig.beams is {config.beams}, which needs a vocabulary of {needed} tokens; the model's has "
+            f"{logits.shape[-1]}. Use fewer beams."
         )
     search = Search(
         length=jnp.zeros((), jnp.int32),
@@ -83,7 +83,7 @@ def beam_search(
         ended=jnp.zeros((rows,), jnp.int32),
         done=lengths == 0,
     )
-    search = advance(search, logits[:, None], config, eos_id, top_k)
+    search = advance(search, logits[:, None], config, end_ids, top_k)
 
     def more(state: tuple[Search, KVCache]) -> Array:
         return (state[0].length < config.max_new_tokens) & ~state[0].done.all()
@@ -94,7 +94,7 @@ def beam_search(
         positions = jnp.repeat(lengths, config.beams) + search.length - 1
         cache = cache.reorder(search.parents, first=prompt)
         logits, cache = model.apply({"params": params}, last.reshape(-1), positions, cache, method="extend")
-        return advance(search, logits.reshape(rows, config.beams, -1), config, eos_id, top_k), cache
+        return advance(search, logits.reshape(rows, config.beams, -1), config, end_ids, top_k), cache
 
     search, _ = jax.lax.while_loop(more, step_once, (search, cache.repeat(config.beams)))
     ids = jnp.where(jnp.isfinite(search.best_score)[:, None], search.best_ids, search.ids[:, 0])
@@ -105,7 +105,7 @@ def advance(
     search: Search,
     logits: Float[Array, "B beams V"],
     config: DecodingConfig,
-    eos_id: int,
+    end_ids: EndIds,
     top_k: TopK = jax.lax.top_k,
 ) -> Search:
     """Takes one more token.
@@ -114,15 +114,14 @@ def advance(
         search: of one hypothesis a row at the start, then of `beams`.
         logits: of the next token of each hypothesis.
         config: see `beam_search`.
-        eos_id: see `beam_search`.
+        end_ids: see `beam_search`.
         top_k: see `beam_search`.
     """
     beams, length = config.beams, search.length + 1
-    # Each hypothesis ends at most once, so of 2 * beams continuations at least `beams` run on.
-    scores, tokens, parents = _likeliest(search.log_probs, logits, 2 * beams, top_k)
-    ends = tokens == eos_id
+    scores, tokens, parents = _likeliest(search.log_probs, logits, _candidates(config, end_ids), top_k)
+    is_end = ends(tokens, end_ids)
 
-    ending = (ends & jnp.isfinite(scores))[:, :beams]  # what is impossible does not end
+    ending = (is_end & jnp.isfinite(scores))[:, :beams]  # what is impossible does not end
     first = jnp.argmax(ending, axis=1)[:, None]  # of one length, the likeliest has the best score
     score = jnp.take_along_axis(scores, first, axis=1)[:, 0] / penalty(length, config)
     better = ending.any(axis=1) & (score > search.best_score) & ~search.done
@@ -130,7 +129,7 @@ def advance(
     best_score = jnp.where(better, score, search.best_score)
     ended = search.ended + ending.sum(axis=1)
 
-    running = jnp.argsort(ends, axis=1, stable=True)[:, :beams]
+    running = jnp.argsort(is_end, axis=1, stable=True)[:, :beams]
     log_probs = jnp.take_along_axis(scores, running, axis=1)
     parents = jnp.take_along_axis(parents, running, axis=1)
     tokens = jnp.take_along_axis(tokens, running, axis=1)
@@ -151,6 +150,11 @@ def advance(
         ended=ended,
         done=search.done | (ended >= beams) | hopeless,
     )
+
+
+def _candidates(config: DecodingConfig, end_ids: EndIds) -> int:
+    """So many continuations of a row that `beams` of them run on: a hypothesis may end by each of the end tokens."""
+    return config.beams * max(2, 1 + len(end_ids))
 
 
 def penalty(length: Int[Array, ""] | int, config: DecodingConfig) -> Array:

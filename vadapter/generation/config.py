@@ -2,15 +2,18 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import flax.struct
+import jax.numpy as jnp
 
-from vadapter.base.array_types import Array, Int
+from vadapter.base.array_types import Array, Bool, Int
 from vadapter.base.errors import UserError
 
 EMPTY = -1  # no token has it; 0 is a word in some vocabularies
 Method = Literal["greedy", "sample", "beam"]
+EndIds = Sequence[int] | Int[Array, " E"]  # what ends a text; none: every text goes on to the limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,3 +71,8 @@ class Decoded:
 
     ids: Int[Array, "B max_new_tokens"]
     steps: Int[Array, ""]
+
+
+def ends(tokens: Int[Array, "*B"], end_ids: EndIds) -> Bool[Array, "*B"]:
+    """Returns which tokens end a text: those that are one of `end_ids`."""
+    return (tokens[..., None] == jnp.asarray(end_ids, jnp.int32)).any(axis=-1)

@@ -1,7 +1,7 @@
 """Text generation on device, with the KV cache: greedy, sampling and beam search."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vadapter.base.array_types import Array, Float, Int, PyTree
 from vadapter.base.batch import Batch
 from vadapter.generation.beam import beam_search
-from vadapter.generation.config import EMPTY, Decoded, DecodingConfig
+from vadapter.generation.config import EMPTY, Decoded, DecodingConfig, EndIds, ends
 from vadapter.generation.sampling import row_keys, sample
 from vadapter.generation.top_k import TopK, make_top_k
 from vadapter.models.vlm import VLM
@@ -21,32 +21,32 @@ Choose = Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]
 
 
 def decode(
-    model: VLM, params: PyTree, batch: Batch, config: DecodingConfig, eos_id: int, top_k: TopK = jax.lax.top_k
+    model: VLM, params: PyTree, batch: Batch, config: DecodingConfig, end_ids: EndIds, top_k: TopK = jax.lax.top_k
 ) -> Decoded:
-    """Continues each row's prompt until its end token or the limit; stops as soon as every row has ended.
+    """Continues each row's prompt until an end token or the limit; stops as soon as every row has ended.
 
     Args:
         model: the VLM.
         params: its whole parameters.
         batch: rows that end with their prompt. Rows of padding alone end at once.
         config: the method and its settings.
-        eos_id: id of the end token.
+        end_ids: ids of the end tokens: any of them ends a text.
         top_k: as `make_top_k` makes it for a mesh.
 
     Raises:
         UserError: a vocabulary too small for the beams.
     """
     if config.method == "beam":
-        return beam_search(model, params, batch, config, eos_id, top_k)
+        return beam_search(model, params, batch, config, end_ids, top_k)
     if config.method == "greedy":
-        return one_by_one(model, params, batch, config, eos_id, lambda logits, _: jnp.argmax(logits, axis=-1))
+        return one_by_one(model, params, batch, config, end_ids, lambda logits, _: jnp.argmax(logits, axis=-1))
     keys = row_keys(batch, config.seed)
     draw = functools.partial(sample, keys, config=config, find=top_k)
-    return one_by_one(model, params, batch, config, eos_id, draw)
+    return one_by_one(model, params, batch, config, end_ids, draw)
 
 
 def one_by_one(
-    model: VLM, params: PyTree, batch: Batch, config: DecodingConfig, eos_id: int, choose: Choose
+    model: VLM, params: PyTree, batch: Batch, config: DecodingConfig, end_ids: EndIds, choose: Choose
 ) -> Decoded:
     """Continues each row by the token that `choose` gives for (logits, new tokens before it).
 
@@ -59,7 +59,7 @@ def one_by_one(
 
     def enter(logits: Array, step: Array, ids: Array, ended: Array) -> tuple[Array, Array, Array]:
         token = choose(logits, step).astype(jnp.int32)
-        ended = ended | (token == eos_id)
+        ended = ended | ends(token, end_ids)
         ids = jax.lax.dynamic_update_slice(ids, jnp.where(ended, EMPTY, token)[:, None], (jnp.zeros_like(step), step))
         return jnp.where(ended, 0, token), ids, ended
 
@@ -84,7 +84,7 @@ def make_generate(
     partitioner: Partitioner,
     config: DecodingConfig | None = None,
     *,
-    eos_id: int,
+    end_ids: Sequence[int],
 ) -> Callable[[PyTree, Batch], Int[Array, "B max_new_tokens"]]:
     """Compiles `decode` for a mesh, once for each shape of a batch.
 
@@ -92,16 +92,16 @@ def make_generate(
         model: the VLM.
         partitioner: places the activations.
         config: how texts are chosen; default greedy.
-        eos_id: id of the end token.
+        end_ids: ids of the end tokens: any of them ends a text. None: every text goes on to the limit.
 
     Returns:
-        A function of (parameters, device batch) that gives ids `[B, max_new_tokens]`, `EMPTY` from the end token on.
+        A function of (parameters, device batch) that gives ids `[B, max_new_tokens]`, `EMPTY` from an end token on.
         They are sharded like the batch, so that each process has those of its own rows.
     """
     settings = config or DecodingConfig()
     top_k = make_top_k(partitioner)
     run = jax.jit(
-        lambda params, batch: decode(model, params, batch, settings, eos_id, top_k).ids,
+        lambda params, batch: decode(model, params, batch, settings, end_ids, top_k).ids,
         out_shardings=partitioner.batch_sharding,
     )
 

@@ -16,7 +16,7 @@ from vadapter.base.batch import LabelledImages
 from vadapter.base.errors import UserError
 from vadapter.base.trees import Tree
 from vadapter.models import flops
-from vadapter.models.configuration import EncoderConfig, configuration
+from vadapter.models.configuration import EncoderConfig, configuration, picture_sizes
 from vadapter.models.layers import dense
 from vadapter.models.losses import LossSums, ObjectiveConfig, label_cross_entropy
 
@@ -73,7 +73,7 @@ class ClassifierConfig:
 
     def data_sizes(self) -> dict[str, Any]:
         """See `configuration.ModelConfig`."""
-        return {"image_size": self.encoder.image_size}
+        return picture_sizes(self.encoder)
 
     def example_batch(self, rows: int = 1, lengths: Mapping[str, int] | None = None, frames: int = 1) -> LabelledImages:
         """See `configuration.ModelConfig`; there is no text, and frames are not asked for."""

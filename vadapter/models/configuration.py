@@ -92,7 +92,8 @@ class EncoderConfig(Protocol):
     normalises them itself) and returns patch tokens `[B, P, E]`, with P = `num_patches` and E = `width`. Its parameters
     lie below `encoder/`; see `AdapterConfig` for how to make them.
 
-    Optional: `stack`, a class attribute that names the submodule whose layers are stacked on a leading axis, such as
+    Optional: `resize`, how pictures become square, such as "center_crop bicubic" (`base.resizing`; default "stretch").
+    And `stack`, a class attribute that names the submodule whose layers are stacked on a leading axis, such as
     "Transformer/encoderblock". Its kernels may then be kept in int8 (`stacks`).
     """
 
@@ -185,6 +186,12 @@ _PROTOCOLS: Mapping[str, type | None] = {
 }
 REGISTRY = Registry("configuration of a model")
 _kinds: dict[str, str] = {}
+
+
+def picture_sizes(encoder: EncoderConfig) -> dict[str, Any]:
+    """Returns what an encoder dictates to its data: `image_size`, and `resize` where it says how pictures get there."""
+    resize = getattr(encoder, "resize", None)
+    return {"image_size": encoder.image_size} | ({"resize": resize} if resize else {})
 
 
 def configuration(kind: str) -> Callable[[type[T]], type[T]]:

@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 from flax import linen as nn
 
+from vadapter.base import resizing
 from vadapter.base.array_types import Array, Float, UInt8
 from vadapter.base.errors import UserError
 from vadapter.models import layers, position_embeddings
@@ -61,6 +62,8 @@ class ViTConfig:
             are then not read (SigLIP so400m at 384 pixels sees 378 of them).
         mean: of the pixels in 0..1, for R, G, B; 0.5 with std 0.5 maps to -1..1 (big_vision, SigLIP).
         std: of the pixels in 0..1, for R, G, B.
+        resize: how pictures become square before they are read, where a task does not say it: `stretch`, `crop`,
+            `pad`, or as an image processor was published, such as "center_crop bicubic"; see `resizing.parse`.
         attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs; see `attention.attend`.
         dtype: of the computation; patch and position embeddings are always in f32.
         remat: what the backward pass recomputes: `none`, `full` or `dots`.
@@ -93,11 +96,13 @@ class ViTConfig:
     drop_edges: bool = False
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    resize: str = resizing.DEFAULT
     attention_impl: AttentionImpl = "xla"
     dtype: str = "bfloat16"
     remat: layers.Remat = "none"
 
     def __post_init__(self):
+        resizing.parse(self.resize)
         if self.image_size % self.patch_size and not self.drop_edges:
             raise UserError(
                 f"ViTConfig: image_size {self.image_size} is no multiple of patch_size {self.patch_size}. Change one, "

@@ -14,7 +14,7 @@ from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
 from vadapter.base.trees import Tree
 from vadapter.models import adapters, decoder, flops, vit  # noqa: F401  so that the shipped parts are registered
-from vadapter.models.configuration import AdapterConfig, EncoderConfig, configuration
+from vadapter.models.configuration import AdapterConfig, EncoderConfig, configuration, picture_sizes
 from vadapter.models.kv_cache import KVCache
 from vadapter.models.losses import LossSums, ObjectiveConfig, cross_entropy
 
@@ -71,7 +71,7 @@ class VLMConfig:
         """See `configuration.ModelConfig`."""
         tokens = {frames: self.num_visual_tokens(frames) for frames in {1, self.num_frames}}
         sizes = {"num_frames": self.num_frames, "num_visual_tokens": tokens}
-        return sizes if self.encoder is None else {"image_size": self.encoder.image_size, **sizes}
+        return sizes if self.encoder is None else {**picture_sizes(self.encoder), **sizes}
 
     def example_batch(self, rows: int = 1, lengths: Mapping[str, int] | None = None, frames: int = 1) -> Batch:
         """See `configuration.ModelConfig`. A row has one image or video, and text for inputs and targets."""

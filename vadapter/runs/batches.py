@@ -24,7 +24,7 @@ def make_batch(
     questions: Texts | None = None,
     prompt: Texts | None = None,
     lengths: Mapping[str, int] | None = None,
-    resize: str = "stretch",
+    resize: str | None = None,
 ) -> Batch:
     """Makes a batch of images or videos with texts.
 
@@ -38,7 +38,7 @@ def make_batch(
         prompt: a name in data/prompts or a template with `<media>`; default `caption`, or `image_question` where there
             are questions.
         lengths: `inputs` and `targets`, slots of text; default 64 each.
-        resize: how pictures become square: `stretch`, `crop` or `pad`.
+        resize: how pictures become square: `stretch`, `crop`, `pad`; default the encoder's way.
 
     Returns:
         A batch of numpy arrays, a row an image.
@@ -47,6 +47,7 @@ def make_batch(
         UserError: an image that cannot be read, named by its place; a text that does not fit; numbers of texts and
             images that differ; or a prompt that is not a template.
     """
+    sizes = for_model(model)
     return memory.batch(
         images,
         prompt or ("caption" if questions is None else "image_question"),
@@ -54,6 +55,6 @@ def make_batch(
         questions,
         vocabulary=vocabulary,
         lengths=lengths or {"inputs": 64, "targets": 64},
-        sizes=for_model(model),
-        resize=resize,
+        sizes=sizes,
+        resize=resize or sizes.resize,
     )

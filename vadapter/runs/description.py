@@ -155,9 +155,11 @@ def _version(record: Any) -> str:
 def describe(experiment: "Experiment") -> Description:
     """Returns all that has to be known to use the model of an experiment. Its tasks are registered by now."""
     from vadapter.data import mixture_description
+    from vadapter.runs import batches
 
     found = mixture_description.describe(experiment.data.mixture)
-    resize, steps = found.pop("resize"), found.pop("preprocessors")
+    resize = found.pop("resize") or batches.for_model(experiment.model).resize
+    steps = found.pop("preprocessors")
     text = None
     if found:
         path = found.pop("vocabulary")

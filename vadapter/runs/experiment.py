@@ -184,7 +184,7 @@ class Parts:
         if evaluation.kind != "generation":
             raise UserError(f"Evaluation.kind is {evaluation.kind!r}; expected 'loss', 'generation' or 'reliance'.")
         model: Any = self.model
-        generate = make_generate(model, self.partitioner, evaluation.decoding, eos_id=loader.eos_id)
+        generate = make_generate(model, self.partitioner, evaluation.decoding, end_ids=loader.end_ids)
         prompts: Any = functools.partial(loader.eval_batches, for_decoding=True)
         common |= {"vocabulary": loader.vocabulary, "scoring": evaluation.scoring()}
         return GenerationEvaluator(generate, prompts, **common)

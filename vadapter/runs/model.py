@@ -206,7 +206,7 @@ class TrainedModel:
     def _generate(self, decoding: DecodingConfig) -> Any:
         if decoding not in self._generators:
             _, vocabulary = self._speech()
-            made = make_generate(self.model, self.partitioner, decoding, eos_id=eos_id(vocabulary))
+            made = make_generate(self.model, self.partitioner, decoding, end_ids=vocabulary.ends)
             self._generators[decoding] = made
         return self._generators[decoding]
 
@@ -219,10 +219,3 @@ class TrainedModel:
 
         with self.partitioner.activate():
             return jax.jit(losses, out_shardings=self.partitioner.batch_sharding)(self.params, batch)
-
-
-def eos_id(vocabulary: TextVocabulary) -> int:
-    """Returns the id that ends a text. Raises `UserError` where there is none: then nothing would end."""
-    if vocabulary.eos_id is None:
-        raise UserError(f"Expected a vocabulary with an end token; {vocabulary} has none. Train with another one.")
-    return vocabulary.eos_id

@@ -69,9 +69,9 @@ class PlannedParts(Parts):
         if self.experiment.model.vocab_size is None:
             raise UserError("--decode plans the generation of text, and this model writes none. Leave it out.")
         self.partitioner.check_rows(rows)
-        # No id is the end token: every row goes on to the limit, as the longest text does.
+        # Nothing is an end token: every row goes on to the limit, as the longest text does.
         model: Any = self.model
-        generate = make_generate(model, self.partitioner, decoding, eos_id=-1)
+        generate = make_generate(model, self.partitioner, decoding, end_ids=())
         length = self.example.tokens.shape[1] - self.experiment.data.lengths["targets"]
         texts = ("tokens", "segment_ids", "positions", "media_index")
 

@@ -8,6 +8,7 @@ from vadapter.base.paths import absolute, relative
 from vadapter.data.rows import formats
 from vadapter.data.rows import vocabulary as vocabularies
 from vadapter.runs import description
+from vadapter.runs.batches import for_model
 from vadapter.runs.description import Description, Text
 from vadapter.training.checkpoints import Checkpointer
 from vadapter.training.program import Program
@@ -25,7 +26,7 @@ def save(
     lengths: Mapping[str, int] | None = None,
     prompts: Mapping[str, str] | None = None,
     prompt_format: str = formats.PLAIN,
-    resize: str = "stretch",
+    resize: str | None = None,
 ) -> None:
     """Writes a checkpoint and `model.json`.
 
@@ -39,7 +40,7 @@ def save(
         prompts: templates of `caption`, `image_question` and `video_question` that it was trained on, where they are
             not the shipped ones.
         prompt_format: how prompts become rows: `plain`, `chat` or a name of `formats.FORMATS`.
-        resize: how pictures became square.
+        resize: how pictures became square; default the encoder's way.
 
     Raises:
         UserError: a frozen parameter is in none of the references, so that the run could not be read again; or the
@@ -71,4 +72,5 @@ def save(
         checkpointer.save(state, record)
     config = program.model.config  # pyright: ignore[reportAttributeAccessIssue]
     training = {"steps": int(state.step), "trainable": list(program.trainable)}
+    resize = resize or for_model(config).resize
     description.save(folder, Description(config, text, resize, program.frozen_dtype, training))

@@ -24,6 +24,7 @@ _EXTRA = ("preprocessor_config.json", "processor_config.json", "tokenizer_config
 # Where an Orbax checkpoint may lie in the folder that it is known by.
 _ITEMS = ("", "default", "state", "params")
 _GEMMA_NAMES = re.compile(r"(.*/)?(embedder/input_embedding|layer_\d+/attn/.*)")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Where the parameters are in a train state.
 _T5X_PREFIXES = ("target/", "optimizer/target/", "params/")
 _KNOWN = (
@@ -68,7 +69,8 @@ def open_checkpoint(path: str) -> Checkpoint:
     if is_remote(path):
         raise UserError(f"{path} is not on this machine. Copy it to a local folder first, and give that as the source.")
     if not os.path.exists(path):
-        raise UserError(f"{path} does not exist. Expected {_KNOWN}.")
+        hint = f" A model of Hugging Face's hub is named hf:{path}." if _HUB_NAME.fullmatch(path) else ""
+        raise UserError(f"{path} does not exist. Expected {_KNOWN}.{hint}")
     return _open_folder(path) if os.path.isdir(path) else _open_file(path)
 
 

@@ -64,14 +64,19 @@ class ModelType:
     def places(self, checkpoint: Checkpoint, variant: str | None) -> Iterator[Place]:
         """Returns where such models are in a checkpoint: one place or none."""
         settings = Settings(checkpoint.config or {}, checkpoint.tensors.where)
-        kind = settings.given.get("model_type")
-        if kind not in (*self.names, *self.within):
+        if not self.claims(settings):
             return
-        settings.refuse({"quantization_config": (None,)}, "Take the checkpoint that is not quantised")
-        if kind in self.within:
+        if (kind := settings.given["model_type"]) in self.within:
             settings = self._inner(settings, self.within[kind])
         prefix = find_prefix(checkpoint.tensors, *self.anchors) if self.anchors else ""
         yield Place(checkpoint, prefix, settings, variant)
+
+    def claims(self, settings: Settings) -> bool:
+        """Whether a config.json, all of it, is of such a model. Raises `UserError` if the model is quantised."""
+        if settings.given.get("model_type") not in (*self.names, *self.within):
+            return False
+        settings.refuse({"quantization_config": (None,)}, "Take the checkpoint that is not quantised")
+        return True
 
     def _inner(self, settings: Settings, key: str) -> Settings:
         inner = settings.nested(key, self.names[0])

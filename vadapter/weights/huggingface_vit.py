@@ -10,6 +10,7 @@ from typing import Any
 
 from vadapter.base.errors import UserError
 from vadapter.models.vit import ViTConfig
+from vadapter.weights import image_processor
 from vadapter.weights.family import Place
 from vadapter.weights.mapping import MERGED, SAME, Layout, Rule, linear
 from vadapter.weights.settings import Settings
@@ -43,7 +44,7 @@ def vit_config(place: Place, settings: Settings, **ours: Any) -> ViTConfig:
     """
     settings.refuse({"num_channels": (3,)})
     image, patch = _square(settings, "image_size"), _square(settings, "patch_size")
-    mean, std = _normalisation(settings, place.checkpoint.extra)
+    mean, std = _normalisation(settings, *image_processor.settings(place.checkpoint))
     fields: dict[str, Any] = {
         "image_size": image,
         "patch_size": patch,
@@ -57,6 +58,7 @@ def vit_config(place: Place, settings: Settings, **ours: Any) -> ViTConfig:
         "drop_edges": image % patch != 0,
         "mean": mean,
         "std": std,
+        "resize": image_processor.resize(place.checkpoint),
     }
     return ViTConfig(**fields | ours)
 
@@ -70,16 +72,15 @@ def _square(settings: Settings, name: str) -> int:
     return value
 
 
+def picture_notes(place: Place, config: ViTConfig) -> Iterator[str]:
+    """Says where a run makes pictures in another way than the published one."""
+    return image_processor.notes(place.checkpoint, config.image_size)
+
+
 def _normalisation(
-    settings: Settings, extra: Mapping[str, Mapping[str, Any]]
+    settings: Settings, file: str, processor: Mapping[str, Any]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of the pixels: of the image processor's file, or the family's."""
-    file = "preprocessor_config.json"
-    processor: Mapping[str, Any] = extra.get(file) or {}
-    if "image_mean" not in processor:
-        # Newer versions keep it with the processor's other parts.
-        file = "processor_config.json"
-        processor = (extra.get(file) or {}).get("image_processor") or {}
 
     def three(name: str, family: str) -> tuple[float, ...]:
         value = processor.get(name) or settings.get(family)

@@ -13,10 +13,10 @@ from etils import epath
 from vadapter.base import buckets
 from vadapter.base.errors import UserError
 from vadapter.base.paths import absolute, is_remote
-from vadapter.weights import mapping, store, tokenizer_files
+from vadapter.weights import hub, mapping, store, tokenizer_files
 from vadapter.weights.checkpoint import open_checkpoint
 from vadapter.weights.family import Architecture, Config, ModelPart
-from vadapter.weights.recognise import parameter_shapes, recognise
+from vadapter.weights.recognise import parameter_shapes, part_of, recognise
 
 RECORD = "import.json"
 _DTYPES: Mapping[str, Literal["bfloat16", "float32"]] = {"bf16": "bfloat16", "f32": "float32"}
@@ -66,13 +66,17 @@ def import_weights(
 ) -> Imported:
     """Imports an encoder or a decoder.
 
-    The source is read piece by piece and is not changed. `out` gets a checkpoint of the parameters, their hashes, the
-    files of the tokenizer, and import.json. It is there when it is complete, or not at all; in a bucket, where folders
-    cannot be renamed, this holds for the checkpoint alone.
+    The source is read piece by piece and is not changed. A model of Hugging Face's hub is fetched first, into the cache
+    of `huggingface_hub` (see `weights.hub`); without such a name nothing uses the network.
+
+    `out` gets a checkpoint of the parameters, their hashes, the files of the tokenizer, and import.json. It is there
+    when it is complete, or not at all; in a bucket, where folders cannot be renamed, this holds for the checkpoint
+    alone.
 
     Args:
         source: a Hugging Face folder with safetensors, a .npz file of big_vision, a checkpoint of t5x, or an Orbax
-            checkpoint of Gemma.
+            checkpoint of Gemma. Or the name of a model of the hub: hf:owner/name, hf:owner/name@revision, or
+            hf:owner/name/file.gguf.
         out: a new folder for what is imported, local or gs://.
         part: the one to take of a source that has two models.
         dtype: of the imported weights.
@@ -85,15 +89,18 @@ def import_weights(
         What was imported.
 
     Raises:
-        UserError: the source is of no family that is known, incomplete or corrupt; `out` is in use; the disk is too
-            small; or an argument is wrong.
+        UserError: the source is of no family that is known, incomplete or corrupt, or cannot be fetched; `out` is in
+            use; the disk is too small; or an argument is wrong.
     """
     source, out = os.fspath(source), absolute(os.fspath(out))
     if dtype not in _DTYPES:
         raise UserError(f"The dtype {dtype!r} is unknown; expected {' or '.join(_DTYPES)}.")
     buckets.check(out)
     _check_free(out)
-    checkpoint = open_checkpoint(source)
+    fetched = (
+        hub.fetch(source, lambda settings, where: part_of(settings, where, part)) if hub.is_hub_id(source) else None
+    )
+    checkpoint = open_checkpoint(fetched.path if fetched else source)
     found = recognise(checkpoint, part, variant)
     files = _tokenizer(os.fspath(tokenizer) if tokenizer else None, found.part, checkpoint.folder)
     shapes = parameter_shapes(found.config)
@@ -114,11 +121,11 @@ def import_weights(
             bytes=store.size(parameters, _DTYPES[dtype]),
             tokenizer=tokenizer_files.copy(files, folder) if files else {},
             prompt_format=found.prompt_format,
-            notes=found.notes,
+            notes=(*(fetched.notes if fetched else ()), *found.notes),
         )
         for name, text in (more_files(imported) if more_files else {}).items():
             (epath.Path(folder) / name).write_text(text)
-        (epath.Path(folder) / RECORD).write_text(json.dumps(_record(imported, source), indent=1) + "\n")
+        (epath.Path(folder) / RECORD).write_text(json.dumps(_record(imported, fetched or source), indent=1) + "\n")
     return imported
 
 
@@ -142,10 +149,13 @@ def _write_parameters(
     store.write(folder, parameters, dtype, {"imported": summary}, advance)
 
 
-def _record(imported: Imported, source: str) -> dict[str, Any]:
+def _record(imported: Imported, source: str | hub.Fetched) -> dict[str, Any]:
     """What import.json says: nothing of the folder's own place, as it may be moved."""
     fields = dataclasses.asdict(imported)
     del fields["folder"]
+    if isinstance(source, hub.Fetched):
+        named = {"name": source.id.repository.split("/")[1], "files": list(source.files)}
+        return {"source": {**named, "hub": str(source.id), "commit": source.commit}, **fields}
     named = {"name": os.path.basename(os.path.abspath(source)), "files": _file_names(source)}
     return {"source": named, **fields}
 

@@ -1,9 +1,11 @@
 """Finds out which family a checkpoint is of."""
 
-from typing import get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from vadapter.base import trees
@@ -13,6 +15,8 @@ from vadapter.models.vit import ViT, ViTConfig
 from vadapter.weights import published_sizes
 from vadapter.weights.checkpoint import HUGGING_FACE, Checkpoint
 from vadapter.weights.family import Architecture, Config, Family, ModelPart, ModelType, Place, families, refusals
+from vadapter.weights.settings import Settings
+from vadapter.weights.tensors import TensorInfo
 
 
 def recognise(checkpoint: Checkpoint, part: ModelPart | None = None, variant: str | None = None) -> Architecture:
@@ -45,6 +49,48 @@ def recognise(checkpoint: Checkpoint, part: ModelPart | None = None, variant: st
         raise _several(where, [family for family, _ in found])
     family, place = found[0]
     return family.read(place)
+
+
+def part_of(settings: Mapping[str, Any], where: str, part: ModelPart | None = None) -> ModelPart | None:
+    """Finds out by its config.json alone which part of a model can be imported, before its weights are fetched.
+
+    Args:
+        settings: parsed config.json.
+        where: the model, for messages.
+        part: the one to take of a model with two; None where there is one only.
+
+    Returns:
+        The part, or None where the names of the tensors have to tell.
+
+    Raises:
+        UserError: as `recognise`, as far as config.json tells.
+    """
+    checkpoint, known = Checkpoint(HUGGING_FACE, _NoTensors(where), settings, None, {}), Settings(settings, where)
+    for refusal in refusals():
+        if isinstance(refusal.by, ModelType) and refusal.by.claims(known):
+            raise UserError(f"{where} cannot be imported: {refusal.why}.")
+    possible = [family for family in families() if HUGGING_FACE in family.by.kinds]
+    found = [family for family in possible if isinstance(family.by, ModelType) and family.by.claims(known)]
+    if not found:
+        if not all(isinstance(family.by, ModelType) for family in possible):
+            return None
+        raise _nothing(checkpoint, None)
+    if not (chosen := [family for family in found if part in (None, family.part)]):
+        raise _lacks(where, part, found)
+    if len(chosen) > 1:
+        raise _several(where, chosen)
+    return chosen[0].part
+
+
+class _NoTensors:
+    """A checkpoint of which the weights are not there yet."""
+
+    def __init__(self, where: str):
+        self.where = where
+        self.infos: dict[str, TensorInfo] = {}
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        raise NotImplementedError
 
 
 def parameter_shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
@@ -94,12 +140,16 @@ def _several(where: str, found: list[Family]) -> UserError:
     )
 
 
+def _lacks(where: str, part: str | None, found: list[Family]) -> UserError:
+    have = " and ".join(f"{family.part} ({family.name})" for family in found)
+    return UserError(f"{where} has no {part} that can be imported; it has {have}.")
+
+
 def _nothing(checkpoint: Checkpoint, part: str | None) -> UserError:
     """The error where no family recognises a checkpoint."""
     where, kind, config = checkpoint.tensors.where, checkpoint.kind, checkpoint.config
     if others := _find(checkpoint, None, None) if part else []:
-        have = " and ".join(f"{family.part} ({family.name})" for family, _ in others)
-        return UserError(f"{where} has no {part} that can be imported; it has {have}.")
+        return _lacks(where, part, [family for family, _ in others])
     known = [family.by for family in families() if kind in family.by.kinds]
     if kind != HUGGING_FACE:
         expected = dict.fromkeys(by.description for by in known if not isinstance(by, ModelType))

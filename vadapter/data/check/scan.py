@@ -187,7 +187,7 @@ class _TaskScan:
         config, source = part.config, task.records
         self._words = task.rows.vocabulary
         self._asks = any("question" in name for step in task.ours for name in step.templates(source.media))
-        self._group = Group(part.sizes.media_shape(source.media), (task,), (1.0,))
+        self._group = Group(part.sizes.media_shape(source.media), (task,), (1.0,), part.sizes.resize)
         self._layout = layout_of(config.lengths, part.sizes, self._group.media_shape)
         task.rows.check(self._layout)
         mixture = provider(config.mixture)

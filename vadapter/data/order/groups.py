@@ -33,11 +33,12 @@ class RowBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Tasks whose examples have one shape, and their rates."""
+    """Tasks whose examples have one shape, their rates, and how pictures become square where a task does not say it."""
 
     media_shape: Shape
     tasks: tuple[Task, ...]
     rates: tuple[float, ...]
+    resize: str
 
     @property
     def rows(self) -> Rows:
@@ -63,7 +64,7 @@ class Group:
         """
         lengths = {**layout.lengths, "media": self.media_shape}
         prepare = [task.examples_of(lengths) for task in self.tasks]
-        sources = [task.records for task in self.tasks]
+        sources = [task.records.resized(self.resize) for task in self.tasks]
         for loaded in load(sources, split, plans, self.media_shape, threads=threads, with_medium=with_medium):
             examples = [prepare[which](x) for which, x in zip(loaded.which, loaded.records, strict=True)]
             rows = [self.tasks[i].rows.row(x, layout) for i, x in zip(loaded.which, examples, strict=True)]
@@ -99,4 +100,7 @@ def grouped(mixture: str, tasks: Sequence[Task], lengths: Mapping[str, int], siz
         found.setdefault((task.rows.batch_type, shape), []).append(task)
     whole = provider(mixture)
     rates = {t.name: float(whole.get_rate(t)) if isinstance(whole, seqio.Mixture) else 1.0 for t in tasks}
-    return [Group(shape, tuple(some), tuple(rates[t.name] for t in some)) for (_, shape), some in found.items()]
+    return [
+        Group(shape, tuple(some), tuple(rates[t.name] for t in some), sizes.resize)
+        for (_, shape), some in found.items()
+    ]

@@ -71,9 +71,9 @@ class Loader:
         return found
 
     @property
-    def eos_id(self) -> int:
-        """Id that ends a text. A `UserError` where the vocabulary has none: then nothing would end."""
-        return self.vocabulary.end
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a text. A `UserError` where the vocabulary has none: then nothing would end."""
+        return self.vocabulary.ends
 
     def num_examples(self) -> int:
         """Returns the number of records in the split, all tasks together."""
@@ -196,7 +196,7 @@ class Loader:
         """
         for group in self._groups:
             for task in group.tasks:
-                yield from self._eval_task(Group(group.media_shape, (task,), (1.0,)), for_decoding)
+                yield from self._eval_task(Group(group.media_shape, (task,), (1.0,), group.resize), for_decoding)
 
     def _eval_task(self, group: Group, for_decoding: bool) -> Iterator[tuple[AnyBatch, list[dict]]]:
         (task,), size = group.tasks, self.config.batch_size

@@ -20,11 +20,11 @@ class ArrayRecordSource(RandomAccessSource):
     The media are its feature `image`, or `frames` (a list of images: a clip), where it has one.
     """
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, id_feature: str = "scene", resize: str = "stretch"):
+    def __init__(self, builder: tfds.core.DatasetBuilder, id_feature: str = "scene", resize: str | None = None):
         """Args:
         builder: prepared with `file_format="array_record"`.
         id_feature: the text feature that names a record.
-        resize: stretch, crop or pad (see `images.resize`).
+        resize: stretch, crop or pad (see `images.resize`); default as the encoder has it.
 
         Raises:
             UserError: the data set is not there or in another file format.

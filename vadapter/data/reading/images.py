@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
+from vadapter.base import resizing
 from vadapter.base.errors import UserError
 from vadapter.data.reading import storage
 
 # Twice Pillow's own warning limit, where it stops too: half a gigabyte as RGB.
 MAX_PIXELS = 178_956_970
-RESIZE_MODES = ("stretch", "crop", "pad")
 # Other types are refused, whatever the files are called: Pillow would hand some, such as EPS, to other programs.
 TYPES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
 Image.init()
@@ -74,33 +74,51 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def resize(image: Image.Image, size: int, mode: str = "stretch") -> np.ndarray:
-    """Resizes to a square: uint8 [size, size, 3], bilinear, anti-aliased.
+def resize(image: Image.Image, size: int, mode: str | None = None) -> np.ndarray:
+    """Resizes to a square: uint8 [size, size, 3], anti-aliased.
 
     Args:
         image: an RGB image.
         size: width and height of the result in pixels.
-        mode: `stretch` ignores the aspect ratio, `crop` takes the middle square, `pad` adds black at the short side.
+        mode: how, as `resizing.parse` reads it: `stretch` (also None), `crop`, `pad`, "center_crop bicubic".
+
+    Raises:
+        UserError: the mode is unknown.
     """
-    bilinear = Image.Resampling.BILINEAR
-    if image.size == (size, size):
+    how = resizing.parse(mode)
+    filter = Image.Resampling[how.filter.upper()]  # noqa: A001 Pillow's word
+    if image.size == (size, size) and how.shorter == 1:
         return np.asarray(image)
-    if mode == "stretch":
-        return np.asarray(image.resize((size, size), bilinear))
-    if mode == "crop":
-        return np.asarray(ImageOps.fit(image, (size, size), bilinear))
-    if mode == "pad":
+    if how.mode == "stretch":
+        return np.asarray(image.resize((size, size), filter))
+    if how.mode == "crop":
+        return np.asarray(ImageOps.fit(image, (size, size), filter))
+    if how.mode == "pad":
         # Not ImageOps.pad: the short side of a very long picture would be no pixel at all.
         scale = size / max(image.size)
         width, height = (min(max(round(side * scale), 1), size) for side in image.size)
         square = np.zeros((size, size, 3), np.uint8)
         top, left = (size - height) // 2, (size - width) // 2
-        square[top : top + height, left : left + width] = np.asarray(image.resize((width, height), bilinear))
+        square[top : top + height, left : left + width] = np.asarray(image.resize((width, height), filter))
         return square
-    raise UserError(f"Expected a resize mode of {', '.join(RESIZE_MODES)}; found {mode!r}. Choose one of them.")
+    return _center_crop(image, size, round(size * how.shorter), filter)
 
 
-def decode(data: bytes, size: int | None = None, mode: str = "stretch") -> np.ndarray:
+def _center_crop(image: Image.Image, size: int, shorter: int, filter: Image.Resampling) -> np.ndarray:  # noqa: A002
+    """The middle of the picture whose shorter side has `shorter` pixels; sides are rounded as transformers does it.
+
+    Only the middle is computed: the whole of a very long picture could be very large.
+    """
+    width, height = image.size
+    short = min(width, height)
+    wide, high = (int(shorter * side / short) if side > short else shorter for side in image.size)
+    left, top = (wide - size) // 2, (high - size) // 2
+    x, y = width / wide, height / high
+    box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
+    return np.asarray(image.resize((size, size), filter, box=box))
+
+
+def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.ndarray:
     """Decodes the bytes of an image file of one of `TYPES`, found by its content.
 
     Args:
@@ -118,14 +136,15 @@ def decode(data: bytes, size: int | None = None, mode: str = "stretch") -> np.nd
         image = Image.open(io.BytesIO(data), formats=_KNOWN)
         if image.width * image.height > MAX_PIXELS:
             raise MediaError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
-        if size and image.format in ("JPEG", "MPO"):
+        how = resizing.parse(mode)
+        if size and not how.whole and image.format in ("JPEG", "MPO"):
             # Decodes large photographs at a fraction of their size, never below what is needed.
             width, height = image.size
             long = max(width, height)
-            needed = (size * width // long, size * height // long) if mode == "pad" else (size, size)
+            needed = (size * width // long, size * height // long) if how.mode == "pad" else (size, size)
             image.draft("RGB", (max(needed[0], 1), max(needed[1], 1)))
         rgb = _to_rgb(image)
-    except MediaError:
+    except (MediaError, UserError):
         raise
     except UnidentifiedImageError:
         found = f"{len(data)} bytes that begin with {data[:16]!r}" if data else "an empty file"
@@ -135,7 +154,7 @@ def decode(data: bytes, size: int | None = None, mode: str = "stretch") -> np.nd
     return resize(rgb, size, mode) if size else np.asarray(rgb)
 
 
-def from_pil(image: Image.Image, size: int, mode: str = "stretch") -> np.ndarray:
+def from_pil(image: Image.Image, size: int, mode: str | None = None) -> np.ndarray:
     """Returns a picture that Pillow has opened or made as uint8 [size, size, 3]; `mode` as of `resize`.
 
     Raises:
@@ -148,7 +167,7 @@ def from_pil(image: Image.Image, size: int, mode: str = "stretch") -> np.ndarray
     return resize(rgb, size, mode)
 
 
-def load(path: str | Path, size: int | None = None, mode: str = "stretch") -> np.ndarray:
+def load(path: str | Path, size: int | None = None, mode: str | None = None) -> np.ndarray:
     """Decodes an image file: uint8 [h, w, 3]. See `decode`.
 
     Raises:

@@ -48,7 +48,7 @@ class JsonlSource(RecordSource):
         question: bool,
         name: str = "",
         threads: int = 1,
-        resize: str = "stretch",
+        resize: str | None = None,
         frame_sampling: str = "uniform",
     ):
         """Args:

@@ -28,7 +28,7 @@ class PairsSource(RecordSource):
         fields: Fields,
         format: str = "auto",  # noqa: A002 the name in gin
         holdout: float = 0.0,
-        resize: str = "stretch",
+        resize: str | None = None,
         frame_sampling: str = "uniform",
         cache_dir: str = "",
         threads: int = 0,

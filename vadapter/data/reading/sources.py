@@ -7,10 +7,11 @@ becomes a row without weight.
 """
 
 import abc
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -62,7 +63,8 @@ class RandomAccessSource(abc.ABC):
         splits: their names.
         media: what the records show: none, image or video.
         threads: how many records are read and decoded at once. Small images are faster with 1.
-        resize: how pictures become square, see `images.resize`.
+        resize: how pictures become square, see `images.resize`; None is the encoder's way. When media are read it is
+            a text.
         frame_sampling: which frames of a video are taken, see `video.decode`.
         left_out: records that were found to be unusable before any was read, for the log.
     """
@@ -70,9 +72,17 @@ class RandomAccessSource(abc.ABC):
     splits: Sequence[str] = ()
     media: str = "none"
     threads: int = 1
-    resize: str = "stretch"
+    resize: str | None = None
     frame_sampling: str = "uniform"
     left_out: int = 0
+
+    def resized(self, otherwise: str) -> Self:
+        """Returns the source with this way to make pictures square, where it has none of its own."""
+        if self.resize is not None:
+            return self
+        found = copy.copy(self)
+        found.resize = otherwise
+        return found
 
     @abc.abstractmethod
     def num_examples(self, split: str) -> int:

@@ -24,7 +24,7 @@ class TfdsSource(RandomAccessSource):
 
     media = "image"
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, image: str, texts: dict[str, str], resize: str = "stretch"):
+    def __init__(self, builder: tfds.core.DatasetBuilder, image: str, texts: dict[str, str], resize: str | None = None):
         """Args:
             builder: prepared in a file format with random access.
             image: feature with the image.
@@ -99,7 +99,7 @@ def tfds_task(
     answers: str = "",
     prompt: str = "",
     preprocessor: Preprocessor | None = None,
-    resize: str = "stretch",
+    resize: str | None = None,
     vocabulary: str = "",
     prompt_format: str = formats.PLAIN,
 ) -> str:

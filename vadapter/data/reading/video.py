@@ -70,7 +70,7 @@ def from_images(
     encoded: Sequence[bytes],
     num_frames: int,
     size: int,
-    mode: str = "stretch",
+    mode: str | None = None,
     sampling: str = "uniform",
     seed: int = 0,
 ) -> np.ndarray:
@@ -90,7 +90,7 @@ def decode(
     source: str | Path | bytes,
     num_frames: int,
     size: int,
-    mode: str = "stretch",
+    mode: str | None = None,
     sampling: str = "uniform",
     seed: int = 0,
 ) -> np.ndarray:
@@ -286,7 +286,7 @@ def _video_stream(file: Any) -> Any:
     raise MediaError("has no video stream")
 
 
-def _pixels(frame: Any, size: int, mode: str) -> np.ndarray:
+def _pixels(frame: Any, size: int, mode: str | None) -> np.ndarray:
     """One frame, turned upright (phones write the rotation beside the frames) and resized."""
     if frame.width * frame.height > MAX_FRAME_PIXELS:
         raise MediaError(f"frames of {frame.width}x{frame.height} pixels are more than {MAX_FRAME_PIXELS}")
@@ -297,7 +297,7 @@ def _pixels(frame: Any, size: int, mode: str) -> np.ndarray:
     return images.resize(image, size, mode)
 
 
-def load(path: str | Path, num_frames: int, size: int, mode: str = "stretch") -> np.ndarray:
+def load(path: str | Path, num_frames: int, size: int, mode: str | None = None) -> np.ndarray:
     """Decodes a video file: uint8 [num_frames, size, size, 3]. See `decode`.
 
     Raises:

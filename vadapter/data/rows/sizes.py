@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
+from vadapter.base import resizing
 from vadapter.base.errors import UserError
 
 Shape = tuple[int, ...]  # of a record's media: M, F, h, w, 3
@@ -18,11 +19,13 @@ class Sizes:
         num_frames: frames that are sampled from a video. A still image has 1.
         num_visual_tokens: visual tokens a medium, R: what the model's adapter emits; `{frames: R}` where that depends
             on the number of frames.
+        resize: how pictures become square where a task does not say it, see `resizing.parse`.
     """
 
     image_size: int = 1
     num_frames: int = 1
     num_visual_tokens: int | Mapping[int, int] = 0
+    resize: str = resizing.DEFAULT
 
     def media_shape(self, kind: str) -> Shape:
         """Returns (M, F, h, w, 3) of a record that shows `kind`: none (M = 0), image (F = 1) or video."""

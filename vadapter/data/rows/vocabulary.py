@@ -7,7 +7,6 @@ stands between turns. Nothing here needs TensorFlow; `vadapter.data.seqio_tasks`
 
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Iterable
 
@@ -18,7 +17,7 @@ from etils import epath
 from vadapter.base import resources
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
-from vadapter.data.rows import formats
+from vadapter.data.rows import formats, token_files
 
 SCENES = "scenes"  # names the vocabulary that comes with vadapter
 _JSON = "tokenizer.json"
@@ -28,6 +27,9 @@ _BOS = ("<bos>", "<s>", "<|begin_of_text|>")
 _EOS = ("<eos>", "</s>", "<|end_of_text|>", "<|endoftext|>")
 # Families without a start token begin a row with the token that parted their documents in pretraining.
 _SEPARATOR = ("<|endoftext|>",)
+# How families write tokens that steer a model. A tokenizer.json does not mark all of them as special (Qwen3: thinking
+# and tools), nor is all that it adds such a token: Gemma has runs of line breaks and HTML tags.
+_STEERS = re.compile(r"<\|.*\|>|</?(think|tool_call|tool_response)>")
 _SPACES = ("\u2581", "\u0120")  # how SentencePiece and byte-level tokenisers write a space
 
 
@@ -49,8 +51,9 @@ class TextVocabulary:
     def __init__(self, path: str, prompt_format: str):
         self.path = "" if path == SCENES else path
         # Some libraries find these in any text: user-defined pieces, and added tokens that are not special.
-        turns = {token for f in formats.FORMATS.values() for token in f.tokens}
-        self._guarded = sorted(token for token in turns if self.token_id(token) in self._library_ids(token))
+        steers = {token for f in formats.FORMATS.values() for token in f.tokens}
+        steers.update(filter(_STEERS.fullmatch, self._added()))
+        self._guarded = sorted(token for token in steers if self.token_id(token) in self._library_ids(token))
         self.format = formats.choose(prompt_format, lambda token: self.token_id(token) is not None, str(self))
 
     @property
@@ -67,6 +70,10 @@ class TextVocabulary:
     def _library_ids(self, text: str) -> list[int]:
         """Encodes text as the library does, without start and end tokens."""
         raise NotImplementedError
+
+    def _added(self) -> list[str]:
+        """Tokens that were added to those of the training, as far as the library tells."""
+        return []
 
     def _token(self, i: int) -> str:
         raise NotImplementedError
@@ -96,6 +103,16 @@ class TextVocabulary:
         """Id that ends an answer: in a chat, that of the turn."""
         return self._special[1] if self.format.end is None else self.token_id(self.format.end)
 
+    @functools.cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a text, `eos_id` first; () where none does.
+
+        A model may end a turn with the end of the text, and a generation_config.json beside the vocabulary names more.
+        """
+        named = token_files.end_ids(locate(self.path).parent)
+        found = (self.eos_id, self._special[1], *(i for i in named if 0 <= i < self.vocab_size))
+        return tuple(dict.fromkeys(i for i in found if i is not None))
+
     @property
     def unk_id(self) -> int | None:
         return None
@@ -114,11 +131,10 @@ class TextVocabulary:
         return self._library_ids(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of ids up to the end token. Negative ids, and those that a larger table has, are nothing."""
+        """Returns the text of ids up to an end. Negative ids, and those that a larger table has, are nothing."""
         kept: list[int] = []
-        ends = {self.eos_id, self._special[1]}  # a model may end a turn with the end of the text
         for i in map(int, ids):
-            if i in ends:
+            if i in self.end_ids:
                 break
             if 0 <= i < self.vocab_size:
                 kept.append(i)
@@ -199,6 +215,11 @@ class TextVocabulary:
             raise UserError(f"Expected a vocabulary with an end token; {self} has none. Choose another vocabulary.")
         return self.eos_id
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """`end_ids`. A `UserError` where there are none: then no text would end."""
+        return self.end_ids or (self.end,)
+
     @functools.cached_property
     def num_closing(self) -> int:
         """Tokens at the end of every prompt that close its turn."""
@@ -266,7 +287,7 @@ class TokenizerVocabulary(TextVocabulary):
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # special tokens in a text are ordinary text
         self._size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self._named = _named_tokens(file.parent)
+        self._named = token_files.named(file.parent)
         super().__init__(path, prompt_format)
 
     def __str__(self) -> str:
@@ -302,30 +323,15 @@ class TokenizerVocabulary(TextVocabulary):
     def _library_ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def _added(self) -> list[str]:
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+
     def _text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _none_if_negative(i: int) -> int | None:
     return None if i < 0 else i
-
-
-def _named_tokens(folder: epath.Path) -> dict[str, str]:
-    """Start and end token as the files beside a tokenizer.json name them."""
-    named: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            continue
-        try:
-            settings = json.loads((folder / name).read_bytes())
-        except ValueError as e:
-            raise UserError(f"{folder / name} is not valid JSON: {e}. Use the file as it was published.") from e
-        for key in ("bos_token", "eos_token"):
-            value = settings.get(key) if isinstance(settings, dict) else None
-            value = value.get("content") if isinstance(value, dict) else value
-            if isinstance(value, str):
-                named[key] = value
-    return named
 
 
 def locate(path: str) -> epath.Path:

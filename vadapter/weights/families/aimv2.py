@@ -13,6 +13,7 @@ from vadapter.weights.huggingface_vit import (
     dense,
     heads,
     ignored,
+    picture_notes,
     under,
     vit_config,
 )
@@ -119,5 +120,6 @@ register(
         _rules,
         # The pooling of all patches to one vector.
         lambda place, config: ignored(place, r"head\..*"),
+        picture_notes,
     )
 )

@@ -4,7 +4,15 @@ from collections.abc import Iterator
 
 from vadapter.models.vit import ViTConfig
 from vadapter.weights.family import Family, ModelType, Place, register
-from vadapter.weights.huggingface_vit import DEFAULTS, affine, contrastive_blocks, ignored, under, vit_config
+from vadapter.weights.huggingface_vit import (
+    DEFAULTS,
+    affine,
+    contrastive_blocks,
+    ignored,
+    picture_notes,
+    under,
+    vit_config,
+)
 from vadapter.weights.mapping import CONV, LEADING_ONES, Rule
 
 _DEFAULTS = DEFAULTS | {
@@ -49,5 +57,6 @@ register(
         _rules,
         # The last norm is of the pooled class token alone.
         lambda place, config: ignored(place, r"post_layernorm\..*"),
+        picture_notes,
     )
 )

@@ -5,7 +5,18 @@ from typing import Any
 
 from vadapter.models.vit import ViTConfig
 from vadapter.weights.family import Family, ModelType, Place, register
-from vadapter.weights.huggingface_vit import BLOCK, DEFAULTS, MLP, affine, dense, heads, ignored, under, vit_config
+from vadapter.weights.huggingface_vit import (
+    BLOCK,
+    DEFAULTS,
+    MLP,
+    affine,
+    dense,
+    heads,
+    ignored,
+    picture_notes,
+    under,
+    vit_config,
+)
 from vadapter.weights.mapping import CONV, LAYER, Rule, linear, part
 
 _PLAIN, _REGISTERS = "dinov2", "dinov2_with_registers"
@@ -81,5 +92,6 @@ register(
         _rules,
         # The token stands for masked patches in the pretraining.
         lambda place, config: ignored(place, r"embeddings\.mask_token"),
+        picture_notes,
     )
 )

@@ -4,7 +4,18 @@ from collections.abc import Iterator
 
 from vadapter.models.vit import ViTConfig
 from vadapter.weights.family import Family, ModelType, Place, register
-from vadapter.weights.huggingface_vit import BLOCK, DEFAULTS, MLP, affine, dense, heads, ignored, under, vit_config
+from vadapter.weights.huggingface_vit import (
+    BLOCK,
+    DEFAULTS,
+    MLP,
+    affine,
+    dense,
+    heads,
+    ignored,
+    picture_notes,
+    under,
+    vit_config,
+)
 from vadapter.weights.mapping import CONV, Rule
 
 _ANCHOR = "embeddings.patch_embeddings.weight"
@@ -78,5 +89,6 @@ register(
         _rules,
         # The token stands for masked patches in the pretraining; without registers their tensor is empty.
         lambda place, config: ignored(place, r"embeddings\.(mask_token|register_tokens)"),
+        picture_notes,
     )
 )

@@ -8,7 +8,15 @@ from vadapter.models.vit import ViTConfig
 from vadapter.weights import big_vision_vit
 from vadapter.weights.checkpoint import BIG_VISION, GEMMA
 from vadapter.weights.family import Family, ModelType, Place, TensorNames, register
-from vadapter.weights.huggingface_vit import DEFAULTS, affine, contrastive_blocks, ignored, under, vit_config
+from vadapter.weights.huggingface_vit import (
+    DEFAULTS,
+    affine,
+    contrastive_blocks,
+    ignored,
+    picture_notes,
+    under,
+    vit_config,
+)
 from vadapter.weights.mapping import CONV, LEADING_ONES, Layout, Rule, linear
 
 _ANCHOR = "embeddings.patch_embedding.weight"
@@ -71,6 +79,7 @@ register(
         _config,
         _rules,
         lambda place, config: ignored(place, r"head\..*"),
+        picture_notes,
     )
 )
 # The image towers of SigLIP and PaliGemma as big_vision keeps them, and that of Google's Gemma 3.

@@ -1,0 +1,136 @@
+"""A stand-in for Hugging Face's hub on this machine: as much of its protocol as `huggingface_hub` uses to fetch."""
+
+import contextlib
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+_INFO = re.compile(r"/api/models/(.+?/.+?)/revision/(.+)")
+_FILE = re.compile(r"/(.+?/.+?)/resolve/(.+?)/(.+)")
+
+
+class HubServer(ThreadingHTTPServer):
+    """Serves folders as models, each with the one revision `main`, and with `refs` to the same commit.
+
+    Attributes:
+        models: folders by `owner/name`.
+        refs: names of the commit.
+        token: what reads the model `owner/private`; a model `owner/gated` refuses everybody.
+        answer: a status that everything gets, or None.
+        cut: bytes after which the connection breaks when a larger file is fetched, once; or None.
+        requests: method, path, and range of all requests.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.models: dict[str, Path] = {}
+        self.refs = {"main", "v1", "refs/pr/1", COMMIT}
+        self.token = "hf_right"
+        self.answer: int | None = None
+        self.cut: int | None = None
+        self.requests: list[tuple[str, str, str | None]] = []
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def fetched(self) -> list[str]:
+        """Names of the files that were sent, without what only their heads were asked of."""
+        found = (_FILE.fullmatch(path) for method, path, _ in self.requests if method == "GET")
+        return [match[3] for match in found if match]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: HubServer
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.server.requests.append((self.command, path, self.headers.get("Range")))
+        info, file = _INFO.fullmatch(path), _FILE.fullmatch(path)
+        match = info or file
+        if self.server.answer or not match:
+            return self._fail(self.server.answer or 404)
+        name, revision = match[1], match[2]
+        if file and match[1].startswith("api/"):
+            return self._fail(404)
+        folder = self.server.models.get(name)
+        if name == "owner/private" and self.headers.get("Authorization") != f"Bearer {self.server.token}":
+            return self._fail(401, "RepoNotFound")
+        if name == "owner/gated" and file:
+            return self._fail(403, "GatedRepo")
+        if folder is None:
+            return self._fail(404, "RepoNotFound")
+        if revision not in self.server.refs:
+            return self._fail(404, "RevisionNotFound")
+        if info:
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+            siblings = [
+                {"rfilename": f.relative_to(folder).as_posix(), "size": f.stat().st_size, "blobId": _etag(f)}
+                for f in files
+            ]
+            body = json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode()
+            return self._send(200, body, {"Content-Type": "application/json"})
+        where = folder / match[3]
+        if not where.is_file():
+            return self._fail(404, "EntryNotFound")
+        self._file(where)
+
+    def _file(self, path: Path) -> None:
+        body = path.read_bytes()
+        headers, status = {"ETag": f'"{_etag(path)}"', "Accept-Ranges": "bytes"}, 200
+        if found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
+            start, status = int(found[1]), 206
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            body = body[start:]
+        cut = self.server.cut
+        if self.command == "GET" and cut is not None and len(body) > cut:
+            self.server.cut = None
+            self._send(status, body, headers, cut)
+            self.close_connection = True
+            self.connection.close()
+            return
+        self._send(status, body, headers)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str], most: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"X-Repo-Commit": COMMIT, "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[:most])
+            self.wfile.flush()
+
+    def _fail(self, status: int, code: str | None = None) -> None:
+        self._send(status, b"{}", {"X-Error-Code": code} if code else {})
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+def _etag(path: Path) -> str:
+    return hashlib.sha1(path.read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def serve() -> Iterator[HubServer]:
+    """Runs a stand-in until the block ends."""
+    with HubServer() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

@@ -276,7 +276,6 @@ def test_an_index_that_names_what_is_not_there(llama, tmp_path, capsys):
     ("changes", "more", "message"),
     [
         ({"model_type": "bert"}, (), "hf:owner/llama has the model_type 'bert'"),
-        ({"model_type": "siglip2"}, (), "NaFlex"),
         ({"model_type": "gemma3"}, (), "Choose with part: encoder or decoder"),
         ({"quantization_config": {"bits": 4}}, (), "quantization_config"),
         ({}, ("--part=encoder",), "has no encoder that can be imported; it has decoder (llama)"),

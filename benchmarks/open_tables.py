@@ -17,8 +17,23 @@ from typing import Any
 
 # 97.5% points of Student's t for 1, 2, ... degrees of freedom.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222222", "#ee8866")
-_ORDER = ("perceiver", "mlp", "random", "text", "aligned", "ridge", "text_ridge", "repaired", "repaired_frozen")
+_COLOURS = (
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+    "#bbbbbb",
+    "#222222",
+    "#ee8866",
+    "#997700",
+    "#004488",
+)
+_ORDER = (
+    *("perceiver", "mlp", "pixel_shuffle", "random", "text", "aligned", "ridge", "text_ridge", "text_repaired"),
+    *("repaired", "repaired_frozen"),
+)
 
 # An arm, the arm that it is compared with, and what sets them apart.
 _PAIRS = (
@@ -30,10 +45,12 @@ _PAIRS = (
     ("ridge", "text_ridge", "stage 1, with the regression"),
     ("repaired", "ridge", "the prompt's five vectors"),
     ("repaired", "aligned", "the regression and the prompt's vectors"),
+    ("repaired", "text_repaired", "stage 1, with the regression and the prompt's vectors"),
     ("repaired_frozen", "repaired", "the tiny LM frozen"),
     ("repaired", "perceiver", "the adapter"),
     ("repaired_frozen", "perceiver", "the adapter"),
     ("mlp", "perceiver", "the adapter"),
+    ("pixel_shuffle", "perceiver", "the adapter"),
 )
 
 Line = Mapping[str, Any]

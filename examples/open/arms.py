@@ -22,10 +22,13 @@ from bench import Bench, initial_state, regression, set_up
 from clock import say
 from trial import run
 
-ARMS = ("random", "aligned", "ridge", "perceiver", "repaired", "text", "text_ridge", "repaired_frozen", "mlp")
+ARMS = (
+    *("random", "aligned", "ridge", "perceiver", "repaired", "text_repaired", "text", "text_ridge"),
+    *("repaired_frozen", "mlp", "pixel_shuffle"),
+)
 LADDER = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 # Arms that train a whole language model take lower rates than those that train new parameters only.
-FIRST_RATES = {"repaired_frozen": (1e-3, 3e-4, 3e-3), "mlp": (1e-3, 3e-4, 3e-3)}
+FIRST_RATES = {"repaired_frozen": (1e-3, 3e-4, 3e-3), "mlp": (1e-3, 3e-4, 3e-3), "pixel_shuffle": (1e-3, 3e-4, 3e-3)}
 STAGE1_RATE = 3e-4
 SEEDS = (0, 1, 2)
 RUNS_AN_ARM = 5.4  # three rates, the other seeds, and for some arms a fourth rate
@@ -62,7 +65,7 @@ class Starts:
         kind, maker = bench.built[name], bench.built[models.STARTS_AS.get(name, name)]
         needs_stage1 = arm in models.AFTER_STAGE1
         stage1, fitted = self.stage1(seed) if needs_stage1 else (None, None)
-        if arm == "text_ridge" and self._text is None:
+        if arm in models.TEXT_REGRESSION and self._text is None:
             self._text = regression(bench, bench.tiny)
             say(f"regression of the pretrained tiny LM: {self._text[2]}")
         given = {
@@ -76,7 +79,7 @@ class Starts:
             encoder = {p: x for p, x in kind.frozen.items() if p.startswith("encoder/")}
             put = bench.partitioner.replicated
             own[models.QUERIES] = maker.places({p: jax.device_put(x, put) for p, x in own.items()}, encoder)
-        fact = {"text_ridge": self._text, "ridge": fitted, "repaired": fitted, "repaired_frozen": fitted}.get(arm)
+        fact = self._text if arm in models.TEXT_REGRESSION else fitted if arm != "aligned" else None
         return own, dict(fact[2]) if fact else {}
 
 

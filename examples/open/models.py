@@ -4,6 +4,7 @@ All arms stand between the same frozen ViT and the same frozen Gemma 3 270M:
 
     perceiver        perceiver resampler, 6 layers of width 768
     mlp              a map of each patch token, two layers
+    pixel_shuffle    a linear map of squares of 2 x 2 patch tokens
     random           queries wiring with SmolLM2's shape at random
     text             the same with SmolLM2 as it was pretrained on text
     aligned          the same after stage 1, with stage 1's projection: what open_stage2 hands over
@@ -11,6 +12,7 @@ All arms stand between the same frozen ViT and the same frozen Gemma 3 270M:
     repaired         ridge, and stage 1's prompt stands before the visual tokens as learned vectors
     repaired_frozen  repaired, the tiny LM frozen
     text_ridge       text, and the map after it starts by ridge regression: ridge without stage 1
+    text_repaired    text_ridge, and the prompt stands before the visual tokens: repaired without stage 1
 
 Queries start at positions in every arm with queries (`query_init = "positions"`, as open_stage2 has it).
 """
@@ -32,6 +34,7 @@ from vadapter.models.position_embeddings import resample
 from vadapter.models.resampler import PerceiverConfig
 from vadapter.models.vit import ViTConfig
 from vadapter.models.vlm import VLM, VLMConfig
+from vadapter.runs.ridge import RidgeFit
 
 IMAGE_SIZE = 84
 NUM_QUERIES = 16
@@ -42,14 +45,17 @@ KIND_OF = {
     "stage1": "stage1",
     "perceiver": "perceiver",
     "mlp": "mlp",
+    "pixel_shuffle": "pixel_shuffle",
     "random": "queries",
     "text": "queries",
     "aligned": "queries",
     "ridge": "queries",
     "text_ridge": "queries",
+    "text_repaired": "prefixed",
     "repaired": "prefixed",
     "repaired_frozen": "frozen",
 }
+TEXT_REGRESSION = ("text_ridge", "text_repaired")
 AFTER_STAGE1 = ("aligned", "ridge", "repaired", "repaired_frozen")
 QUERIES = "adapter/queries"  # starts from other parameters
 STARTS_AS = {"frozen": "prefixed"}  # kinds with the same adapter
@@ -94,8 +100,8 @@ def adapter_of(kind: str, backbones: Backbones, prefix: int) -> AdapterConfig:
     """Returns the adapter of a kind. `prefix` is the number of ids before the visual tokens in stage 1."""
     if kind == "perceiver":
         return PerceiverConfig(num_layers=6, num_queries=NUM_QUERIES, num_frames=1)
-    if kind in ("mlp", "stage1"):
-        return MlpConfig(depth=2 if kind == "mlp" else 1)
+    if kind in ("mlp", "pixel_shuffle", "stage1"):
+        return MlpConfig(depth=2 if kind == "mlp" else 1, pixel_shuffle=2 if kind == "pixel_shuffle" else 1)
     return LMAdapterConfig(
         lm=backbones.tiny,
         front=MlpConfig(depth=1),
@@ -148,19 +154,10 @@ def ridge(
     Returns:
         Kernel, bias and facts: R2 on the held-out positions, and the share of the states' energy in their mean.
     """
-    x, y = states[~held_out].astype(np.float64), wanted[~held_out].astype(np.float64)
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    x, y = x - mean_x, y - mean_y
-    kernel = np.linalg.solve(x.T @ x + PENALTY * np.eye(x.shape[1]), x.T @ y)
-    bias = mean_y - mean_x @ kernel
-    rest = wanted[held_out] - (states[held_out] @ kernel + bias)
-    around = wanted[held_out] - wanted[held_out].mean(0)
-    facts = {
-        "ridge_r2": float(1 - np.square(rest).sum() / np.square(around).sum()),
-        "constant_share": float(np.square(mean_x).sum() / np.square(states).sum(1).mean()),
-        "positions": int((~held_out).sum()),
-    }
-    return kernel.astype(np.float32), bias.astype(np.float32), facts
+    fit = RidgeFit(states.shape[1], wanted.shape[1], PENALTY)
+    fit.add(states, wanted, held_out)
+    kernel, bias, facts = fit.solve()
+    return kernel, bias, {"ridge_r2": facts.pop("r2"), **facts}
 
 
 def start(
@@ -176,7 +173,7 @@ def start(
         stage1: what stage 1 trained.
     """
     params = dict(made)
-    if KIND_OF[arm] in ("perceiver", "mlp") or arm == "random":
+    if KIND_OF[arm] in ("perceiver", "mlp", "pixel_shuffle") or arm == "random":
         return params
     lm = given["tiny"] if arm.startswith("text") else {p.removeprefix("decoder/"): x for p, x in stage1.items()}
     for path in params:
@@ -185,8 +182,8 @@ def start(
         elif path.startswith("adapter/front/") and not arm.startswith("text"):
             params[path] = stage1["adapter/" + path.removeprefix("adapter/front/")]
     if arm not in ("text", "aligned"):
-        kernel, bias = given["text_ridge" if arm == "text_ridge" else "ridge"]
+        kernel, bias = given["text_ridge" if arm in TEXT_REGRESSION else "ridge"]
         params["adapter/projection/kernel"], params["adapter/projection/bias"] = jnp.asarray(kernel), jnp.asarray(bias)
     if "adapter/prefix" in params:
-        params["adapter/prefix"] = stage1["decoder/embedder/embedding"][np.array(given["prompt"])]
+        params["adapter/prefix"] = lm["embedder/embedding"][np.array(given["prompt"])]
     return params

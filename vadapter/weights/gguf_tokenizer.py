@@ -214,6 +214,7 @@ def _sentencepiece(parts: _Parts) -> Tokenizer:
     )
     space = bool(parts.get("add_space_prefix", True))
     replace = normalizers.Replace(" ", _SPACE)
+    # As in Llama 2's and Mistral's own tokenizer.json, and so behind a token of the user's too.
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace]) if space else replace
     steps: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", left=1)] if space else steps)

@@ -4,8 +4,8 @@ vadapter import --source=siglip-so400m-patch14-384 --out=weights/siglip
 vadapter import --source=gemma-3-4b-it --part=decoder --out=weights/gemma3_4b
 vadapter train --gin_file=experiments/open_stage1.gin --gin_file=weights/siglip/encoder.gin ...
 
-The source is a Hugging Face folder with safetensors, a .npz file of big_vision, a checkpoint of t5x, or an Orbax
-checkpoint of Gemma. It is read piece by piece and is not changed.
+The source is a Hugging Face folder with safetensors, a .gguf file of llama.cpp (pip install 'vadapter[gguf]'), a .npz
+file of big_vision, a checkpoint of t5x, or an Orbax checkpoint of Gemma. It is read piece by piece and is not changed.
 """
 
 import argparse

@@ -193,7 +193,7 @@ def _hugging_face_name(name: str, kind: _Architecture) -> str:
     if stem in _TOP:
         return f"{_TOP[stem]}.{ending}"
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
-    module = (_BLOCK | kind.norms).get(match[2]) if match else None
+    module = {**_BLOCK, **kind.norms}.get(match[2]) if match else None
     return f"model.layers.{match[1]}.{module}.{ending}" if match and module else name
 
 
@@ -225,7 +225,7 @@ class _Settings:
     def config(self) -> dict[str, Any]:
         """Returns config.json."""
         self._check_known()
-        kind, names = self._kind, _KEYS | self._kind.keys
+        kind, names = self._kind, {**_KEYS, **self._kind.keys}
         for name in _WHOLE:
             value = self._given.get(name, None if name in _NEEDED else 1)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -227,8 +227,9 @@ def test_other_architectures_are_refused_by_name(arch, message, tmp_path):
     ("values", "message"),
     [
         ({"{arch}.feed_forward_length": 40}, r"mis-shaped.*mlp\.down_proj\.weight"),
-        ({"{arch}.block_count": 3}, r"missing.*model\.layers\.2\.input_layernorm"),
-        ({"{arch}.block_count": 1}, r"unused.*model\.layers\.1\."),
+        ({"{arch}.block_count": 3}, r"expected 2, .*layers, for llama\.block_count and found 3"),
+        ({"{arch}.block_count": 2**32 - 1}, r"expected 2, .*llama\.block_count"),
+        ({"{arch}.attention.key_length": 16}, r"mis-shaped.*self_attn\.q_proj"),
     ],
 )
 def test_metadata_that_contradict_the_tensors_are_refused(values, message, tmp_path):

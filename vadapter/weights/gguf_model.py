@@ -230,6 +230,7 @@ class _Settings:
             value = self._given.get(name, None if name in _NEEDED else 1)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise self._error(name, "a whole number above 0")
+        self._check_layers()
         config: dict[str, Any] = {"model_type": kind.model_type}
         config |= {theirs: _shortest(self._given[name]) for name, theirs in names.items() if name in self._given}
         config.setdefault("num_key_value_heads", config["num_attention_heads"])
@@ -259,6 +260,11 @@ class _Settings:
                     f"model's results in a way that is not supported here; expected {allowed}. Take another file of "
                     "this family, or the model's Hugging Face folder."
                 )
+
+    def _check_layers(self) -> None:
+        found = {int(match[1]) for name in self._files.infos if (match := re.match(r"blk\.(\d+)\.", name))}
+        if len(found) != self._given["block_count"]:
+            raise self._error("block_count", f"{len(found)}, as the file has tensors of so many layers,")
 
     def _of_all_layers(self, name: str, value: Any) -> Any:
         """One value for a list that has the same for every layer."""
@@ -320,8 +326,11 @@ class _Settings:
             return {}
         low, high, length = _LLAMA3.values()
         scaling = RopeScaling("llama3", factor, low, high, length)
-        wanted = rope_frequencies(head_dim, base) / rope_frequencies(head_dim, base, scaling).astype(np.float64)
-        if divisors.shape != wanted.shape or not np.allclose(divisors, wanted, rtol=1e-4):
+        same = divisors.size == head_dim // 2
+        if same:
+            wanted = rope_frequencies(head_dim, base) / rope_frequencies(head_dim, base, scaling).astype(np.float64)
+            same = np.allclose(divisors, wanted, rtol=1e-4)
+        if not same:
             raise UserError(
                 f"{self._files.where}: {_ROPE_FACTORS} stretches the rotary frequencies in another way than Llama 3.1 "
                 "to 3.3 do, which is not read. Take the model's Hugging Face folder."

@@ -179,8 +179,11 @@ def _byte_level(parts: _Parts) -> Tokenizer:
         known = ", ".join(sorted(_CUTS))
         raise parts.error(f"{_PREFIX}pre, which says how text is cut into words, to be one of {known}", repr(name))
     cut = _CUTS[name]
-    merges = [tuple(merge.split(" ", 1)) for merge in parts.texts("merges")]
     vocab = {token: i for i, token in enumerate(parts.tokens)}
+    merges = [tuple(merge.split(" ")) for merge in parts.texts("merges")]
+    # The library panics at some that are damaged.
+    if wrong := [m for m in merges if len(m) != 2 or not {*m, "".join(m)} <= vocab.keys()]:
+        raise parts.error(f"merges of two tokens to a third in {_PREFIX}merges", repr(" ".join(wrong[0]))[:200])
     tokenizer = _tokenizer(parts, vocab, merges, ignore_merges=cut.whole_words)
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if cut.digits else []
     if cut.pattern:
@@ -241,7 +244,7 @@ def _tokenizer(parts: _Parts, vocab: Mapping[str, int], merges: list[Any], **opt
     try:
         return Tokenizer(BPE(vocab=dict(vocab), merges=merges, **options))
     except Exception as e:  # the library raises `Exception` itself
-        raise parts.error(f"merges of tokens in {_PREFIX}merges", f"others ({e})") from e
+        raise parts.error("the parts of a tokenizer", f"others ({e})") from e
 
 
 def _with_added(tokenizer: Tokenizer, parts: _Parts, vocab: Mapping[str, int]) -> Tokenizer:

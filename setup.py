@@ -11,6 +11,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 SHIPPED = ("gin", "data")
 GCS = ["google-cloud-storage>=3", "google-cloud-storage-control>=1.7"]  # Orbax needs them for checkpoints at gs://
+GGUF = ["gguf>=0.17"]
 
 
 def version() -> str:
@@ -76,9 +77,10 @@ setup(
         "hub": ["huggingface_hub>=1.0"],
         "cuda": ["jax[cuda12]>=0.10"],
         "beam": ["apache-beam[gcp]>=2.77"],
-        "parity": ["torch>=2.6", "transformers>=5"],
+        "gguf": GGUF,
+        "parity": ["accelerate>=1.1", "torch>=2.6", "transformers>=5"],  # accelerate: transformers reads GGUF by it
         "test": [
-            *(*GCS, "build>=1.2", "jax[tpu]>=0.10", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"),
+            *(*GCS, *GGUF, "build>=1.2", "jax[tpu]>=0.10", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"),
             *("huggingface_hub>=1.0", "ipykernel>=6", "nbclient>=0.10", "nbformat>=5"),
         ],
         "docs": ["mkdocs-jupyter>=0.25", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],

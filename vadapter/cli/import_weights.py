@@ -4,10 +4,10 @@ vadapter import --source=hf:google/siglip-so400m-patch14-384 --out=weights/sigli
 vadapter import --source=downloads/gemma-3-4b-it --part=decoder --out=weights/gemma3_4b
 vadapter train --gin_file=experiments/open_stage1.gin --gin_file=weights/siglip/encoder.gin ...
 
-The source is a Hugging Face folder with safetensors, a .npz file of big_vision, a checkpoint of t5x, or an Orbax
-checkpoint of Gemma. It is read piece by piece and is not changed. hf:owner/name[/file.gguf][@revision] names a model of
-Hugging Face's hub, which is fetched first: its cache, its login and its offline mode hold (HF_HOME, HF_TOKEN,
-HF_ENDPOINT, HF_HUB_OFFLINE).
+The source is a Hugging Face folder with safetensors, a .gguf file of llama.cpp (pip install 'vadapter[gguf]'), a .npz
+file of big_vision, a checkpoint of t5x, or an Orbax checkpoint of Gemma. It is read piece by piece and is not changed.
+hf:owner/name[/file.gguf][@revision] names a model of Hugging Face's hub, which is fetched first: its cache, its login
+and its offline mode hold (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE).
 """
 
 import argparse

@@ -1,22 +1,24 @@
 """A checkpoint to be imported: finds out of what kind it is, by looking at its files, and opens it."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
-from vadapter.weights import files_orbax, files_t5x
+from vadapter.weights import files_gguf, files_orbax, files_t5x, gguf_tokenizer
 from vadapter.weights.files_npz import NpzFile
 from vadapter.weights.files_safetensors import SafetensorsFiles
+from vadapter.weights.gguf_model import GgufModel
 from vadapter.weights.tensors import Tensors
 
-HUGGING_FACE, BIG_VISION, T5X, GEMMA = "huggingface", "big_vision", "t5x", "gemma"
+HUGGING_FACE, GGUF, BIG_VISION, T5X, GEMMA = "huggingface", "gguf", "big_vision", "t5x", "gemma"
 
-_SAFETENSORS, _NPZ = ".safetensors", ".npz"
+_SAFETENSORS, _GGUF, _NPZ = ".safetensors", ".gguf", ".npz"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -28,8 +30,8 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Where the parameters are in a train state.
 _T5X_PREFIXES = ("target/", "optimizer/target/", "params/")
 _KNOWN = (
-    "a Hugging Face folder (config.json and .safetensors files), a .npz file of big_vision, a checkpoint of t5x "
-    "(checkpoint_<step>), or an Orbax checkpoint of Gemma (with _METADATA)"
+    "a Hugging Face folder (config.json and .safetensors files), a .gguf file of llama.cpp, a .npz file of big_vision, "
+    "a checkpoint of t5x (checkpoint_<step>), or an Orbax checkpoint of Gemma (with _METADATA)"
 )
 
 
@@ -38,11 +40,13 @@ class Checkpoint:
     """A checkpoint that is opened for reading.
 
     Attributes:
-        kind: `huggingface`, `big_vision`, `t5x` or `gemma`.
+        kind: `huggingface`, `gguf`, `big_vision`, `t5x` or `gemma`.
         tensors: its tensors.
-        config: parsed config.json, or None.
+        config: parsed config.json, or None. Of a GGUF file, what its metadata say, in the words of config.json.
         folder: where files of a tokenizer may lie, or None.
         extra: other parsed JSON files by name, for example `preprocessor_config.json`; {} without any.
+        tokenizer: makes the files of the tokenizer that the checkpoint has in itself, by their names; None where it has
+            none.
     """
 
     kind: str
@@ -50,6 +54,7 @@ class Checkpoint:
     config: Mapping[str, Any] | None
     folder: str | None
     extra: Mapping[str, Mapping[str, Any]]
+    tokenizer: Callable[[], Mapping[str, bytes]] | None = None
 
 
 def open_checkpoint(path: str) -> Checkpoint:
@@ -77,6 +82,8 @@ def open_checkpoint(path: str) -> Checkpoint:
 def _open_file(path: str) -> Checkpoint:
     if path.endswith(_SAFETENSORS):
         return _huggingface(path, os.path.dirname(path) or ".", [path], None)
+    if path.endswith(_GGUF):
+        return _gguf(path)
     if path.endswith(_NPZ):
         return Checkpoint(BIG_VISION, NpzFile(path), None, None, {})
     if path.endswith(_PICKLES):
@@ -92,6 +99,8 @@ def _open_folder(folder: str) -> Checkpoint:
         files = [name for name in names if name.endswith(ending)]
         if files:
             return open_one(folder, _only(folder, files, ending))
+    if ggufs := [name for name in names if name.endswith(_GGUF)]:
+        return _gguf(files_gguf.choose(folder, ggufs))
     for item in (os.path.join(folder, name) if name else folder for name in _ITEMS):
         if os.path.isfile(os.path.join(item, files_orbax.METADATA)):
             return _orbax(folder, item)
@@ -121,6 +130,13 @@ def _huggingface_file(folder: str, file: str) -> Checkpoint:
 
 def _npz_file(folder: str, file: str) -> Checkpoint:
     return Checkpoint(BIG_VISION, NpzFile(os.path.join(folder, file)), None, folder, {})
+
+
+def _gguf(path: str) -> Checkpoint:
+    files = files_gguf.GgufFiles(path)
+    model = GgufModel(files)
+    tokenizer = functools.partial(gguf_tokenizer.make, files.metadata, path)
+    return Checkpoint(GGUF, model, model.config, None, {}, tokenizer)
 
 
 def _sharded(folder: str) -> Checkpoint:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from vadapter.base.errors import UserError
 from vadapter.models.decoder import DecoderConfig
 from vadapter.models.vit import ViTConfig
-from vadapter.weights.checkpoint import HUGGING_FACE, Checkpoint
+from vadapter.weights.checkpoint import GGUF, HUGGING_FACE, Checkpoint
 from vadapter.weights.mapping import Rule
 from vadapter.weights.settings import Settings, find_prefix
 from vadapter.weights.tensors import Tensors
@@ -46,7 +46,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class ModelType:
-    """Recognises a model that transformers saved, by the `model_type` of its config.json.
+    """Recognises a model that transformers saved, by the `model_type` of its config.json, and a GGUF file made of one.
 
     Attributes:
         names: model types of the model by itself.
@@ -59,7 +59,7 @@ class ModelType:
     anchors: tuple[str, ...] = ()
     within: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    kinds = (HUGGING_FACE,)
+    kinds = (HUGGING_FACE, GGUF)
 
     def places(self, checkpoint: Checkpoint, variant: str | None) -> Iterator[Place]:
         """Returns where such models are in a checkpoint: one place or none."""

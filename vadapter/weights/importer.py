@@ -14,7 +14,7 @@ from vadapter.base import buckets
 from vadapter.base.errors import UserError
 from vadapter.base.paths import absolute, is_remote
 from vadapter.weights import hub, mapping, store, tokenizer_files
-from vadapter.weights.checkpoint import open_checkpoint
+from vadapter.weights.checkpoint import Checkpoint, open_checkpoint
 from vadapter.weights.family import Architecture, Config, ModelPart
 from vadapter.weights.recognise import parameter_shapes, part_of, recognise
 
@@ -28,7 +28,7 @@ class Imported:
 
     Attributes:
         folder: absolute path of the imported weights.
-        kind: of the checkpoint: `huggingface`, `big_vision`, `t5x` or `gemma`.
+        kind: of the checkpoint: `huggingface`, `gguf`, `big_vision`, `t5x` or `gemma`.
         family: for example `siglip`, `gemma3`, `qwen2`.
         part: `encoder` or `decoder`.
         config: the model's `ViTConfig` or `DecoderConfig`.
@@ -74,14 +74,15 @@ def import_weights(
     alone.
 
     Args:
-        source: a Hugging Face folder with safetensors, a .npz file of big_vision, a checkpoint of t5x, or an Orbax
-            checkpoint of Gemma. Or the name of a model of the hub: hf:owner/name, hf:owner/name@revision, or
-            hf:owner/name/file.gguf.
+        source: a Hugging Face folder with safetensors, a .gguf file of llama.cpp, a .npz file of big_vision, a
+            checkpoint of t5x, or an Orbax checkpoint of Gemma. Or the name of a model of the hub: hf:owner/name,
+            hf:owner/name@revision, or hf:owner/name/file.gguf.
         out: a new folder for what is imported, local or gs://.
         part: the one to take of a source that has two models.
         dtype: of the imported weights.
         variant: the published size, where a source does not say its settings itself.
-        tokenizer: tokenizer.json, a SentencePiece model, or a folder with one; default what lies beside a decoder.
+        tokenizer: tokenizer.json, a SentencePiece model, or a folder with one; default what lies beside a decoder,
+            or in its file.
         progress: called with the bytes written so far and those in all.
         more_files: gives texts by their file names, to be written beside the rest before the folder gets its name.
 
@@ -102,7 +103,7 @@ def import_weights(
     )
     checkpoint = open_checkpoint(fetched.path if fetched else source)
     found = recognise(checkpoint, part, variant)
-    files = _tokenizer(os.fspath(tokenizer) if tokenizer else None, found.part, checkpoint.folder)
+    files = _tokenizer(os.fspath(tokenizer) if tokenizer else None, found.part, checkpoint)
     shapes = parameter_shapes(found.config)
     parameters = [
         dataclasses.replace(p, path=f"{found.part}/{p.path}")
@@ -167,13 +168,15 @@ def _file_names(source: str) -> list[str]:
     return sorted(name for name in os.listdir(source) if os.path.isfile(os.path.join(source, name)))
 
 
-def _tokenizer(given: str | None, part: ModelPart, folder: str | None) -> dict[str, str]:
-    """The files of the tokenizer: where each is, by the name to give it."""
+def _tokenizer(given: str | None, part: ModelPart, checkpoint: Checkpoint) -> Mapping[str, str | bytes]:
+    """The files of the tokenizer, by the name to give each: where it is, or what is in it."""
     if part == "encoder":
         if given:
             raise UserError(f"A tokenizer was given ({given}), and a vision encoder reads no text. Leave it out.")
         return {}
-    place = given or folder
+    if not given and checkpoint.tokenizer:
+        return checkpoint.tokenizer()
+    place = given or checkpoint.folder
     found = tokenizer_files.find(place) if place else {}
     if given and not found:
         raise UserError(f"The tokenizer {given} has neither tokenizer.json nor a SentencePiece .model file.")

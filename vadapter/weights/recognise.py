@@ -117,7 +117,7 @@ def _check_variant(checkpoint: Checkpoint, part: ModelPart | None, variant: str 
         return
     if checkpoint.config is not None:
         where = checkpoint.tensors.where
-        raise UserError(f"The config.json of {where} says the model's shape; leave out variant {variant!r}.")
+        raise UserError(f"{where} says the model's shape itself; leave out variant {variant!r}.")
     if part is not None and (other := published_sizes.part_of(variant)) != part:
         raise UserError(f"The variant {variant!r} is one of a {other}, and part is {part!r}. Leave out one of the two.")
 

@@ -40,6 +40,11 @@ class Settings:
         """The `model_type`."""
         return str(self.get("model_type"))
 
+    @property
+    def _file(self) -> str:
+        """Where the settings stand, for messages."""
+        return f"{'The metadata' if self.where.endswith('.gguf') else 'config.json'} of {self.where}"
+
     def with_defaults(self, defaults: Mapping[str, Any]) -> "Settings":
         """Returns the settings over other defaults; those of before win."""
         return dataclasses.replace(self, defaults={**defaults, **self.defaults})
@@ -101,7 +106,7 @@ class Settings:
             if name in self.given and self.given[name] not in values:
                 shown = str(self.given[name])
                 raise UserError(
-                    f"config.json of {self.where} sets {name} to {shown[:200]}, which changes the model's results in a "
+                    f"{self._file} sets {name} to {shown[:200]}, which changes the model's results in a "
                     f"way that is not supported here; expected {' or '.join(map(repr, values))}. "
                     f"{advice or 'Take another checkpoint of this family'}."
                 )
@@ -110,8 +115,8 @@ class Settings:
         """Makes the error for a setting that is not as expected."""
         found = repr(value) if name in self.given or name in self.defaults else "nothing"
         return UserError(
-            f"config.json of {self.where}: expected {expected} for {name} and found {found[:200]}. "
-            "Use the config.json that belongs to the weights; if this is it, the model cannot be imported."
+            f"{self._file}: expected {expected} for {name} and found {found[:200]}. Use the settings that belong to "
+            "the weights; if these are they, the model cannot be imported."
         )
 
 

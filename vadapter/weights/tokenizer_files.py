@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 
 from etils import epath
 
@@ -43,13 +44,13 @@ def find(path: str) -> dict[str, str]:
     return {name: os.path.join(path, file) for name, file in chosen.items()}
 
 
-def copy(files: dict[str, str], folder: str) -> dict[str, str]:
-    """Copies files that `find` gave into `folder/tokenizer`. Returns the sha256 of each by its name."""
+def copy(files: Mapping[str, str | bytes], folder: str) -> dict[str, str]:
+    """Copies files into `folder/tokenizer`: those that `find` gave, or contents. Returns the sha256 of each by name."""
     target = epath.Path(folder) / FOLDER
     target.mkdir(parents=True)
     hashes = {}
-    for name, path in files.items():
-        content = epath.Path(path).read_bytes()
+    for name, file in files.items():
+        content = file if isinstance(file, bytes) else epath.Path(file).read_bytes()
         hashes[name] = hashlib.sha256(content).hexdigest()
         (target / name).write_bytes(content)
     return hashes

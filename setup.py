@@ -78,6 +78,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "beam": ["apache-beam[gcp]>=2.77"],
         "gguf": GGUF,
+        "open": [*GGUF, "onnx>=1.17", "resvg-py>=0.2"],
         "parity": ["accelerate>=1.1", "torch>=2.6", "transformers>=5"],  # accelerate: transformers reads GGUF by it
         "test": [
             *(*GCS, *GGUF, "build>=1.2", "jax[tpu]>=0.10", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"),

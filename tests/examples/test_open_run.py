@@ -52,7 +52,7 @@ class Vadapter:
         if command[0] == "eval":
             out = Path(option(command, "--output"))
             out.mkdir(exist_ok=True)
-            scores = {"val/loss": 3.5, "generation/cider": 12.25, "reliance/shuffled_gap": 1.5}
+            scores = {"reliance/right": 3.5, "generation/cider": 12.25, "reliance/shuffled_gap": 1.5}
             (out / "metrics.json").write_text(json.dumps({"scores": scores}))
         if command[0] == "export":
             Path(option(command, "--out")).mkdir()
@@ -107,7 +107,7 @@ def test_all_parts_in_their_order_and_a_second_run_does_nothing_twice(run, place
     assert "mlp" in said and "12.250" in said and "infer --bundle" in said
     results = json.loads((place / "runs" / "results.json").read_text())
     assert [r["arm"] for r in results] == ["perceiver", "mlp", "queries"]
-    assert results[0]["captions_unseen_hand"]["val/loss"] == 3.5
+    assert results[0]["captions_unseen_hand"]["reliance/right"] == 3.5
 
     run.vadapter.commands.clear()
     do(run, place, *LATER, "--arms=perceiver,mlp,queries")

@@ -21,16 +21,6 @@ def load(path):
 
 
 @pytest.fixture
-def example(monkeypatch):
-    """Imports a module of the example; those that it imports itself are forgotten afterwards."""
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    for file in EXAMPLE.glob("*.py"):
-        monkeypatch.setitem(sys.modules, file.stem, None)  # so that the entry is put back at the end
-        del sys.modules[file.stem]
-    return importlib.import_module
-
-
-@pytest.fixture
 def tables():
     return load(ROOT / "benchmarks" / "open_tables.py")
 

@@ -1,7 +1,6 @@
 """examples/open: what is fetched, and what becomes training data, on small stand-ins for the packages."""
 
 import hashlib
-import importlib
 import io
 import json
 import sys
@@ -17,16 +16,6 @@ from PIL import Image
 EXAMPLE = Path(__file__).parents[2] / "examples" / "open"
 HANDS = ("twitter", "google")
 GROUPS = ("Food & Drink", "Flags", "Objects")
-
-
-@pytest.fixture
-def example(monkeypatch):
-    """Imports a module of the example; those that it imports itself are forgotten afterwards."""
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    for file in EXAMPLE.glob("*.py"):
-        monkeypatch.setitem(sys.modules, file.stem, None)  # so that the entry is put back at the end
-        del sys.modules[file.stem]
-    return importlib.import_module
 
 
 def png(colour):

@@ -1,6 +1,5 @@
 """examples/open/run.py: which commands the parts run, in their order, and that nothing is done twice."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -10,16 +9,6 @@ from pathlib import Path
 import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "open"
-
-
-@pytest.fixture
-def example(monkeypatch):
-    """Imports a module of the example; those that it imports itself are forgotten afterwards."""
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    for file in EXAMPLE.glob("*.py"):
-        monkeypatch.setitem(sys.modules, file.stem, None)  # so that the entry is put back at the end
-        del sys.modules[file.stem]
-    return importlib.import_module
 
 
 def option(command, name):

@@ -360,6 +360,9 @@ def main() -> int:
         except Failed as e:
             print(f"run.py: error: {e}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("\nrun.py: stopped. Run this again to go on.", file=sys.stderr)
+            return 130
     print(f"\ndone in {(time.perf_counter() - start) / 60:.1f} minutes")
     return 0
 

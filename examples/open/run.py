@@ -269,7 +269,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     """The results as a table of text: a line for each run and test."""
     head = ("arm", "seed", "trained", "seconds", "test", "loss", "reliance", "CIDEr", "exact", "VQA")
     names = (
-        "val/loss",
+        "reliance/right",
         "reliance/shuffled_gap",
         "generation/cider",
         "generation/exact_match",

@@ -93,7 +93,7 @@ def test_all_parts_in_their_order_and_a_second_run_does_nothing_twice(run, place
     # The arm that validation chose is exported.
     assert Path(option(run.vadapter.of("export")[0], "--checkpoint")).name == "mlp"
     said = capsys.readouterr().out
-    assert "mlp" in said and "12.250" in said and "infer --bundle" in said
+    assert "3.500  1.500     12.250" in said and "infer --bundle" in said
     results = json.loads((place / "runs" / "results.json").read_text())
     assert [r["arm"] for r in results] == ["perceiver", "mlp", "queries"]
     assert results[0]["captions_unseen_hand"]["reliance/right"] == 3.5

@@ -51,6 +51,7 @@ Queries = Literal["kept", "answer"]
 RECORD = "handoff.json"
 _CACHE = "handoff"
 _HELD_OUT = 20  # every so many-th text measures the fit only
+_TEXTS, _STEP = 32, 8  # texts that are read at a time, at least; their lengths are rounded up to a multiple
 _NOISE = 0.1  # of queries that start at one token, so that they can part
 
 
@@ -289,7 +290,7 @@ class _Work:
     def _decoder_embeddings(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns embeddings of the different ids, as the decoder's layers see them, f32 [U, D]; and each id's row."""
         unique, index = np.unique(ids, return_inverse=True)
-        rows = self.data.batch_size
+        rows = self._rows
         padded = np.resize(unique, (rows, -(-len(unique) // rows))).astype(np.int32)
         embed = lambda params, ids: self.model.apply(  # noqa: E731
             {"params": params}, ids, method=lambda module, ids: module.decoder.embed(ids)
@@ -312,15 +313,28 @@ class _Work:
             return module(module.embed(tokens), jnp.ones_like(tokens), slots)[0]
 
         apply = lambda own, tokens: model.apply({"params": own}, tokens, method=read).astype(jnp.float32)  # noqa: E731
+        # Rows of like lengths together, so that little of what is computed is padding.
+        lengths = np.zeros(len(tokens), np.int32)
+        np.maximum.at(lengths, pairs.text, pairs.slot + 1)
+        order, rows = np.argsort(lengths, kind="stable"), self._rows
         with self.program.partitioner.activate():
             run = jax.jit(apply, out_shardings=self.program.partitioner.replicated)
-            rows = self.data.batch_size
             for first in range(0, len(tokens), rows):
-                chunk = tokens[first : first + rows]
-                padded = np.concatenate([chunk, np.repeat(chunk[-1:], rows - len(chunk), axis=0)])
-                states = np.asarray(run(own, padded))
-                at = np.flatnonzero((pairs.text >= first) & (pairs.text < first + rows))
-                yield states[pairs.text[at] - first, pairs.slot[at]], at
+                chosen = order[first : first + rows]
+                length = -(-int(lengths[chosen].max()) // _STEP) * _STEP
+                chunk = np.zeros((rows, length), np.int32)
+                have = min(length, tokens.shape[1])
+                chunk[: len(chosen), :have] = tokens[chosen, :have]
+                states = np.asarray(run(own, chunk))
+                place = np.full(len(tokens), -1)
+                place[chosen] = np.arange(len(chosen))
+                at = np.flatnonzero(place[pairs.text] >= 0)
+                yield states[place[pairs.text[at]], pairs.slot[at]], at
+
+    @property
+    def _rows(self) -> int:
+        """Rows that are computed at a time: a multiple of the batch, which fits the mesh."""
+        return -(-_TEXTS // self.data.batch_size) * self.data.batch_size
 
     def _scale(self, batches: Callable[[], Iterator[Any]]) -> float:
         """Scales the last map so that the soft tokens of a batch are as large as its text embeddings; the factor."""

@@ -132,3 +132,12 @@ def test_the_document_has_the_tables_of_the_recorded_results(tables):
     for row in [*(row for make in makers for row in make(best)), *tables.rate_table(lines)]:
         assert row in text
     assert (ROOT / "docs" / "open.svg").read_text() == tables.figure(best)
+
+
+def test_the_readme_has_the_figures_of_the_page():
+    readme = (ROOT / "README.md").read_text().partition("### What came out so far")[2].partition("## TPU")[0]
+    page = (ROOT / "docs" / "open.md").read_text()
+    rows = [line.split(" | ") for line in readme.splitlines() if " ± " in line]
+    assert len(rows) == 7
+    for _, parameters, loss, seeds in rows:
+        assert any(parameters in line and f"| {seeds.rstrip(' |')} | {loss} |" in line for line in page.splitlines())

@@ -207,7 +207,7 @@ def gallery(best: Mapping[str, list[Line]], pack: Path, every: int) -> list[str]
     pictures = [r for r in records if r["split"] == "test"]
 
     def text(ids: Sequence[int]) -> str:
-        return "".join(pieces[i] for i in ids).replace("\u2581", " ").strip()
+        return "".join(pieces[i] for i in ids).strip()
 
     said = {arm: [text(ids) for ids in runs[0]["captions"]["test"]] for arm, runs in best.items()}
     rows = ["| arm | F1 of words, test, first seed |", "| --- | --- |"]

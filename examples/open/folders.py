@@ -66,24 +66,26 @@ def onnx_tensors(source: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def write(folder: Path, tensors: dict[str, np.ndarray], settings: dict[str, Any], pixels: dict[str, Any]) -> None:
+def write(
+    folder: Path, tensors: dict[str, np.ndarray], settings: dict[str, Any], pixels: dict[str, Any], dtype: Any
+) -> None:
     """Writes a Hugging Face folder. It appears when it is complete, or not at all."""
     from safetensors.numpy import save_file
 
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
+    arrays = {name: np.ascontiguousarray(x, dtype) for name, x in tensors.items()}
     save_file(arrays, partial / "model.safetensors", {"format": "pt"})
     (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (partial / "preprocessor_config.json").write_text(json.dumps(pixels, indent=2) + "\n")
     os.replace(partial, folder)
 
 
-def make(source: Path, folder: Path) -> None:
+def make(source: Path, folder: Path, dtype: Any = np.float32) -> None:
     """Makes the ViT's folder, unless it is there."""
     if not folder.is_dir():
-        write(folder, onnx_tensors(source), SETTINGS, PIXELS)
+        write(folder, onnx_tensors(source), SETTINGS, PIXELS, dtype)
 
 
 def main() -> None:

@@ -88,7 +88,7 @@ class Backbones:
 
 def load_backbones(pack: Path, index: Mapping[str, Any]) -> Backbones:
     """Reads the weights of a pack; the ViT's positions are resampled to `IMAGE_SIZE`."""
-    loaded = {name: weights.load(pack, model) for name, model in index["models"].items()}
+    loaded = {name: weights.load(pack / source) for name, source in index["models"].items()}
     encoder = dataclasses.replace(loaded["vit"][0], image_size=IMAGE_SIZE, position_grid=None)
     table = loaded["vit"][1]["pos_embedding"].astype(np.float32)
     loaded["vit"][1]["pos_embedding"] = resample(table, encoder.num_patches + 1, 1).astype(weights.BF16)
@@ -124,7 +124,7 @@ def hidden_states(tiny: DecoderConfig, params: Mapping[str, Any], texts: Any, ch
     Args:
         tiny: its configuration.
         params: its whole parameters.
-        texts: as `prepare.regression_texts` made them.
+        texts: fields of `vadapter.runs.text_pairs.Pairs`.
         chunk: texts computed at a time; must divide their number.
     """
     model = Decoder(tiny)

@@ -25,27 +25,6 @@ def tables():
     return load(ROOT / "benchmarks" / "open_tables.py")
 
 
-def pieces(prepare, lengths):
-    """A tokeniser that cuts every text into pieces of the given lengths; the n-th has the id 10 + n."""
-    ends = np.cumsum(lengths).tolist()
-    spans = [(10 + i, end - size, end) for i, (size, end) in enumerate(zip(lengths, ends, strict=True))]
-    return prepare.Pieces(lambda text: spans, 1, 2, [])
-
-
-def test_two_tokenisers_are_aligned_where_pieces_of_both_begin(example):
-    prepare = example("prepare")
-    tiny, large = pieces(prepare, (2, 2, 3, 1)), pieces(prepare, (4, 1, 2, 1))
-    ids, found = prepare.pairs("abcdefgh", tiny, large)
-    assert ids == [1, 10, 11, 12, 13]
-    # Slot 2 has read four characters, and the large LM's second piece begins there; slot 3 has read seven.
-    assert found == [(2, 11), (3, 13)]
-    made = prepare.regression_texts(["abcdefgh", "abcdefgh"], tiny, large)
-    assert made["tokens"].shape == (2, prepare.TEXT_LENGTH)
-    assert made["text"].tolist() == [0, 0, 1, 1]
-    assert made["slot"].tolist() == [2, 3, 2, 3]
-    assert made["piece"].tolist() == [11, 13, 11, 13]
-
-
 def test_the_regression_finds_a_linear_map(example):
     models = example("models")
     rng = np.random.default_rng(0)

@@ -291,7 +291,7 @@ def test_the_folder_of_the_vit_is_one_that_vadapter_imports(example, tmp_path):
     names |= {f"{layer}.layer_scale{i}.lambda1": (width,) for i in (1, 2)}
     tensors = {name: rng.normal(size=shape) for name, shape in names.items()}
     small = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
-    folders.write(tmp_path / "vit", tensors, folders.SETTINGS | small, folders.PIXELS)
+    folders.write(tmp_path / "vit", tensors, folders.SETTINGS | small, folders.PIXELS, np.float32)
     imported = import_weights(str(tmp_path / "vit"), str(tmp_path / "weights"))
     assert (imported.family, imported.part) == ("dinov2", "encoder")
     assert imported.config.mean == tuple(folders.PIXELS["image_mean"])

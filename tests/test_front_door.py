@@ -1,5 +1,6 @@
 """What a script or a notebook gets from `import vadapter`, and how a trained model is asked."""
 
+import dataclasses
 import inspect
 import os
 import subprocess
@@ -104,6 +105,17 @@ def test_the_loss_is_that_of_the_model_by_record(folder, model):
     )
     sums = model.model.apply({"params": model.params}, batch, method="loss_sums")
     assert by_record[0] == pytest.approx(float(sums.loss_sum / sums.weight_sum), rel=1e-4)
+
+
+def test_a_picture_is_cropped_once(folder, model):
+    resize, path, texts = "center_crop bicubic 256/224", str(folder / "photo.png"), ["a red circle"]
+    published = dataclasses.replace(model, description=dataclasses.replace(model.description, resize=resize))
+    lengths = model.description.text.lengths
+    given = {"vocabulary": model.vocabulary, "lengths": lengths, "resize": resize}
+    batch = vadapter.make_batch(model.description.model, [path], texts, **given)
+    sums = model.model.apply({"params": model.params}, batch, method="loss_sums")
+    assert published.loss([path], texts)[0] == pytest.approx(float(sums.loss_sum / sums.weight_sum), rel=1e-5)
+    assert published.loss([path], texts)[0] != pytest.approx(model.loss([path], texts)[0], rel=1e-5)
 
 
 def test_a_logit_a_target_and_word(model, folder):

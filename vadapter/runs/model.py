@@ -199,7 +199,7 @@ class TrainedModel:
             vocabulary=vocabulary,
             lengths=text.lengths,
             sizes=self.sizes,
-            resize=self.description.resize,
+            resize="stretch",  # `_read` made them square: a centre crop would cut once more
         )
         return self.partitioner.put_batch(batch)
 

@@ -52,3 +52,5 @@ def test_rope_scalings():
     between = (wavelengths > 8192 / 4) & (wavelengths < 8192)
     assert between.any()
     assert np.all((scaled < plain)[between] & (scaled > plain / 8)[between])
+    with pytest.raises(UserError, match="RopeScaling.kind 'dynamic' is unknown"):
+        RopeScaling("dynamic", 8.0)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vadapter.base.array_types import Array, Bool, Float, Int, PyTree
 from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
-from vadapter.generation.config import EMPTY, Decoded, DecodingConfig, EndIds, ends
+from vadapter.generation.config import EMPTY, Decoded, DecodingConfig, EndIds, is_end
 from vadapter.generation.top_k import TopK
 from vadapter.models.kv_cache import KVCache
 from vadapter.models.vlm import VLM
@@ -70,8 +70,8 @@ def beam_search(
     logits, cache = read
     if logits.shape[-1] < (needed := _candidates(config, end_ids)):
         raise UserError(
-            f"DecodingConfig.beams is {config.beams}, which needs a vocabulary of {needed} tokens; the model's has "
-            f"{logits.shape[-1]}. Use fewer beams."
+            f"DecodingConfig.beams is {config.beams}; with the model's end tokens ({len(end_ids)}) it needs a "
+            f"vocabulary of {needed} tokens or more, and the model's has {logits.shape[-1]}. Use fewer beams."
         )
     search = Search(
         length=jnp.zeros((), jnp.int32),
@@ -119,9 +119,9 @@ def advance(
     """
     beams, length = config.beams, search.length + 1
     scores, tokens, parents = _likeliest(search.log_probs, logits, _candidates(config, end_ids), top_k)
-    is_end = ends(tokens, end_ids)
+    at_end = is_end(tokens, end_ids)
 
-    ending = (is_end & jnp.isfinite(scores))[:, :beams]  # what is impossible does not end
+    ending = (at_end & jnp.isfinite(scores))[:, :beams]  # what is impossible does not end
     first = jnp.argmax(ending, axis=1)[:, None]  # of one length, the likeliest has the best score
     score = jnp.take_along_axis(scores, first, axis=1)[:, 0] / penalty(length, config)
     better = ending.any(axis=1) & (score > search.best_score) & ~search.done
@@ -129,7 +129,7 @@ def advance(
     best_score = jnp.where(better, score, search.best_score)
     ended = search.ended + ending.sum(axis=1)
 
-    running = jnp.argsort(is_end, axis=1, stable=True)[:, :beams]
+    running = jnp.argsort(at_end, axis=1, stable=True)[:, :beams]
     log_probs = jnp.take_along_axis(scores, running, axis=1)
     parents = jnp.take_along_axis(parents, running, axis=1)
     tokens = jnp.take_along_axis(tokens, running, axis=1)
@@ -153,7 +153,7 @@ def advance(
 
 
 def _candidates(config: DecodingConfig, end_ids: EndIds) -> int:
-    """So many continuations of a row that `beams` of them run on: a hypothesis may end by each of the end tokens."""
+    """How many continuations of a row are looked at: so many that `beams` of them run on, whatever ends."""
     return config.beams * max(2, 1 + len(end_ids))
 
 

@@ -13,7 +13,7 @@ from vadapter.base.errors import UserError
 
 EMPTY = -1  # no token has it; 0 is a word in some vocabularies
 Method = Literal["greedy", "sample", "beam"]
-EndIds = Sequence[int] | Int[Array, " E"]  # what ends a text; none: every text goes on to the limit
+EndIds = Sequence[int] | Int[Array, " E"]  # any of them ends a text; with () every text goes on to the limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Decoded:
     """What a method gives.
 
     Attributes:
-        ids: new ids of each row; `EMPTY` from the end token on.
+        ids: new ids of each row; `EMPTY` from an end token on.
         steps: tokens that were read after the prompts, of all rows at once; shows that decoding stopped early.
     """
 
@@ -73,6 +73,6 @@ class Decoded:
     steps: Int[Array, ""]
 
 
-def ends(tokens: Int[Array, "*B"], end_ids: EndIds) -> Bool[Array, "*B"]:
+def is_end(tokens: Int[Array, "*B"], end_ids: EndIds) -> Bool[Array, "*B"]:
     """Returns which tokens end a text: those that are one of `end_ids`."""
     return (tokens[..., None] == jnp.asarray(end_ids, jnp.int32)).any(axis=-1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vadapter.base.array_types import Array, Float, Int, PyTree
 from vadapter.base.batch import Batch
 from vadapter.generation.beam import beam_search
-from vadapter.generation.config import EMPTY, Decoded, DecodingConfig, EndIds, ends
+from vadapter.generation.config import EMPTY, Decoded, DecodingConfig, EndIds, is_end
 from vadapter.generation.sampling import row_keys, sample
 from vadapter.generation.top_k import TopK, make_top_k
 from vadapter.models.vlm import VLM
@@ -59,7 +59,7 @@ def one_by_one(
 
     def enter(logits: Array, step: Array, ids: Array, ended: Array) -> tuple[Array, Array, Array]:
         token = choose(logits, step).astype(jnp.int32)
-        ended = ended | ends(token, end_ids)
+        ended = ended | is_end(token, end_ids)
         ids = jax.lax.dynamic_update_slice(ids, jnp.where(ended, EMPTY, token)[:, None], (jnp.zeros_like(step), step))
         return jnp.where(ended, 0, token), ids, ended
 
@@ -92,7 +92,7 @@ def make_generate(
         model: the VLM.
         partitioner: places the activations.
         config: how texts are chosen; default greedy.
-        end_ids: ids of the end tokens: any of them ends a text. None: every text goes on to the limit.
+        end_ids: ids of the end tokens: any of them ends a text. With `()` every text goes on to the limit.
 
     Returns:
         A function of (parameters, device batch) that gives ids `[B, max_new_tokens]`, `EMPTY` from an end token on.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,10 @@ import numpy as np
 
 from vadapter.base.array_types import Array, Bool, Float, Int
 from vadapter.base.errors import UserError
+from vadapter.models import layers
 from vadapter.models.configuration import configuration
+
+RopeKind = Literal["linear", "llama3", "yarn", "longrope"]
 
 
 @configuration("field")
@@ -30,13 +33,16 @@ class RopeScaling:
         magnitude: longrope, yarn: what the rotated channels of queries and keys are multiplied by.
     """
 
-    kind: Literal["linear", "llama3", "yarn", "longrope"] = "linear"
+    kind: RopeKind = "linear"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_length: int = 8192
     factors: tuple[float, ...] = ()
     magnitude: float = 1.0
+
+    def __post_init__(self):
+        layers.known("RopeScaling.kind", self.kind, get_args(RopeKind))
 
     def check_channels(self, rotated: int) -> None:
         """Raises a `UserError` if `factors` are not those of so many rotated channels."""

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 import vadapter
+from vadapter.base import resizing
 from vadapter.base.errors import UserError
 from vadapter.base.paths import absolute, relative, resolve
 from vadapter.models.configuration import ModelConfig
 from vadapter.models.serialization import from_json, to_json
+from vadapter.models.vit import ViTConfig
 
 if TYPE_CHECKING:
     from vadapter.runs.experiment import Experiment
@@ -138,6 +140,43 @@ def load(folder: str) -> Description:
             "run, give its config.gin to vadapter train once more: that writes the file and does not train again."
         )
     return Description.from_json(read_json(str(file)), str(file))
+
+
+def check_same_pictures(folder: str, now: Description) -> None:
+    """Refuses to go on with a run whose encoder would see pictures otherwise than so far.
+
+    Args:
+        folder: MODEL_DIR of the run. Without `model.json` there is nothing to compare with.
+        now: of the settings that the run is given now.
+
+    Raises:
+        UserError: pictures become square in another way, or the encoder's table of positions is resampled in another.
+    """
+    if not (epath.Path(folder) / FILE).exists():
+        return
+    before = load(folder)
+    old, new = before.model.encoder, now.model.encoder
+    if old is None or new is None:
+        return
+    if resizing.parse(before.resize) != resizing.parse(now.resize):
+        raise UserError(
+            f"The run {folder} was trained on pictures that became square by {before.resize!r}; it is now given "
+            f"{now.resize!r}. Set encoder.resize, or the resize of the data set, to the former to go on; or start a "
+            "new run in another MODEL_DIR."
+        )
+    if isinstance(old, ViTConfig) and isinstance(new, ViTConfig) and _positions(old) != _positions(new):
+        raise UserError(
+            f"The encoder of the run {folder} had {_positions(old)}; it is now given {_positions(new)}. Set "
+            f"encoder.position_grid to {old.position_grid} and encoder.position_resampling to "
+            f"{old.position_resampling!r} to go on; or start a new run in another MODEL_DIR."
+        )
+
+
+def _positions(encoder: ViTConfig) -> str:
+    grid = encoder.position_grid
+    if grid is None or grid == encoder.grid:
+        return "positions of its own image size"
+    return f"positions of {grid} x {grid} patches, resampled ({encoder.position_resampling})"
 
 
 def read_json(file: str) -> Any:

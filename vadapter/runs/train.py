@@ -21,7 +21,7 @@ from vadapter.runs.handoff import Handoff
 from vadapter.runs.load import load
 from vadapter.runs.model import TrainedModel
 from vadapter.runs.weights import Weights, sources
-from vadapter.training import initialize, loop
+from vadapter.training import checkpoints, initialize, loop
 from vadapter.training.optimizers import OptimizerConfig
 from vadapter.training.sources import Reference
 from vadapter.training.storage import FROZEN_DTYPE
@@ -71,6 +71,9 @@ def run(experiment: Experiment, *, accepted: Callable[[str], None] | None = None
             references.append(record)
         return params, references
 
+    described = description.describe(experiment)
+    if checkpoints.steps(experiment.model_dir):
+        description.check_same_pictures(experiment.model_dir, described)
     start = initialize.begin(
         parts.program,
         experiment.model_dir,
@@ -82,7 +85,7 @@ def run(experiment: Experiment, *, accepted: Callable[[str], None] | None = None
     if jax.process_index() == 0:
         if accepted is not None:
             accepted(experiment.model_dir)
-        description.save(experiment.model_dir, description.describe(experiment))
+        description.save(experiment.model_dir, described)
     return loop.train(
         experiment.train,
         program=parts.program,

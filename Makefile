@@ -1,5 +1,5 @@
-# make demo | open | test | test-quick | parity | lint | docs | clean. Each target does its own set-up in .venv; a second run
-# starts at once.
+# make demo | open | open-check | test | test-quick | parity | lint | docs | clean. Each target does its own set-up in
+# .venv; a second run starts at once.
 # PYTHON=/path/to/python3 chooses the interpreter (3.11 or newer). ARGS passes more arguments to the command.
 
 PYTHON ?= python3

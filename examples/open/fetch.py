@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NoReturn
 
 COMMANDS = {"pip": [sys.executable, "-m", "pip", "download", "-q", "--no-deps"], "npm": ["npm", "pack", "--silent"]}
-HANDS = ("twitter", "google")
 
 
 @dataclass(frozen=True)

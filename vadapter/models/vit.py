@@ -47,8 +47,10 @@ class ViTConfig:
         positions: `learned`, a table; `rotary`, angles of row and column in each attention (DINOv3); `sines`, computed
             like a table (AIMv2 native). Only the table belongs to one image size.
         position_grid: patches along each side of the table, where `image_size` may be another than that of the
-            pretraining: the table is then resampled whenever it is read. None: the table is that of `image_size`.
-        position_resampling: how, see `position_embeddings.resample`; each family has its own.
+            pretraining: the table is then resampled whenever it is read. None: the table is that of `image_size`, and
+            weights with another are resampled once, at loading, by `bilinear_aligned`.
+        position_resampling: how the table of `position_grid` is resampled, see `position_embeddings.resample`; each
+            family has its own.
         rope_base: of rotary positions.
         class_token: a learned token before the patches; it is dropped from the result (CLIP, DINOv2).
         num_registers: learned tokens between the class token and the patches, without positions; dropped from the

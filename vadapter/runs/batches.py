@@ -38,7 +38,7 @@ def make_batch(
         prompt: a name in data/prompts or a template with `<media>`; default `caption`, or `image_question` where there
             are questions.
         lengths: `inputs` and `targets`, slots of text; default 64 each.
-        resize: how pictures become square: `stretch`, `crop`, `pad`; default the encoder's way.
+        resize: how pictures become square, see `resizing.parse`; default the encoder's way.
 
     Returns:
         A batch of numpy arrays, a row an image.

@@ -53,7 +53,7 @@ class Description:
     Attributes:
         model: its configuration.
         text: None for a model that reads and writes none.
-        resize: how images became square, see `vadapter.data.reading.images.resize`.
+        resize: how pictures became square, see `resizing.parse`.
         frozen_dtype: dtype that frozen parameters had in training.
         training: JSON-serialisable facts of the training, for readers.
     """

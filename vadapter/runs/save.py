@@ -40,7 +40,7 @@ def save(
         prompts: templates of `caption`, `image_question` and `video_question` that it was trained on, where they are
             not the shipped ones.
         prompt_format: how prompts become rows: `plain`, `chat` or a name of `formats.FORMATS`.
-        resize: how pictures became square; default the encoder's way.
+        resize: how pictures became square, see `resizing.parse`; default the encoder's way.
 
     Raises:
         UserError: a frozen parameter is in none of the references, so that the run could not be read again; or the

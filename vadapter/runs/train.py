@@ -146,7 +146,7 @@ def train(
         evaluate_every: steps between two measurements of the validation loss; 0: at the end only.
         checkpoint_every: steps between two checkpoints; 0: at the end only.
         prompt_format: `plain`; `chat`, the turns of the vocabulary's family; or a name of `formats.FORMATS`.
-        resize: how pictures become square: `stretch`, `crop`, `pad`; default the encoder's way.
+        resize: how pictures become square, see `resizing.parse`; default the encoder's way.
         frozen_dtype: `bfloat16`, `float32` or `int8`; see `Storage`.
         mesh: how devices are laid out; default all on the data axis.
         seed: of random parameters and of the order of the data.

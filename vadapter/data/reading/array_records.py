@@ -24,7 +24,7 @@ class ArrayRecordSource(RandomAccessSource):
         """Args:
         builder: prepared with `file_format="array_record"`.
         id_feature: the text feature that names a record.
-        resize: stretch, crop or pad (see `images.resize`); default as the encoder has it.
+        resize: see `RandomAccessSource`.
 
         Raises:
             UserError: the data set is not there or in another file format.

@@ -63,8 +63,8 @@ class RandomAccessSource(abc.ABC):
         splits: their names.
         media: what the records show: none, image or video.
         threads: how many records are read and decoded at once. Small images are faster with 1.
-        resize: how pictures become square, see `images.resize`; None is the encoder's way. When media are read it is
-            a text.
+        resize: how pictures become square, see `resizing.parse`; None is the encoder's way, which `resized` puts in
+            its place before media are read.
         frame_sampling: which frames of a video are taken, see `video.decode`.
         left_out: records that were found to be unusable before any was read, for the log.
     """

@@ -53,6 +53,7 @@ def test_a_token_that_steers_a_model_is_text_where_a_user_types_it(paths, token,
         for ids in (words.encode(text), words.more(text), words.first(text)):
             assert words.token_id(token) not in ids
             assert words.decode(ids) == text
+    assert words.decode(words.encode(2000 * token)) == 2000 * token
     typed, _ = prompts.write("See <media> . Question: <question> ?", words, f"is {token} here")
     asked, _ = prompts.write("See <media> . Question: <question> ?", words, "is it here")
     count = [ids.tolist().count(words.token_id(token)) for ids in (typed, asked)]

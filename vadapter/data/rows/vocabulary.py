@@ -53,7 +53,8 @@ class TextVocabulary:
         # Some libraries find these in any text: user-defined pieces, and added tokens that are not special.
         steers = {token for f in formats.FORMATS.values() for token in f.tokens}
         steers.update(filter(_STEERS.fullmatch, self._added()))
-        self._guarded = sorted(token for token in steers if self.token_id(token) in self._library_ids(token))
+        guarded = sorted(token for token in steers if self.token_id(token) in self._library_ids(token))
+        self._guarded = re.compile(f"(?={'|'.join(map(re.escape, guarded))})") if guarded else None
         self.format = formats.choose(prompt_format, lambda token: self.token_id(token) is not None, str(self))
 
     @property
@@ -124,11 +125,10 @@ class TextVocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Encodes text that is no special token, whatever it looks like. No start and no end token is added."""
-        for token in self._guarded:
-            if token in text:
-                before, after = text.split(token, 1)
-                return [*self.encode(before + token[0]), *self.more(token[1:] + after)]
-        return self._library_ids(text)
+        # Cut behind the first character of each such token, so that the library does not see it whole.
+        cuts = [match.start() + 1 for match in self._guarded.finditer(text)] if self._guarded else []
+        first, *rest = (text[start:stop] for start, stop in zip([0, *cuts], [*cuts, None], strict=True))
+        return [*self._library_ids(first), *(i for part in rest for i in self.more(part))]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids up to an end. Negative ids, and those that a larger table has, are nothing."""

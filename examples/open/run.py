@@ -135,10 +135,14 @@ def import_(settings: Settings, names: Sequence[str] = tuple(MODELS)) -> None:
 
 def data(settings: Settings) -> None:
     """Writes the JSONL files and pictures."""
+    import fetch as registries
     import write_data
 
-    need(settings.data / "raw/emoji-datasource-twitter/emoji.json", "fetch")
-    for name, count in write_data.write(settings.data / "raw", settings.data / "sets").items():
+    raw = settings.data / "raw"
+    for source in registries.SOURCES:
+        for file in source.files if source.name not in MODELS else ():
+            need(raw / file, "fetch")
+    for name, count in write_data.write(raw, settings.data / "sets").items():
         print(f"{name:26} {count:7,} rows")
 
 
@@ -324,7 +328,9 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[list[str], Settings]:
     parser.add_argument(
         "--seeds", default=environment("SEEDS") or "0", help="SEEDS, such as 0,1,2; default %(default)s"
     )
-    parser.add_argument("--steps", default=environment("STEPS"), type=int, help="STEPS; default those of the gin files")
+    parser.add_argument(
+        "--steps", default=environment("STEPS") or None, type=int, help="STEPS; default those of the gin files"
+    )
     parser.add_argument(
         "--limit",
         default=environment("LIMIT") or 96,
@@ -340,6 +346,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[list[str], Settings]:
     for what, names, known in (("part", args.parts, PARTS), ("arm", chosen_arms, ARMS)):
         if unknown := [name for name in names if name not in known]:
             parser.error(f"no {what} is called {', '.join(unknown)}; expected some of {', '.join(known)}")
+    if (args.steps is not None and args.steps < 1) or args.limit < 0:
+        parser.error(f"expected --steps of 1 or more and --limit of 0 or more; found {args.steps} and {args.limit}")
     try:
         seeds = tuple(int(seed) for seed in args.seeds.split(","))
     except ValueError:

@@ -130,7 +130,9 @@ def test_settings_by_environment_and_arguments(run, place, monkeypatch):
         assert "--gin.BATCH_SIZE=4" in command
 
 
-@pytest.mark.parametrize("wrong", (["shop"], ["--arms=magic"], ["--seeds=one"], ["--train_on=cats"]))
+@pytest.mark.parametrize(
+    "wrong", (["shop"], ["--arms=magic"], ["--seeds=one"], ["--train_on=cats"], ["--steps=0"], ["--limit=-1"])
+)
 def test_wrong_arguments_are_refused(run, wrong, capsys):
     with pytest.raises(SystemExit) as stopped:
         run.parse(wrong)
@@ -150,6 +152,14 @@ def test_wrong_arguments_are_refused(run, wrong, capsys):
 def test_a_part_without_what_it_needs_names_the_part_to_run_first(run, tmp_path, part, missing, first):
     with pytest.raises(run.Failed, match=rf"{missing} is missing. .*make open-{first}"):
         do(run, tmp_path, part)
+
+
+def test_data_are_written_of_all_packages_or_of_none(run, tmp_path):
+    listed = tmp_path / "data" / "raw" / "emoji-datasource-twitter" / "emoji.json"
+    listed.parent.mkdir(parents=True)
+    listed.write_text("[]")
+    with pytest.raises(run.Failed, match=r"google/emoji.json is missing. .*make open-fetch"):
+        do(run, tmp_path, "data")
 
 
 def test_the_command_ends_with_status_2_and_the_message(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -116,6 +117,20 @@ def test_a_picture_is_cropped_once(folder, model):
     sums = model.model.apply({"params": model.params}, batch, method="loss_sums")
     assert published.loss([path], texts)[0] == pytest.approx(float(sums.loss_sum / sums.weight_sum), rel=1e-5)
     assert published.loss([path], texts)[0] != pytest.approx(model.loss([path], texts)[0], rel=1e-5)
+
+
+def test_a_bundle_is_evaluated_on_pictures_as_it_was_trained(folder, tmp_path):
+    write_bundle(tmp_path, resize="pad")
+    (tmp_path / "own.jsonl").write_text(f'{{"image": "{folder / "photo.png"}", "caption": "a red circle"}}\n')
+    files = ["--gin_file=runs/eval.gin", "--gin_file=data/jsonl.gin", "--gin.EVALUATIONS=[@val/Evaluation()]"]
+    files += [f"--gin.{name}_JSONL={str(tmp_path / 'own.jsonl')!r}" for name in ("TRAIN", "VALIDATION")]
+    files += ["--gin.BATCH_SIZE=8", "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 16}"]
+
+    def loss(*more):
+        assert main(["eval", f"--bundle={tmp_path / 'bundle'}", f"--output={tmp_path}", *files, *more]) == 0
+        return json.loads((tmp_path / "metrics.json").read_text())["scores"]["val/loss"]
+
+    assert loss() == loss("--gin.jsonl_task.resize='pad'") != loss("--gin.jsonl_task.resize='stretch'")
 
 
 def test_a_logit_a_target_and_word(model, folder):

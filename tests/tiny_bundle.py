@@ -11,7 +11,7 @@ from vadapter.runs import bundle
 from vadapter.runs.description import Description, Text
 
 
-def write_bundle(folder, name="bundle", lengths=None):
+def write_bundle(folder, name="bundle", lengths=None, resize="stretch"):
     """A model with random weights, all of them in one bundle. Returns its path."""
     sizes = {"depth": 1, "num_heads": 2}
     parts = {"decoder": models.decoder(**sizes, vocab_size=512), "encoder": models.vit(**sizes)}
@@ -20,5 +20,5 @@ def write_bundle(folder, name="bundle", lengths=None):
     arrays = {path: np.asarray(x) for path, x in trees.flatten(params).items()}
     lengths = lengths or {"inputs": 16, "targets": 16}
     text = Text("", vocabularies.sha256(""), lengths)  # the vocabulary that ships with vadapter
-    bundle.write(str(folder / name), Description(config, text, frozen_dtype="float32"), arrays, step=1)
+    bundle.write(str(folder / name), Description(config, text, resize, frozen_dtype="float32"), arrays, step=1)
     return folder / name

@@ -68,7 +68,10 @@ def run(args: argparse.Namespace) -> None:
     experiment = processes.first_process_first(experiments.made)
     trained = arguments.trained(args, Parts(experiment).partitioner)
     trained.check_data(experiment.data.mixture)
-    parts = Parts(dataclasses.replace(experiment, model=trained.description.model))
+    described = trained.description
+    # The gin files of a bundle's evaluation are not those of its training, so they may not say how pictures were seen.
+    resize = described.resize if args.bundle else None
+    parts = Parts(dataclasses.replace(experiment, model=described.model), resize=resize)
     output = args.output or trained.folder
     first = jax.process_index() == 0
 

@@ -98,9 +98,15 @@ class Experiment:
 
 @dataclasses.dataclass
 class Parts:
-    """What a command needs of an experiment, each made when first asked for."""
+    """What a command needs of an experiment, each made when first asked for.
+
+    Attributes:
+        experiment: its settings.
+        resize: how pictures become square where a data set does not say it; None is the encoder's way.
+    """
 
     experiment: Experiment
+    resize: str | None = dataclasses.field(default=None, kw_only=True)
 
     @functools.cached_property
     def partitioner(self) -> Partitioner:
@@ -127,7 +133,9 @@ class Parts:
         """
         self.partitioner.check_rows(data.batch_size)
         model = self.experiment.model
-        loader = Loader(data, for_model(model), *self.partitioner.host_share)
+        sizes = for_model(model)
+        sizes = dataclasses.replace(sizes, resize=self.resize or sizes.resize)
+        loader = Loader(data, sizes, *self.partitioner.host_share)
         if model.vocab_size is not None and loader.vocabulary.rows > model.vocab_size:
             raise UserError(
                 f"{loader.vocabulary} has ids up to {loader.vocabulary.rows - 1}; the decoder's table has "

@@ -153,7 +153,7 @@ class ModelConfig(Protocol):
         ...
 
     def data_sizes(self) -> dict[str, Any]:
-        """Returns the sizes that the model dictates to its data, by the names of `LoaderConfig`."""
+        """Returns what the model dictates to its data, by the names of `vadapter.data.rows.sizes.Sizes`."""
         ...
 
     def example_batch(self, rows: int = 1, lengths: Mapping[str, int] | None = None, frames: int = 1) -> Any:

@@ -220,6 +220,10 @@ def test_pixels_are_normalised_as_the_processor_says():
         normalisation(preprocessor_config={**found, "rescale_factor": 1 / 127.5})
 
 
+def test_a_window_that_smollm3_does_not_use_is_none():
+    assert recognise(source("smollm3", sliding_window=4, layer_types=None)).config.local_layers == (False,) * 5
+
+
 def test_layers_without_rotation_are_given_by_name_or_by_interval():
     old = families.config("smollm3")
     listed = recognise(described({**old, "no_rope_layers": [0, 1, 1, 1, 1]})).config

@@ -118,7 +118,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(llama, server, tmp_path
 def test_a_repository_of_gguf_files_gives_the_only_model(server, tmp_path, names):
     folder = tmp_path / "served"
     folder.mkdir()
-    for name in [*names, "mmproj-a.gguf", "config.json"]:
+    for name in [*names, "mmproj-a.gguf", "a-MMPROJ-F16.gguf", "config.json"]:
         (folder / name).write_text(name)
     server.models["owner/gguf"] = folder
     found = hub.fetch("hf:owner/gguf", lambda settings, where: None)

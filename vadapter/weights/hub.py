@@ -15,16 +15,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from vadapter.base.errors import UserError
+from vadapter.weights import files_gguf
+from vadapter.weights.checkpoint import INDEX, PICKLES, SINGLE
 
 PREFIX = "hf:"
 MAIN = "main"
 _FORM = re.compile(r"([\w.-]+/[\w.-]+?)(?:/([^@]+\.gguf))?(?:@(\S+))?")
-_CONFIG, _INDEX, _SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+_CONFIG = "config.json"
 _PICTURES, _GENERATION = ("preprocessor_config.json", "processor_config.json"), ("generation_config.json",)
 _SETTINGS = (_CONFIG, *_PICTURES, *_GENERATION)
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 _INSTALL = "pip install 'vadapter[hub]'"
 
 Check = Callable[[Mapping[str, Any], str], str | None]
@@ -141,8 +141,8 @@ class _Store:
         if part != "encoder":
             small += [name for name in self.names if name in _TOKENIZER or _top(name, ".model")]
         self.get(small)
-        if weights == [_INDEX]:
-            weights = [_INDEX, *self._shards(self.get(weights)[0])]
+        if weights == [INDEX]:
+            weights = [INDEX, *self._shards(self.get(weights)[0])]
         return self._fetched([*small, *weights], os.path.dirname(self.get(weights)[0]), self.notes(part))
 
     def _fetched(self, files: Sequence[str], path: str, notes: tuple[str, ...] = ()) -> Fetched:
@@ -155,7 +155,7 @@ class _Store:
         if not shards or (missing := [file for file in shards if file not in self.names]):
             what = f"names {missing[0]}, which is not there" if shards else "names no files"
             raise UserError(
-                f"{_INDEX} of {self.wanted} {what}: the repository is incomplete. Give another revision "
+                f"{INDEX} of {self.wanted} {what}: the repository is incomplete. Give another revision "
                 f"(hf:{self.wanted.repository}@REVISION), or ask its owner."
             )
         return shards
@@ -240,26 +240,23 @@ def _weights(wanted: HubId, names: Sequence[str]) -> list[str]:
     """The files of the weights; the index alone where there is one."""
     if wanted.file:
         return _splits(wanted, wanted.file, names)
-    if _INDEX in names:
-        return [_INDEX]
+    if INDEX in names:
+        return [INDEX]
     safetensors = [name for name in names if _top(name, ".safetensors")]
-    if _SINGLE in safetensors:
-        return [_SINGLE]
+    if SINGLE in safetensors:
+        return [SINGLE]
     if len(safetensors) == 1:
         return safetensors
-    gguf = [name for name in names if name.endswith(".gguf") and "mmproj" not in name.rsplit("/", 1)[-1]]
-    first = [
-        name for name in gguf if not (split := _SPLIT.fullmatch(name)) or name.endswith(f"-00001-of-{split[2]}.gguf")
-    ]
-    if len(first) == 1 and not safetensors:
-        return _splits(wanted, first[0], names)
-    raise _no_weights(wanted, names, safetensors, first)
+    gguf = files_gguf.models(names)
+    if len(gguf) == 1 and not safetensors:
+        return _splits(wanted, gguf[0], names)
+    raise _no_weights(wanted, names, safetensors, gguf)
 
 
 def _splits(wanted: HubId, file: str, names: Sequence[str]) -> list[str]:
     """A GGUF file, or all files of a model that is split, the first one first."""
-    split = _SPLIT.fullmatch(file)
-    files = [f"{split[1]}-{i:05}-of-{split[2]}.gguf" for i in range(1, int(split[2]) + 1)] if split else [file]
+    split = files_gguf.SPLIT.fullmatch(file)
+    files = [f"{split[1]}-{i:05}-of-{split[3]}.gguf" for i in range(1, int(split[3]) + 1)] if split else [file]
     if missing := [name for name in files if name not in names]:
         have = ", ".join(name for name in names if name.endswith(".gguf")) or "no .gguf file"
         raise UserError(f"{missing[0]} is not in {wanted.repository} at {wanted.revision}; it has {have}. Name one.")
@@ -272,10 +269,10 @@ def _no_weights(wanted: HubId, names: Sequence[str], safetensors: list[str], ggu
         return UserError(f"{wanted} has {len(gguf)} GGUF files, and a model is one. Give one of these: {shown}.")
     if safetensors:
         return UserError(
-            f"{wanted} has {len(safetensors)} .safetensors files ({', '.join(safetensors[:5])}) and no {_INDEX} that "
+            f"{wanted} has {len(safetensors)} .safetensors files ({', '.join(safetensors[:5])}) and no {INDEX} that "
             "says which belong together. Fetch the one that you want (hf download), and give it as the source."
         )
-    if pickles := [name for name in names if name.endswith(_PICKLES)]:
+    if pickles := [name for name in names if name.endswith(PICKLES)]:
         return UserError(
             f"{wanted} has its weights as PyTorch pickles only ({', '.join(pickles[:3])}), which are not read: "
             "unpickling a file runs what is in it. Look for a revision with safetensors among its pull requests "

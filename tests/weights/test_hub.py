@@ -156,6 +156,9 @@ def test_offline_the_cache_is_enough(llama, server, tmp_path, monkeypatch, capsy
     assert "the cache has no generation_config.json" in capsys.readouterr().out
     assert run("hf:owner/other", tmp_path / "c") == 2
     assert "HF_HUB_OFFLINE is set, and the cache" in capsys.readouterr().err
+    next((tmp_path / "cache").rglob("model.safetensors")).unlink()
+    assert run("hf:owner/llama", tmp_path / "e") == 2
+    assert "no safetensors" in (error := capsys.readouterr().err) and "import again with a network" in error
     assert server.requests == []
 
 

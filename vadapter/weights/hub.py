@@ -111,6 +111,10 @@ def fetch(source: str, check: Check) -> Fetched:
     return (_Cache(wanted) if constants.HF_HUB_OFFLINE else _Hub(wanted)).fetch(check)
 
 
+class _Absent(UserError):
+    """Files that an import needs are not among those that there are."""
+
+
 class _Store:
     """Where the files of a commit come from."""
 
@@ -154,7 +158,7 @@ class _Store:
         shards = sorted({str(file) for file in files.values()}) if isinstance(files, dict) else []
         if not shards or (missing := [file for file in shards if file not in self.names]):
             what = f"names {missing[0]}, which is not there" if shards else "names no files"
-            raise UserError(
+            raise _Absent(
                 f"{INDEX} of {self.wanted} {what}: the repository is incomplete. Give another revision "
                 f"(hf:{self.wanted.repository}@REVISION), or ask its owner."
             )
@@ -222,6 +226,16 @@ class _Cache(_Store):
         found = (os.path.relpath(os.path.join(at, n), folder) for at, _, files in os.walk(folder) for n in files)
         self.names = sorted(name.replace(os.sep, "/") for name in found)
 
+    def fetch(self, check: Check) -> Fetched:
+        """What is missing may be on the hub; that is said."""
+        try:
+            return super().fetch(check)
+        except _Absent as e:
+            raise UserError(
+                f"{e} HF_HUB_OFFLINE is set, so only the files that the cache has were looked at; if some were never "
+                "fetched, import again with a network."
+            ) from e
+
     def notes(self, part: str | None) -> tuple[str, ...]:
         """The cache does not tell a file that was never fetched from one that the model does not have."""
         wished = _PICTURES if part == "encoder" else _GENERATION
@@ -259,27 +273,27 @@ def _splits(wanted: HubId, file: str, names: Sequence[str]) -> list[str]:
     files = [f"{split[1]}-{i:05}-of-{split[3]}.gguf" for i in range(1, int(split[3]) + 1)] if split else [file]
     if missing := [name for name in files if name not in names]:
         have = ", ".join(name for name in names if name.endswith(".gguf")) or "no .gguf file"
-        raise UserError(f"{missing[0]} is not in {wanted.repository} at {wanted.revision}; it has {have}. Name one.")
+        raise _Absent(f"{missing[0]} is not in {wanted.repository} at {wanted.revision}; it has {have}. Name one.")
     return files
 
 
-def _no_weights(wanted: HubId, names: Sequence[str], safetensors: list[str], gguf: list[str]) -> UserError:
+def _no_weights(wanted: HubId, names: Sequence[str], safetensors: list[str], gguf: list[str]) -> _Absent:
     if len(gguf) > 1 and not safetensors:
         shown = ", ".join(f"hf:{wanted.repository}/{name}" for name in gguf[:20])
-        return UserError(f"{wanted} has {len(gguf)} GGUF files, and a model is one. Give one of these: {shown}.")
+        return _Absent(f"{wanted} has {len(gguf)} GGUF files, and a model is one. Give one of these: {shown}.")
     if safetensors:
-        return UserError(
+        return _Absent(
             f"{wanted} has {len(safetensors)} .safetensors files ({', '.join(safetensors[:5])}) and no {INDEX} that "
             "says which belong together. Fetch the one that you want (hf download), and give it as the source."
         )
     if pickles := [name for name in names if name.endswith(PICKLES)]:
-        return UserError(
+        return _Absent(
             f"{wanted} has its weights as PyTorch pickles only ({', '.join(pickles[:3])}), which are not read: "
             "unpickling a file runs what is in it. Look for a revision with safetensors among its pull requests "
             f"(hf:{wanted.repository}@refs/pr/1), or for another copy of the model."
         )
     listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    return UserError(
+    return _Absent(
         f"{wanted} has no safetensors and no GGUF file at its top; it has {listed or 'nothing'}. Give a repository of "
         "a model that transformers reads, or fetch the files yourself (hf download) and give their folder."
     )

@@ -202,7 +202,7 @@ class _Work:
         self.flat[path] = self.program.storage.keep(path, np.asarray(value, np.float32))
 
     def _speak_as_in_stage_1(self, tiny: TinyLM, say: Callable[[str], None]) -> dict[str, Any]:
-        table, facts = tiny_lm.read_table(tiny.folder), {}
+        table, facts = tiny_lm.read_table(tiny), {}
         if self.adapter.num_prefix and self.handoff.prefix == "prompt":
             self._set("adapter/prefix", self._embedded(table, tiny.before))
             facts["prefix"] = [tiny.vocabulary.written(i)[0] for i in tiny.before]

@@ -68,7 +68,7 @@ def pair(texts: Iterable[str], reader: TextVocabulary, speaker: TextVocabulary, 
         next_piece = {start: piece for piece, start in zip(said, starts, strict=True) if start >= 0}
         shared = [(len(rows), i, next_piece[at]) for i, at in enumerate(begins) if i and at in next_piece]
         if shared:
-            rows.append([max(reader.bos_id or 0, 0), *ids])
+            rows.append([reader.bos_id or 0, *ids])
             found += shared
         if len(found) >= wanted:
             break

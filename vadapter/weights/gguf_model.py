@@ -176,7 +176,7 @@ class GgufModel:
 
 
 def _architecture(files: GgufFiles) -> _Architecture:
-    name = files.metadata.get("general.architecture")
+    name = str(files.metadata.get("general.architecture"))
     if name in _VISION:
         raise UserError(
             f"{files.where} is a vision tower for llama.cpp (mmproj, general.architecture {name!r}), which is not "
@@ -324,6 +324,8 @@ class _Settings:
         """The settings of Llama 3's stretching, of which a file keeps the outcome: a divisor of each frequency."""
         divisors = self._files.read(_ROPE_FACTORS).astype(np.float64).reshape(-1)
         head_dim, base = config["head_dim"], config.get("rope_theta", 10_000.0)
+        if not isinstance(base, int | float):
+            raise self._error("rope.freq_base", "a number above 0")
         factor = round(float(divisors.max()), 4) if divisors.size else 1.0
         if factor == 1:
             return {}

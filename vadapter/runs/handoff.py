@@ -11,8 +11,9 @@ nearly the same large vector. Three things cost no step of training:
                      learned vectors
     the queries      may start at the token after which the LM learned to answer
 
-All of it is computed at the start of a run and is the same for the same sources, data and settings. Source: the first
-runs on real models (docs/open.md); the paper has no such step.
+All of it is computed at the start of a run and is the same for the same sources, data and settings. A run of one
+process keeps the fitted map in the folder `handoff` of a local source, and the next such run reads it there. Source:
+the first runs on real models (docs/open.md); the paper has no such step.
 """
 
 import dataclasses
@@ -60,8 +61,8 @@ class Handoff:
     """How an adapter starts. See the head of `vadapter.runs.handoff`.
 
     Attributes:
-        source: MODEL_DIR of stage 1, or the imported folder of a language model that stands in the adapter as it was
-            published; needed by an adapter with a tiny LM.
+        source: MODEL_DIR of stage 1 or one of its `checkpoint_<step>` folders, or the imported folder of a language
+            model that stands in the adapter as it was published; needed by an adapter with a tiny LM.
         output: the last map: `random`; `scale`, random with soft tokens as large as the decoder's embeddings; or
             `regression`, from the tiny LM's hidden states to the decoder's embeddings of what comes next.
         prefix: the learned vectors before the visual tokens (`LMAdapterConfig.num_prefix`): `random`, or `prompt`, the
@@ -70,7 +71,10 @@ class Handoff:
             token, after which the tiny LM learned to answer.
         texts: a text file, one text a line, that is read where the training data's texts do not give enough positions.
         positions: most positions of text that the regression is fitted on.
-        penalty: of the ridge regression.
+        penalty: of the ridge regression, on the squares of the kernel.
+
+    Raises:
+        UserError: a choice is unknown, or a number is too small.
     """
 
     source: str | None = None

@@ -190,7 +190,7 @@ def _library(path: str) -> ModuleType:
 
 
 def _read_all(path: str) -> dict[str, Header]:
-    """The heads of a model's files by their paths, the first one first."""
+    """The headers of a model's files by their paths, the first one first."""
     header = read_header(path)
     count = header.metadata.get("split.count", 0)
     if count in (0, 1):

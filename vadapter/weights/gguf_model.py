@@ -301,12 +301,13 @@ class _Settings:
         return table.shape[0]
 
     def _rope(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        factors = _ROPE_FACTORS in self._files.infos and self._kind.permuted
-        if factors:
-            return {"rope_scaling": self._llama3(config)}
         get = self._given.get
         kind, factor = get("rope.scaling.type"), get("rope.scaling.factor", get("rope.scale_linear"))
         kind = kind or ("linear" if factor not in (None, 0, 1) else "none")
+        if _ROPE_FACTORS in self._files.infos and self._kind.permuted:
+            if kind != "none":
+                raise self._error("rope.scaling.type", f"none, as {_ROPE_FACTORS} stretches the frequencies,", kind)
+            return {"rope_scaling": self._llama3(config)}
         if kind == "none":
             return {}
         if kind not in ("linear", "yarn"):

@@ -310,7 +310,8 @@ class _Work:
         """Yields the tiny LM's final hidden states at the positions, f32 [n, D], and which positions they are."""
         used, tokens = np.unique(pairs.tokens, return_inverse=True)
         tokens = tokens.reshape(pairs.tokens.shape).astype(np.int32)
-        model, own = self._decoder(len(used)), self._lm_params(table[used])
+        model: Any = self._decoder(len(used))
+        own = self._lm_params(table[used])
 
         def read(module: Decoder, tokens: Array) -> Array:
             slots = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -327,7 +328,7 @@ class _Work:
                 chosen = order[first : first + rows]
                 length = -(-int(lengths[chosen].max()) // _STEP) * _STEP
                 chunk = np.zeros((rows, length), np.int32)
-                have = min(length, tokens.shape[1])
+                have = min(length, pairs.tokens.shape[1])
                 chunk[: len(chosen), :have] = tokens[chosen, :have]
                 states = np.asarray(run(own, chunk))
                 place = np.full(len(tokens), -1)

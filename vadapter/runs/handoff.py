@@ -197,7 +197,7 @@ class _Work:
         """Sets the new values and returns the figures for the record."""
         facts: dict[str, Any] = {"output": self.handoff.output}
         if self.tiny:
-            facts |= self._speak_as_in_stage_1(self.tiny, say)
+            facts |= self._from_tiny_lm(self.tiny, say)
         if self.handoff.output == "scale":
             facts["scale"] = self._scale(batches)
         return facts
@@ -205,7 +205,7 @@ class _Work:
     def _set(self, path: str, value: np.ndarray) -> None:
         self.flat[path] = self.program.storage.keep(path, np.asarray(value, np.float32))
 
-    def _speak_as_in_stage_1(self, tiny: TinyLM, say: Callable[[str], None]) -> dict[str, Any]:
+    def _from_tiny_lm(self, tiny: TinyLM, say: Callable[[str], None]) -> dict[str, Any]:
         table, facts = tiny_lm.read_table(tiny), {}
         if self.adapter.num_prefix and self.handoff.prefix == "prompt":
             self._set("adapter/prefix", self._embedded(table, tiny.before))

@@ -95,7 +95,11 @@ def fetch(source: str, check: Check) -> Fetched:
     Args:
         source: see `parse`.
         check: is given config.json and a name for messages before anything large is fetched. It raises a `UserError`
-            for a model that cannot be imported, and says whether it is an `encoder`, which needs no tokenizer.
+            for a model that cannot be imported, and says whether it is an `encoder`, which needs no tokenizer. It is
+            not called for a GGUF file, which has no config.json.
+
+    Returns:
+        Where the files are, and of which commit.
 
     Raises:
         UserError: `huggingface_hub` is not installed; the hub cannot be reached or refuses; the model or the revision

@@ -25,13 +25,13 @@ class TinyLM:
 
     Attributes:
         folder: where it comes from, the MODEL_DIR of a run or an imported folder.
-        step: of the checkpoint there.
+        step: of the checkpoint there; None is the latest.
         vocabulary: its tokeniser, with the prompt format of its training.
         template: the prompt.
     """
 
     folder: str
-    step: int
+    step: int | None
     vocabulary: TextVocabulary
     template: str
 
@@ -54,11 +54,11 @@ def find(source: str, template: str = "caption") -> TinyLM:
         template: the prompt, for an imported folder: a name in data/prompts or a template.
 
     Raises:
-        UserError: the folder is neither, it has no checkpoint, or its vocabulary is missing.
+        UserError: the folder is neither, or its vocabulary is missing.
     """
     if not epath.Path(source).exists():
         raise UserError(f"Handoff.source: {source} is not there. Give the MODEL_DIR of stage 1, or an imported folder.")
-    folder, step = checkpoints.locate(source)
+    folder, step = checkpoints.split(source)
     if not (epath.Path(folder) / description.FILE).exists():
         return TinyLM(folder, step, vocabularies.load_vocabulary(folder), prompts.resolve(template, question=False))
     text = description.load(folder).text
@@ -93,21 +93,21 @@ def read_table(tiny: TinyLM) -> np.ndarray:
     """Reads the embedding table of a tiny LM, f32 [V, D]. A run may have it from one of its sources.
 
     Raises:
-        UserError: there is no table.
+        UserError: there is no such checkpoint, or it has no table.
     """
-    step = tiny.step
-    with checkpoints.Checkpointer(tiny.folder, read_only=True) as checkpointer:
+    folder, step = checkpoints.locate(tiny.folder, tiny.step)
+    with checkpoints.Checkpointer(folder, read_only=True) as checkpointer:
         stored, run = checkpointer.shapes(step), checkpointer.run(step)
         if _TABLE in stored:
             return np.asarray(checkpointer.read(step, {_TABLE: stored[_TABLE]})[_TABLE], np.float32)
     for reference in (Reference.from_json(r) for r in reversed(run.get("sources", []))):
-        place, step = checkpoints.locate(resolve(reference.path, tiny.folder), reference.step)
+        place, step = checkpoints.locate(resolve(reference.path, folder), reference.step)
         with checkpoints.Checkpointer(place, read_only=True) as checkpointer:
             stored = checkpointer.shapes(step)
             taken = rename({path: path for path in stored}, reference.rules, place)
             if old := taken.get(_TABLE):
                 return np.asarray(checkpointer.read(step, {old: stored[old]})[old], np.float32)
     raise UserError(
-        f"{tiny.folder} has no embedding table ({_TABLE}); expected the MODEL_DIR of a stage 1, or an imported "
-        "language model. Correct Handoff.source."
+        f"{folder} has no embedding table ({_TABLE}); expected the MODEL_DIR of a stage 1, or an imported language "
+        "model. Correct Handoff.source."
     )

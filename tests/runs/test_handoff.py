@@ -17,7 +17,7 @@ from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.data.rows.vocabulary import load_vocabulary
 from vadapter.models.vlm import VLM, VLMConfig
-from vadapter.runs import text_pairs
+from vadapter.runs import text_pairs, tiny_lm
 from vadapter.runs.handoff import Handoff
 from vadapter.runs.ridge import RidgeFit
 from vadapter.runs.tiny_lm import prompt_length
@@ -170,6 +170,16 @@ def test_the_published_tiny_lm_has_the_same_start_without_stage_1(world):
     words = load_vocabulary(str(world / "tiny"))
     table = load_params(str(world / "tiny"))["decoder/embedder/embedding"]
     np.testing.assert_allclose(params["adapter/prefix"][0], table[words.bos_id], rtol=1e-5, atol=1e-6)
+
+
+def test_one_checkpoint_of_stage_1_can_be_named(world):
+    tiny = tiny_lm.find(str(world / "stage1" / "checkpoint_2"))
+    assert (tiny.folder, tiny.step) == (str(world / "stage1"), 2)
+    assert tiny.before == tiny_lm.find(str(world / "stage1")).before
+    table = load_params(str(world / "stage1"))["decoder/embedder/embedding"]
+    np.testing.assert_array_equal(tiny_lm.read_table(tiny), table)
+    with pytest.raises(UserError, match="checkpoint_1 is not there"):
+        tiny_lm.find(str(world / "stage1" / "checkpoint_1"))
 
 
 @pytest.mark.parametrize("name", ["mlp", "perceiver", "pooler"])

@@ -208,6 +208,11 @@ def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
         ("llama2", {"{arch}.attention.head_count": 0}, r"attention\.head_count and found 0"),
         ("llama2", {"{arch}.attention.head_count": "4"}, r"a whole number above 0"),
         ("qwen2", {"{arch}.attention.sliding_window": 4}, r"qwen2\.attention\.sliding_window"),
+        ("llama3", {"{arch}.rope.scaling.factor": 2.0}, r"expected none, as rope_freqs.*found linear"),
+        ("llama3", {"{arch}.rope.freq_base": "1e4"}, r"a number above 0 for llama\.rope\.freq_base and found 1e4"),
+        ("llama2", {"general.architecture": ["llama", "qwen2"]}, r"general\.architecture .*llama.*, which is not read"),
+        ("llama2", {"{arch}.attention.sliding_window_pattern": 2}, r"sliding_window_pattern to 2"),
+        ("llama2", {"{arch}.rope.scaling.attn_factor": 0.5}, r"attn_factor to 0\.5.*expected 1"),
         ("llama2", {"tokenizer.ggml.tokens": [str(i) for i in range(97)]}, "97 tokens.*and 96 rows"),
     ],
 )

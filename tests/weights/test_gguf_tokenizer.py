@@ -237,6 +237,10 @@ def test_a_model_without_a_tokenizer(tmp_path):
     [
         ({"tokenizer.ggml.model": "bert"}, "'bert', which is not read"),
         ({"tokenizer.ggml.model": "t5"}, "'t5', which is not read"),
+        ({"tokenizer.ggml.model": ["gpt2"]}, r"of the kind .*gpt2.*which is not read"),
+        ({"tokenizer.ggml.pre": ["a", "b"]}, r"ggml\.pre.*one of"),
+        ({"tokenizer.ggml.add_bos_token": [1, 2]}, r"true or false in tokenizer\.ggml\.add_bos_token"),
+        ({"tokenizer.chat_template": [1, 2]}, r"a text in tokenizer\.chat_template"),
         ({"tokenizer.ggml.pre": "martian"}, r"ggml\.pre.*one of .*llama-bpe.*found 'martian'"),
         ({"tokenizer.ggml.merges": ["no such"]}, r"merges of two tokens to a third.*found 'no such'"),
         ({"tokenizer.ggml.merges": ["n"]}, r"merges of two tokens to a third.*found 'n'"),

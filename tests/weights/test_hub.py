@@ -118,7 +118,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(llama, server, tmp_path
 def test_a_repository_of_gguf_files_gives_the_only_model(server, tmp_path, names):
     folder = tmp_path / "served"
     folder.mkdir()
-    for name in [*names, "mmproj-a.gguf", "config.json"]:
+    for name in [*names, "mmproj-a.gguf", "a-MMPROJ-F16.gguf", "config.json"]:
         (folder / name).write_text(name)
     server.models["owner/gguf"] = folder
     found = hub.fetch("hf:owner/gguf", lambda settings, where: None)
@@ -156,6 +156,9 @@ def test_offline_the_cache_is_enough(llama, server, tmp_path, monkeypatch, capsy
     assert "the cache has no generation_config.json" in capsys.readouterr().out
     assert run("hf:owner/other", tmp_path / "c") == 2
     assert "HF_HUB_OFFLINE is set, and the cache" in capsys.readouterr().err
+    next((tmp_path / "cache").rglob("model.safetensors")).unlink()
+    assert run("hf:owner/llama", tmp_path / "e") == 2
+    assert "no safetensors" in (error := capsys.readouterr().err) and "import again with a network" in error
     assert server.requests == []
 
 

@@ -218,6 +218,12 @@ def test_pixels_are_normalised_as_the_processor_says():
         normalisation(preprocessor_config={"image_mean": [0.5]})
     with pytest.raises(UserError, match="rescale_factor"):
         normalisation(preprocessor_config={**found, "rescale_factor": 1 / 127.5})
+    with pytest.raises(UserError, match="rescale_factor"):
+        normalisation(preprocessor_config={**found, "rescale_factor": "1/255"})
+
+
+def test_a_window_that_smollm3_does_not_use_is_none():
+    assert recognise(source("smollm3", sliding_window=4, layer_types=None)).config.local_layers == (False,) * 5
 
 
 def test_layers_without_rotation_are_given_by_name_or_by_interval():
@@ -288,6 +294,10 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ("llama3", {"attention_bias": True}, "attention_bias to True"),
         ("llama3", {"mlp_bias": True}, "mlp_bias to True"),
         ("llama3", {"hidden_act": "mish"}, "hidden_act.*'mish'"),
+        ("llama3", {"hidden_act": ["silu"]}, r"hidden_act and found \['silu'\]"),
+        ("llama3", {"rope_scaling": {"rope_type": ["yarn"]}}, "rope_type"),
+        ("llama3", {"rope_scaling": None, "rope_parameters": 500_000}, "a dictionary for rope_parameters"),
+        ("llama3", {"rope_scaling": None, "rope_parameters": {"full_attention": 1}}, "a dictionary for full_attention"),
         ("llama3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("llama3", {"hidden_size": "32"}, "whole number above 0 for hidden_size and found '32'"),
         ("llama3", {"rope_scaling": {**families.config("llama3")["rope_scaling"], "mscale": 1}}, "mscale"),

@@ -11,8 +11,9 @@ nearly the same large vector. Three things cost no step of training:
                      learned vectors
     the queries      may start at the token after which the LM learned to answer
 
-All of it is computed at the start of a run and is the same for the same sources, data and settings. Source: the first
-runs on real models (docs/open.md); the paper has no such step.
+All of it is computed at the start of a run and is the same for the same sources, data and settings. A run of one
+process keeps the fitted map in the folder `handoff` of a local source, and the next such run reads it there. Source:
+the first runs on real models (docs/open.md); the paper has no such step.
 """
 
 import dataclasses
@@ -60,8 +61,8 @@ class Handoff:
     """How an adapter starts. See the head of `vadapter.runs.handoff`.
 
     Attributes:
-        source: MODEL_DIR of stage 1, or the imported folder of a language model that stands in the adapter as it was
-            published; needed by an adapter with a tiny LM.
+        source: MODEL_DIR of stage 1 or one of its `checkpoint_<step>` folders, or the imported folder of a language
+            model that stands in the adapter as it was published; needed by an adapter with a tiny LM.
         output: the last map: `random`; `scale`, random with soft tokens as large as the decoder's embeddings; or
             `regression`, from the tiny LM's hidden states to the decoder's embeddings of what comes next.
         prefix: the learned vectors before the visual tokens (`LMAdapterConfig.num_prefix`): `random`, or `prompt`, the
@@ -70,7 +71,10 @@ class Handoff:
             token, after which the tiny LM learned to answer.
         texts: a text file, one text a line, that is read where the training data's texts do not give enough positions.
         positions: most positions of text that the regression is fitted on.
-        penalty: of the ridge regression.
+        penalty: of the ridge regression, on the squares of the kernel.
+
+    Raises:
+        UserError: a choice is unknown, or a number is too small.
     """
 
     source: str | None = None
@@ -193,7 +197,7 @@ class _Work:
         """Sets the new values and returns the figures for the record."""
         facts: dict[str, Any] = {"output": self.handoff.output}
         if self.tiny:
-            facts |= self._speak_as_in_stage_1(self.tiny, say)
+            facts |= self._from_tiny_lm(self.tiny, say)
         if self.handoff.output == "scale":
             facts["scale"] = self._scale(batches)
         return facts
@@ -201,8 +205,8 @@ class _Work:
     def _set(self, path: str, value: np.ndarray) -> None:
         self.flat[path] = self.program.storage.keep(path, np.asarray(value, np.float32))
 
-    def _speak_as_in_stage_1(self, tiny: TinyLM, say: Callable[[str], None]) -> dict[str, Any]:
-        table, facts = tiny_lm.read_table(tiny.folder), {}
+    def _from_tiny_lm(self, tiny: TinyLM, say: Callable[[str], None]) -> dict[str, Any]:
+        table, facts = tiny_lm.read_table(tiny), {}
         if self.adapter.num_prefix and self.handoff.prefix == "prompt":
             self._set("adapter/prefix", self._embedded(table, tiny.before))
             facts["prefix"] = [tiny.vocabulary.written(i)[0] for i in tiny.before]
@@ -306,7 +310,8 @@ class _Work:
         """Yields the tiny LM's final hidden states at the positions, f32 [n, D], and which positions they are."""
         used, tokens = np.unique(pairs.tokens, return_inverse=True)
         tokens = tokens.reshape(pairs.tokens.shape).astype(np.int32)
-        model, own = self._decoder(len(used)), self._lm_params(table[used])
+        model: Any = self._decoder(len(used))
+        own = self._lm_params(table[used])
 
         def read(module: Decoder, tokens: Array) -> Array:
             slots = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -323,7 +328,7 @@ class _Work:
                 chosen = order[first : first + rows]
                 length = -(-int(lengths[chosen].max()) // _STEP) * _STEP
                 chunk = np.zeros((rows, length), np.int32)
-                have = min(length, tokens.shape[1])
+                have = min(length, pairs.tokens.shape[1])
                 chunk[: len(chosen), :have] = tokens[chosen, :have]
                 states = np.asarray(run(own, chunk))
                 place = np.full(len(tokens), -1)

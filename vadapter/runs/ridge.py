@@ -27,7 +27,13 @@ class RidgeFit:
         self._held_out: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, states: np.ndarray, wanted: np.ndarray, held_out: np.ndarray) -> None:
-        """Adds positions; those of the mask `held_out` measure the fit only."""
+        """Adds positions.
+
+        Args:
+            states: f32 [n, inputs].
+            wanted: f32 [n, outputs].
+            held_out: bool [n]; positions where it is true measure the fit only.
+        """
         self._held_out.append((states[held_out], wanted[held_out]))
         x, y = states[~held_out].astype(np.float64), wanted[~held_out].astype(np.float64)
         self._count += len(x)
@@ -38,8 +44,12 @@ class RidgeFit:
         self._xy += x.T @ y
 
     def solve(self) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        """Returns kernel, bias, and `positions`, `r2` on the held-out ones, and `constant_share`: the part of the
-        states' energy that is in their mean."""
+        """Solves for the fit. Some positions must be held out, and some not.
+
+        Returns:
+            Kernel, f32 [inputs, outputs]; bias, f32 [outputs]; and figures: `positions` that were fitted, `r2` on those
+            held out, and `constant_share`, the share of the states' energy (sum of squares) that is in their mean.
+        """
         x, y = self._x / self._count, self._y / self._count
         xx = self._xx - self._count * np.outer(x, x)
         kernel = np.linalg.solve(xx + self._penalty * np.eye(len(x)), self._xy - self._count * np.outer(x, y))

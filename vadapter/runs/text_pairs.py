@@ -62,13 +62,13 @@ def pair(texts: Iterable[str], reader: TextVocabulary, speaker: TextVocabulary, 
     rows: list[list[int]] = []
     found: list[tuple[int, int, int]] = []
     for text in texts:
-        text = " ".join(text.split())
-        ids, begins = pieces(text, reader)
-        said, starts = pieces(text, speaker)
+        plain = " ".join(text.split())
+        ids, begins = pieces(plain, reader)
+        said, starts = pieces(plain, speaker)
         next_piece = {start: piece for piece, start in zip(said, starts, strict=True) if start >= 0}
         shared = [(len(rows), i, next_piece[at]) for i, at in enumerate(begins) if i and at in next_piece]
         if shared:
-            rows.append([max(reader.bos_id or 0, 0), *ids])
+            rows.append([reader.bos_id or 0, *ids])
             found += shared
         if len(found) >= wanted:
             break
@@ -80,7 +80,14 @@ def pair(texts: Iterable[str], reader: TextVocabulary, speaker: TextVocabulary, 
 
 
 def texts_of(data: LoaderConfig, sizes: Sizes) -> Iterator[str]:
-    """Yields the different texts that are to be predicted, in the order of training; the same on every host."""
+    """Yields the different texts that are to be predicted, in the order of training; the same on every host.
+
+    The media of each batch are read as well, as training reads them. Ends when many batches bring no new text.
+
+    Args:
+        data: what the run trains on.
+        sizes: what its model takes.
+    """
     loader = Loader(data, sizes)
     seen: set[str] = set()
     stream: Any = loader.batches()

@@ -24,19 +24,21 @@ class TinyLM:
     """What the hand-off has to know of the tiny LM beside what stands in the adapter.
 
     Attributes:
-        folder: where it comes from.
+        folder: where it comes from, the MODEL_DIR of a run or an imported folder.
+        step: of the checkpoint there; None is the latest.
         vocabulary: its tokeniser, with the prompt format of its training.
         template: the prompt.
     """
 
     folder: str
+    step: int | None
     vocabulary: TextVocabulary
     template: str
 
     @property
     def before(self) -> list[int]:
         """Ids that stand before the visual tokens: the start token and the prompt's first part."""
-        return [max(self.vocabulary.bos_id or 0, 0), *self.vocabulary.head(prompts.split(self.template)[0])]
+        return [self.vocabulary.bos_id or 0, *self.vocabulary.head(prompts.split(self.template)[0])]
 
     @property
     def last(self) -> int:
@@ -48,20 +50,21 @@ def find(source: str, template: str = "caption") -> TinyLM:
     """Finds tokeniser and prompt of a tiny LM.
 
     Args:
-        source: MODEL_DIR of stage 1, or an imported folder.
+        source: MODEL_DIR of stage 1 or one of its `checkpoint_<step>` folders, or an imported folder.
         template: the prompt, for an imported folder: a name in data/prompts or a template.
 
     Raises:
         UserError: the folder is neither, or its vocabulary is missing.
     """
-    if (epath.Path(source) / description.FILE).exists():
-        text = description.load(source).text
-        if text is None or not text.prompts:
-            raise UserError(f"{source} was trained without text; expected the run of a stage 1, or a language model.")
-        return TinyLM(source, find_vocabulary(text, source), caption_template(text.prompts))
     if not epath.Path(source).exists():
         raise UserError(f"Handoff.source: {source} is not there. Give the MODEL_DIR of stage 1, or an imported folder.")
-    return TinyLM(source, vocabularies.load_vocabulary(source), prompts.resolve(template, question=False))
+    folder, step = checkpoints.split(source)
+    if not (epath.Path(folder) / description.FILE).exists():
+        return TinyLM(folder, step, vocabularies.load_vocabulary(folder), prompts.resolve(template, question=False))
+    text = description.load(folder).text
+    if text is None or not text.prompts:
+        raise UserError(f"{folder} was trained without text; expected the run of a stage 1, or a language model.")
+    return TinyLM(folder, step, find_vocabulary(text, folder), caption_template(text.prompts))
 
 
 def prompt_length(source: str, template: str = "caption") -> int:
@@ -86,22 +89,19 @@ def caption_template(templates: Mapping[str, str]) -> str:
     return prompts.without_examples(template)
 
 
-def read_table(folder: str) -> np.ndarray:
-    """Reads the embedding table of a tiny LM, f32 [V, D].
-
-    Args:
-        folder: of an import, or of a run, which may have the table from one of its sources.
+def read_table(tiny: TinyLM) -> np.ndarray:
+    """Reads the embedding table of a tiny LM, f32 [V, D]. A run may have it from one of its sources.
 
     Raises:
-        UserError: there is no table.
+        UserError: there is no such checkpoint, or it has no table.
     """
-    model_dir, step = checkpoints.locate(folder)
-    with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
+    folder, step = checkpoints.locate(tiny.folder, tiny.step)
+    with checkpoints.Checkpointer(folder, read_only=True) as checkpointer:
         stored, run = checkpointer.shapes(step), checkpointer.run(step)
         if _TABLE in stored:
             return np.asarray(checkpointer.read(step, {_TABLE: stored[_TABLE]})[_TABLE], np.float32)
     for reference in (Reference.from_json(r) for r in reversed(run.get("sources", []))):
-        place, step = checkpoints.locate(resolve(reference.path, model_dir), reference.step)
+        place, step = checkpoints.locate(resolve(reference.path, folder), reference.step)
         with checkpoints.Checkpointer(place, read_only=True) as checkpointer:
             stored = checkpointer.shapes(step)
             taken = rename({path: path for path in stored}, reference.rules, place)

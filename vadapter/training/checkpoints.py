@@ -53,6 +53,14 @@ def _is_finished(checkpoint: epath.Path) -> bool:
     return record.get("commit_timestamp_nsecs") is not None
 
 
+def split(path: str) -> tuple[str, int | None]:
+    """Returns the MODEL_DIR of a path, and the step that it names: None where it is no `checkpoint_<step>` folder."""
+    path = path.rstrip("/")
+    if match := _DIRECTORY.fullmatch(path.rsplit("/", 1)[-1]):
+        return path[: -len(match.group(0))].rstrip("/") or ".", int(match.group(1))
+    return path, None
+
+
 def locate(path: str, step: int | None = None) -> tuple[str, int]:
     """Finds a checkpoint.
 
@@ -66,10 +74,8 @@ def locate(path: str, step: int | None = None) -> tuple[str, int]:
     Raises:
         UserError: there is none, or as `steps`.
     """
-    path = path.rstrip("/")
-    if match := _DIRECTORY.fullmatch(path.rsplit("/", 1)[-1]):
-        path = path[: -len(match.group(0))].rstrip("/") or "."
-        step = int(match.group(1)) if step is None else step
+    path, named = split(path)
+    step = named if step is None else step
     found = steps(path)
     if not found or (step is not None and step not in found):
         wanted = "A checkpoint" if step is None else f"checkpoint_{step}"

@@ -18,10 +18,9 @@ from vadapter.weights.tensors import Tensors
 
 HUGGING_FACE, GGUF, BIG_VISION, T5X, GEMMA = "huggingface", "gguf", "big_vision", "t5x", "gemma"
 
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SAFETENSORS, _GGUF, _NPZ = ".safetensors", ".gguf", ".npz"
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _EXTRA = ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "generation_config.json")
 # Where an Orbax checkpoint may lie in the folder that it is known by.
 _ITEMS = ("", "default", "state", "params")
@@ -86,14 +85,14 @@ def _open_file(path: str) -> Checkpoint:
         return _gguf(path)
     if path.endswith(_NPZ):
         return Checkpoint(BIG_VISION, NpzFile(path), None, None, {})
-    if path.endswith(_PICKLES):
+    if path.endswith(PICKLES):
         raise _pickles([path])
     raise UserError(f"{path} is no file of weights that is known. Expected {_KNOWN}.")
 
 
 def _open_folder(folder: str) -> Checkpoint:
     names = sorted(os.listdir(folder))
-    if _INDEX in names:
+    if INDEX in names:
         return _sharded(folder)
     for ending, open_one in ((_SAFETENSORS, _huggingface_file), (_NPZ, _npz_file)):
         files = [name for name in names if name.endswith(ending)]
@@ -106,17 +105,17 @@ def _open_folder(folder: str) -> Checkpoint:
             return _orbax(folder, item)
     if os.path.isfile(os.path.join(folder, files_t5x.FILE)):
         return Checkpoint(T5X, files_t5x.open_legacy(folder), None, folder, {})
-    if pickles := [os.path.join(folder, name) for name in names if name.endswith(_PICKLES)]:
+    if pickles := [os.path.join(folder, name) for name in names if name.endswith(PICKLES)]:
         raise _pickles(pickles)
     listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     raise UserError(f"{folder} holds no weights of a known kind. Expected {_KNOWN}; found {listed or 'nothing'}.")
 
 
 def _only(folder: str, files: list[str], ending: str) -> str:
-    if _SINGLE in files:
-        return _SINGLE
+    if SINGLE in files:
+        return SINGLE
     if len(files) > 1:
-        index = f"and no {_INDEX} that says which belong together; " if ending == _SAFETENSORS else ""
+        index = f"and no {INDEX} that says which belong together; " if ending == _SAFETENSORS else ""
         raise UserError(
             f"{folder} has {len(files)} {ending} files ({', '.join(files[:5])}), {index}give one of them as the "
             "source, or complete the download."
@@ -140,7 +139,7 @@ def _gguf(path: str) -> Checkpoint:
 
 
 def _sharded(folder: str) -> Checkpoint:
-    index = os.path.join(folder, _INDEX)
+    index = os.path.join(folder, INDEX)
     weight_map = _json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UserError(f"{index} has no 'weight_map' from tensors to files. Fetch it again.")

@@ -5,7 +5,7 @@ import glob
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +16,7 @@ from vadapter.base.errors import UserError
 from vadapter.weights.gguf_header import Header, StoredTensor, damaged, read_header
 from vadapter.weights.tensors import TensorInfo
 
-_SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 # Stored as they are; all other types are dequantised to f32.
 _PLAIN = {
     "F32": np.dtype(np.float32),
@@ -144,6 +144,20 @@ class GgufFiles:
         return found
 
 
+def models(names: Iterable[str]) -> list[str]:
+    """Returns the .gguf files that language models begin with: of one that was split, the first file that is there.
+
+    Args:
+        names: files; others than .gguf ones and vision towers (`mmproj`) do not count. May have folders, with slashes.
+    """
+    first: dict[tuple[str, str], str] = {}
+    for name in sorted(names):
+        if name.endswith(".gguf") and "mmproj" not in name.rsplit("/", 1)[-1].lower():
+            split = SPLIT.fullmatch(name)
+            first.setdefault((split[1], split[3]) if split else (name, ""), name)
+    return list(first.values())
+
+
 def choose(folder: str, names: list[str]) -> str:
     """Returns the .gguf file of a folder that has the model: the only one, or the first of one that was split.
 
@@ -154,14 +168,13 @@ def choose(folder: str, names: list[str]) -> str:
     Raises:
         UserError: they are several models.
     """
-    models = [name for name in names if "mmproj" not in name.lower()] or names
-    groups = {match[1] if (match := _SPLIT.fullmatch(name)) else name for name in models}
-    if len(groups) > 1:
+    found = models(names) or sorted(names)
+    if len(found) > 1:
         raise UserError(
-            f"{folder} has {len(groups)} GGUF models ({', '.join(models[:5])}). Give the file of one of them as the "
+            f"{folder} has {len(found)} GGUF models ({', '.join(found[:5])}). Give the file of one of them as the "
             "source."
         )
-    return os.path.join(folder, min(models))
+    return os.path.join(folder, found[0])
 
 
 def _library(path: str) -> ModuleType:
@@ -177,12 +190,12 @@ def _library(path: str) -> ModuleType:
 
 
 def _read_all(path: str) -> dict[str, Header]:
-    """The heads of a model's files by their paths, the first one first."""
+    """The headers of a model's files by their paths, the first one first."""
     header = read_header(path)
     count = header.metadata.get("split.count", 0)
     if count in (0, 1):
         return {path: header}
-    match = _SPLIT.fullmatch(os.path.basename(path))
+    match = SPLIT.fullmatch(os.path.basename(path))
     if not match or int(match[3]) != count:
         raise UserError(
             f"{path} is one of {count} files of a model; expected a name that ends in -00001-of-{count:05}.gguf, as "

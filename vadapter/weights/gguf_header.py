@@ -1,4 +1,4 @@
-"""The head of a GGUF file (llama.cpp's format): its metadata, and type, shape and place of each tensor.
+"""The header of a GGUF file (llama.cpp's format): its metadata, and type, shape and place of each tensor.
 
 It is read here and not with the library `gguf`, whose reader makes array objects of every token of the vocabulary and
 checks little of what a damaged file says.
@@ -60,7 +60,7 @@ class Header:
 
 
 def read_header(path: str) -> Header:
-    """Reads the head of a file.
+    """Reads the header of a file.
 
     Raises:
         UserError: it is no GGUF file, of a version or byte order that is not read, cut off or damaged.
@@ -72,7 +72,7 @@ def read_header(path: str) -> Header:
             try:
                 return _read(path, _Cursor(content), size)
             except (struct.error, ValueError, OverflowError, RecursionError) as e:
-                raise damaged(path, f"its head cannot be read: {e}") from e
+                raise damaged(path, f"its header cannot be read: {e}") from e
 
 
 def damaged(path: str, what: str) -> UserError:

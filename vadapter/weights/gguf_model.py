@@ -56,10 +56,11 @@ _NEEDED = ("embedding_length", "block_count", "feed_forward_length", "attention.
 _WHOLE = (*_NEEDED, "attention.head_count_kv", "attention.key_length")
 # Read in their own ways, further down.
 _READ = (
-    *("attention.key_length", "attention.value_length", "rope.dimension_count", "attention.sliding_window_pattern"),
+    *("attention.key_length", "attention.value_length", "rope.dimension_count"),
     *("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scale_linear"),
-    *("rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+    *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
 )
+_PATTERN = "attention.sliding_window_pattern"  # read where an architecture has layers with a window and without
 # Change nothing, or nothing while they have this value.
 _HARMLESS = ("vocab_size", "rope.scaling.finetuned", "pooling_type", "mm.tokens_per_image")
 _MUST_BE = {
@@ -70,9 +71,10 @@ _MUST_BE = {
     "attention.clamp_kqv": (0,),
     "use_parallel_residual": (False,),
     "tensor_data_layout": ("reference", "Meta AI original pth"),
+    # llama.cpp multiplies YaRN's magnitude by it; `attention_factor` of config.json stands in place of the magnitude.
+    "rope.scaling.attn_factor": (1,),
 }
 _YARN = {
-    "rope.scaling.attn_factor": "attention_factor",
     "rope.scaling.yarn_beta_fast": "beta_fast",
     "rope.scaling.yarn_beta_slow": "beta_slow",
 }
@@ -174,7 +176,7 @@ class GgufModel:
 
 
 def _architecture(files: GgufFiles) -> _Architecture:
-    name = files.metadata.get("general.architecture")
+    name = str(files.metadata.get("general.architecture"))
     if name in _VISION:
         raise UserError(
             f"{files.where} is a vision tower for llama.cpp (mmproj, general.architecture {name!r}), which is not "
@@ -252,6 +254,7 @@ class _Settings:
 
     def _check_known(self) -> None:
         known = {*_KEYS, *self._kind.keys, *_READ, *_HARMLESS, *_MUST_BE}
+        known |= {_PATTERN} if self._kind.period else set()
         for name, value in self._given.items():
             if name not in known or value not in _MUST_BE.get(name, (value,)):
                 allowed = " or ".join(map(str, _MUST_BE.get(name, ("no such key",))))
@@ -268,7 +271,7 @@ class _Settings:
 
     def _of_all_layers(self, name: str, value: Any) -> Any:
         """One value for a list that has the same for every layer."""
-        if not isinstance(value, np.ndarray | list) or name == "attention.sliding_window_pattern":
+        if not isinstance(value, np.ndarray | list) or name == _PATTERN:
             return value
         values = [x.item() if isinstance(x, np.generic) else x for x in value]
         if not values or any(x != values[0] for x in values):
@@ -298,12 +301,13 @@ class _Settings:
         return table.shape[0]
 
     def _rope(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        factors = _ROPE_FACTORS in self._files.infos and self._kind.permuted
-        if factors:
-            return {"rope_scaling": self._llama3(config)}
         get = self._given.get
         kind, factor = get("rope.scaling.type"), get("rope.scaling.factor", get("rope.scale_linear"))
         kind = kind or ("linear" if factor not in (None, 0, 1) else "none")
+        if _ROPE_FACTORS in self._files.infos and self._kind.permuted:
+            if kind != "none":
+                raise self._error("rope.scaling.type", f"none, as {_ROPE_FACTORS} stretches the frequencies,", kind)
+            return {"rope_scaling": self._llama3(config)}
         if kind == "none":
             return {}
         if kind not in ("linear", "yarn"):
@@ -321,6 +325,8 @@ class _Settings:
         """The settings of Llama 3's stretching, of which a file keeps the outcome: a divisor of each frequency."""
         divisors = self._files.read(_ROPE_FACTORS).astype(np.float64).reshape(-1)
         head_dim, base = config["head_dim"], config.get("rope_theta", 10_000.0)
+        if not isinstance(base, int | float):
+            raise self._error("rope.freq_base", "a number above 0")
         factor = round(float(divisors.max()), 4) if divisors.size else 1.0
         if factor == 1:
             return {}
@@ -338,7 +344,7 @@ class _Settings:
         return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
 
     def _layer_types(self, depth: int, period: int) -> list[str]:
-        pattern = self._given.get("attention.sliding_window_pattern", period)
+        pattern = self._given.get(_PATTERN, period)
         if not self._given.get("attention.sliding_window", self._kind.model_type == "gemma2"):
             local = [False] * depth
         elif isinstance(pattern, int) and pattern > 0:
@@ -346,7 +352,7 @@ class _Settings:
         else:
             local = [bool(x) for x in pattern] if isinstance(pattern, np.ndarray) else []
         if len(local) != depth:
-            raise self._error("attention.sliding_window_pattern", f"a number, or {depth} flags,")
+            raise self._error(_PATTERN, f"a number, or {depth} flags,")
         return ["sliding_attention" if x else "full_attention" for x in local]
 
     def _error(self, name: str, expected: str, value: Any = None) -> UserError:

@@ -85,7 +85,7 @@ def make(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
     Raises:
         UserError: the tokenizer is of a kind that is not read, or its parts contradict one another.
     """
-    kind = metadata.get(f"{_PREFIX}model", "none")
+    kind = str(metadata.get(f"{_PREFIX}model", "none"))
     if kind in ("none", "no_vocab"):
         return {}
     build = {"llama": _sentencepiece, "gpt2": _byte_level}.get(kind)
@@ -145,15 +145,24 @@ class _Parts:
             raise self.error(f"the id of one of {len(self.tokens)} tokens in {_PREFIX}{name}", repr(found)[:200])
         return found
 
+    def flag(self, name: str, otherwise: bool = False) -> bool:
+        found = self.get(name, otherwise)
+        if not isinstance(found, int):  # 0 and 1 are flags too
+            raise self.error(f"true or false in {_PREFIX}{name}", repr(found)[:200])
+        return bool(found)
+
     def named(self) -> dict[str, Any]:
         """What tokenizer_config.json says."""
         ids = {name: self.id(key) for name, key in _NAMED.items()}
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         config |= {name: self.tokens[i] for name, i in ids.items() if i is not None}
         for name in ("add_bos_token", "add_eos_token"):
-            if (flag := self.get(name)) is not None:
-                config[name] = bool(flag)
-        if template := self._metadata.get("tokenizer.chat_template"):
+            if self.get(name) is not None:
+                config[name] = self.flag(name)
+        template = self._metadata.get("tokenizer.chat_template", "")
+        if not isinstance(template, str):
+            raise self.error("a text in tokenizer.chat_template", repr(template)[:200])
+        if template:
             config["chat_template"] = template
         return config
 
@@ -174,7 +183,7 @@ class _Parts:
 
 
 def _byte_level(parts: _Parts) -> Tokenizer:
-    name = parts.get("pre", "default")
+    name = str(parts.get("pre", "default"))
     if name not in _CUTS:
         known = ", ".join(sorted(_CUTS))
         raise parts.error(f"{_PREFIX}pre, which says how text is cut into words, to be one of {known}", repr(name))
@@ -188,7 +197,7 @@ def _byte_level(parts: _Parts) -> Tokenizer:
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if cut.digits else []
     if cut.pattern:
         steps.append(pre_tokenizers.Split(Regex(cut.pattern), "isolated"))
-    space = bool(parts.get("add_space_prefix", False))
+    space = parts.flag("add_space_prefix")
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=cut.pattern is None))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     if cut.composed:
@@ -215,7 +224,7 @@ def _sentencepiece(parts: _Parts) -> Tokenizer:
         fuse_unk=True,
         byte_fallback=int((parts.types == _BYTE).sum()) == _NUM_BYTES,
     )
-    space = bool(parts.get("add_space_prefix", True))
+    space = parts.flag("add_space_prefix", True)
     replace = normalizers.Replace(" ", _SPACE)
     # As in Llama 2's and Mistral's own tokenizer.json, and so behind a token of the user's too.
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace]) if space else replace

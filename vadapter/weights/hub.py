@@ -15,16 +15,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from vadapter.base.errors import UserError
+from vadapter.weights import files_gguf
+from vadapter.weights.checkpoint import INDEX, PICKLES, SINGLE
 
 PREFIX = "hf:"
 MAIN = "main"
 _FORM = re.compile(r"([\w.-]+/[\w.-]+?)(?:/([^@]+\.gguf))?(?:@(\S+))?")
-_CONFIG, _INDEX, _SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+_CONFIG = "config.json"
 _PICTURES, _GENERATION = ("preprocessor_config.json", "processor_config.json"), ("generation_config.json",)
 _SETTINGS = (_CONFIG, *_PICTURES, *_GENERATION)
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 _INSTALL = "pip install 'vadapter[hub]'"
 
 Check = Callable[[Mapping[str, Any], str], str | None]
@@ -95,7 +95,11 @@ def fetch(source: str, check: Check) -> Fetched:
     Args:
         source: see `parse`.
         check: is given config.json and a name for messages before anything large is fetched. It raises a `UserError`
-            for a model that cannot be imported, and says whether it is an `encoder`, which needs no tokenizer.
+            for a model that cannot be imported, and says whether it is an `encoder`, which needs no tokenizer. It is
+            not called for a GGUF file, which has no config.json.
+
+    Returns:
+        Where the files are, and of which commit.
 
     Raises:
         UserError: `huggingface_hub` is not installed; the hub cannot be reached or refuses; the model or the revision
@@ -109,6 +113,10 @@ def fetch(source: str, check: Check) -> Fetched:
             f"{wanted} names a model of Hugging Face's hub, which needs huggingface_hub: {_INSTALL}."
         ) from e
     return (_Cache(wanted) if constants.HF_HUB_OFFLINE else _Hub(wanted)).fetch(check)
+
+
+class _Absent(UserError):
+    """Files that an import needs are not among those that there are."""
 
 
 class _Store:
@@ -141,8 +149,8 @@ class _Store:
         if part != "encoder":
             small += [name for name in self.names if name in _TOKENIZER or _top(name, ".model")]
         self.get(small)
-        if weights == [_INDEX]:
-            weights = [_INDEX, *self._shards(self.get(weights)[0])]
+        if weights == [INDEX]:
+            weights = [INDEX, *self._shards(self.get(weights)[0])]
         return self._fetched([*small, *weights], os.path.dirname(self.get(weights)[0]), self.notes(part))
 
     def _fetched(self, files: Sequence[str], path: str, notes: tuple[str, ...] = ()) -> Fetched:
@@ -154,8 +162,8 @@ class _Store:
         shards = sorted({str(file) for file in files.values()}) if isinstance(files, dict) else []
         if not shards or (missing := [file for file in shards if file not in self.names]):
             what = f"names {missing[0]}, which is not there" if shards else "names no files"
-            raise UserError(
-                f"{_INDEX} of {self.wanted} {what}: the repository is incomplete. Give another revision "
+            raise _Absent(
+                f"{INDEX} of {self.wanted} {what}: the repository is incomplete. Give another revision "
                 f"(hf:{self.wanted.repository}@REVISION), or ask its owner."
             )
         return shards
@@ -222,6 +230,16 @@ class _Cache(_Store):
         found = (os.path.relpath(os.path.join(at, n), folder) for at, _, files in os.walk(folder) for n in files)
         self.names = sorted(name.replace(os.sep, "/") for name in found)
 
+    def fetch(self, check: Check) -> Fetched:
+        """What is missing may be on the hub; that is said."""
+        try:
+            return super().fetch(check)
+        except _Absent as e:
+            raise UserError(
+                f"{e} HF_HUB_OFFLINE is set, so only the files that the cache has were looked at; if some were never "
+                "fetched, import again with a network."
+            ) from e
+
     def notes(self, part: str | None) -> tuple[str, ...]:
         """The cache does not tell a file that was never fetched from one that the model does not have."""
         wished = _PICTURES if part == "encoder" else _GENERATION
@@ -240,49 +258,46 @@ def _weights(wanted: HubId, names: Sequence[str]) -> list[str]:
     """The files of the weights; the index alone where there is one."""
     if wanted.file:
         return _splits(wanted, wanted.file, names)
-    if _INDEX in names:
-        return [_INDEX]
+    if INDEX in names:
+        return [INDEX]
     safetensors = [name for name in names if _top(name, ".safetensors")]
-    if _SINGLE in safetensors:
-        return [_SINGLE]
+    if SINGLE in safetensors:
+        return [SINGLE]
     if len(safetensors) == 1:
         return safetensors
-    gguf = [name for name in names if name.endswith(".gguf") and "mmproj" not in name.rsplit("/", 1)[-1]]
-    first = [
-        name for name in gguf if not (split := _SPLIT.fullmatch(name)) or name.endswith(f"-00001-of-{split[2]}.gguf")
-    ]
-    if len(first) == 1 and not safetensors:
-        return _splits(wanted, first[0], names)
-    raise _no_weights(wanted, names, safetensors, first)
+    gguf = files_gguf.models(names)
+    if len(gguf) == 1 and not safetensors:
+        return _splits(wanted, gguf[0], names)
+    raise _no_weights(wanted, names, safetensors, gguf)
 
 
 def _splits(wanted: HubId, file: str, names: Sequence[str]) -> list[str]:
     """A GGUF file, or all files of a model that is split, the first one first."""
-    split = _SPLIT.fullmatch(file)
-    files = [f"{split[1]}-{i:05}-of-{split[2]}.gguf" for i in range(1, int(split[2]) + 1)] if split else [file]
+    split = files_gguf.SPLIT.fullmatch(file)
+    files = [f"{split[1]}-{i:05}-of-{split[3]}.gguf" for i in range(1, int(split[3]) + 1)] if split else [file]
     if missing := [name for name in files if name not in names]:
         have = ", ".join(name for name in names if name.endswith(".gguf")) or "no .gguf file"
-        raise UserError(f"{missing[0]} is not in {wanted.repository} at {wanted.revision}; it has {have}. Name one.")
+        raise _Absent(f"{missing[0]} is not in {wanted.repository} at {wanted.revision}; it has {have}. Name one.")
     return files
 
 
-def _no_weights(wanted: HubId, names: Sequence[str], safetensors: list[str], gguf: list[str]) -> UserError:
+def _no_weights(wanted: HubId, names: Sequence[str], safetensors: list[str], gguf: list[str]) -> _Absent:
     if len(gguf) > 1 and not safetensors:
         shown = ", ".join(f"hf:{wanted.repository}/{name}" for name in gguf[:20])
-        return UserError(f"{wanted} has {len(gguf)} GGUF files, and a model is one. Give one of these: {shown}.")
+        return _Absent(f"{wanted} has {len(gguf)} GGUF files, and a model is one. Give one of these: {shown}.")
     if safetensors:
-        return UserError(
-            f"{wanted} has {len(safetensors)} .safetensors files ({', '.join(safetensors[:5])}) and no {_INDEX} that "
+        return _Absent(
+            f"{wanted} has {len(safetensors)} .safetensors files ({', '.join(safetensors[:5])}) and no {INDEX} that "
             "says which belong together. Fetch the one that you want (hf download), and give it as the source."
         )
-    if pickles := [name for name in names if name.endswith(_PICKLES)]:
-        return UserError(
+    if pickles := [name for name in names if name.endswith(PICKLES)]:
+        return _Absent(
             f"{wanted} has its weights as PyTorch pickles only ({', '.join(pickles[:3])}), which are not read: "
             "unpickling a file runs what is in it. Look for a revision with safetensors among its pull requests "
             f"(hf:{wanted.repository}@refs/pr/1), or for another copy of the model."
         )
     listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    return UserError(
+    return _Absent(
         f"{wanted} has no safetensors and no GGUF file at its top; it has {listed or 'nothing'}. Give a repository of "
         "a model that transformers reads, or fetch the files yourself (hf download) and give their folder."
     )

@@ -90,7 +90,8 @@ def _normalisation(
         return tuple(float(x) for x in value)
 
     factor, rescaled = processor.get("rescale_factor") or 1 / 255, processor.get("do_rescale", True)
-    if not rescaled or not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+    usual = isinstance(factor, int | float) and math.isclose(factor, 1 / 255, rel_tol=1e-3)
+    if not rescaled or not usual:
         raise UserError(
             f"{file} of {settings.where}: expected pixels to be brought to 0..1 (rescale_factor 1/255), and found "
             f"rescale_factor {factor}, do_rescale {rescaled}. Take another checkpoint of this family."

@@ -61,7 +61,7 @@ def read_rope(
     rope = Settings(found, settings.where, {"rope_theta": base, "rope_type": kind, PARTIAL: settings.get(PARTIAL)})
     if not partial:
         rope.refuse({PARTIAL: FULL})
-    if kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in _TYPES:
         raise rope.error("rope_type", kind, f"one of {', '.join(_TYPES)}")
     if unknown := sorted(found.keys() - _TYPES[kind]):
         raise rope.error(unknown[0], found[unknown[0]], f"no such setting of the rotary type {kind!r}")
@@ -72,16 +72,18 @@ def read_rope(
 
 
 def _section(settings: Settings, layers: str, old: bool) -> Mapping[str, Any]:
-    found = settings.get("rope_scaling") if old else None
-    if not found:
-        found = settings.get("rope_parameters") or {}
-        nested = [name for name in ("full_attention", "sliding_attention") if name in found]
-        if nested:
-            found = found.get(layers) or {}
-        elif found and not old:
-            raise settings.error("rope_parameters", found, "parameters for each kind of layer")
+    name = "rope_scaling" if old and settings.get("rope_scaling") else "rope_parameters"
+    found = settings.get(name) or {}
     if not isinstance(found, Mapping):
-        raise settings.error("rope_scaling", found, "a dictionary")
+        raise settings.error(name, found, "a dictionary")
+    if name == "rope_scaling":
+        return found
+    if any(kind in found for kind in ("full_attention", "sliding_attention")):
+        found = found.get(layers) or {}
+        if not isinstance(found, Mapping):
+            raise settings.error(name, found, f"a dictionary for {layers}")
+    elif found and not old:
+        raise settings.error(name, found, "parameters for each kind of layer")
     return found
 
 

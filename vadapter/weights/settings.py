@@ -96,7 +96,7 @@ class Settings:
     def activation(self, name: str) -> Activation:
         """Returns our name of an activation."""
         value = self.get(name)
-        if value not in _ACTIVATIONS:
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise self.error(name, value, f"one of {', '.join(_ACTIVATIONS)}")
         return _ACTIVATIONS[value]
 

@@ -13,7 +13,6 @@ _SMOLLM3 = LLAMA | {
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
     "rope_theta": 2_000_000.0,
-    "sliding_window": None,
     "no_rope_layer_interval": 4,
     "max_position_embeddings": 32_768,
     "tie_word_embeddings": True,
@@ -30,4 +29,5 @@ def _rotating(settings: Settings) -> dict[str, Any]:
     return {"rope_pattern": period([bool(flag) for flag in flags[:depth]])}
 
 
-register(llama_like("smollm3", _SMOLLM3, global_every=0, more=_rotating, allowed={"use_sliding_window": (False, None)}))
+# Without `use_sliding_window` no layer has a window, whatever `sliding_window` says.
+register(llama_like("smollm3", _SMOLLM3, more=_rotating, allowed={"use_sliding_window": (False, None)}))

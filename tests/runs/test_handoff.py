@@ -247,6 +247,11 @@ def test_what_cannot_be_is_refused_before_training(world, adapter, start, messag
     assert not list((world / "refused").glob("checkpoint*"))
 
 
+def test_what_a_run_would_not_keep_is_refused(world):
+    with pytest.raises(UserError, match="adapter/projection/kernel its first value, and the run freezes it"):
+        stage2(world, "refused", QUERIES, handoff=Handoff(), trainable=("adapter/queries",))
+
+
 def test_settings_that_are_not_known_are_named():
     with pytest.raises(UserError, match="Handoff.output"):
         Handoff(output="ridge")

@@ -18,9 +18,10 @@ the first runs on real models (docs/open.md); the paper has no such step.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -53,6 +54,7 @@ RECORD = "handoff.json"
 _CACHE = "handoff"
 _HELD_OUT = 20  # every so many-th text measures the fit only
 _TEXTS, _STEP = 32, 8  # texts that are read at a time, at least; their lengths are rounded up to a multiple
+_BATCHES = 10  # of training data that are looked through for one with pictures and text
 _NOISE = 0.1  # of queries that start at one token, so that they can part
 
 
@@ -96,20 +98,21 @@ class Handoff:
             )
 
 
-def check(handoff: Handoff, adapter: Any, mixture: str) -> TinyLM | None:
+def check(handoff: Handoff, adapter: Any, mixture: str, trained: Collection[str]) -> TinyLM | None:
     """Finds out whether an adapter can have what is asked for, before weights are read.
 
     Args:
         handoff: what is asked for.
         adapter: configuration of the adapter.
         mixture: the registered task or mixture that the run trains on.
+        trained: paths of the parameters that the run trains.
 
     Returns:
         The tiny LM, where something of it is needed.
 
     Raises:
-        UserError: the adapter cannot have it; the prefix has another length than stage 1's prompt; or the source or
-            its tokeniser is missing.
+        UserError: the adapter cannot have it; a parameter that it sets is frozen, so that the run would not keep it;
+            the prefix has another length than stage 1's prompt; or the source or its tokeniser is missing.
     """
     kind, output = type(adapter).__name__, handoff.output
     lm = adapter if isinstance(adapter, LMAdapterConfig) else None
@@ -125,6 +128,14 @@ def check(handoff: Handoff, adapter: Any, mixture: str) -> TinyLM | None:
     if handoff.queries == "answer" and not (lm and lm.num_queries):
         raise UserError(f"Handoff.queries 'answer' needs an adapter with appended queries; the adapter is a {kind}.")
     with_prompt = lm is not None and lm.num_prefix > 0 and handoff.prefix == "prompt"
+    sets = {"adapter/prefix": with_prompt, "adapter/queries": handoff.queries == "answer"}
+    if output != "random":
+        sets[f"adapter/{adapter.output_map}/kernel"] = True
+    if frozen := [path for path, wanted in sets.items() if wanted and path not in trained]:
+        raise UserError(
+            f"The hand-off gives {frozen[0]} its first value, and the run freezes it: frozen parameters are not saved "
+            "but read from their source again. Train it (TRAINABLE), or leave it out of the hand-off."
+        )
     if lm is None or not (output == "regression" or handoff.queries == "answer" or with_prompt):
         return None
     if not handoff.source:
@@ -191,7 +202,7 @@ class _Work:
     def __post_init__(self):
         self.model: Any = self.program.model
         self.adapter = self.model.config.adapter
-        self.tiny = check(self.handoff, self.adapter, self.data.mixture)
+        self.tiny = check(self.handoff, self.adapter, self.data.mixture, self.program.storage.trained)
 
     def run(self, batches: Callable[[], Iterator[Any]], say: Callable[[str], None]) -> dict[str, Any]:
         """Sets the new values and returns the figures for the record."""
@@ -343,9 +354,6 @@ class _Work:
 
     def _scale(self, batches: Callable[[], Iterator[Any]]) -> float:
         """Scales the last map so that the soft tokens of a batch are as large as its text embeddings; the factor."""
-        stream: Any = batches()
-        batch = self.program.put(next(stream))
-        stream.close()
 
         def sizes(params: Any, batch: Any) -> tuple[Array, Array]:
             soft = self.model.apply({"params": params}, batch.media, method="soft_tokens").astype(jnp.float32)
@@ -358,8 +366,20 @@ class _Work:
 
         with self.program.partitioner.activate():
             run = jax.jit(sizes, out_shardings=self.program.partitioner.replicated)
-            soft, text = map(float, run(trees.unflatten(self.flat), batch))
-        ratio = text / max(soft, 1e-12)
+            stream: Any = batches()
+            try:
+                for batch in itertools.islice(stream, _BATCHES):
+                    soft, text = map(float, run(trees.unflatten(self.flat), self.program.put(batch)))
+                    if soft > 0 and text > 0:  # neither without pictures nor without text: both would be nan
+                        break
+                else:
+                    raise UserError(
+                        f"Handoff.output 'scale' measures a batch with pictures and text; the first {_BATCHES} batches "
+                        "have none, or all soft tokens are 0. Choose 'random', or correct the data."
+                    )
+            finally:
+                stream.close()
+        ratio = text / soft
         prefix = f"adapter/{self.adapter.output_map}/"
         for path in [path for path in self.flat if path.startswith(prefix)]:
             self._set(path, ratio * np.asarray(_replicated(self.flat[path], self.program), np.float32))

@@ -46,7 +46,8 @@ def run(experiment: Experiment, *, accepted: Callable[[str], None] | None = None
     def fresh() -> tuple[Any, list[Reference]]:
         start_by = None if experiment.bundle else experiment.handoff  # a bundle gives the adapter's values
         if start_by:  # what is wrong with it is told before weights are read
-            handoff.check(start_by, getattr(experiment.model, "adapter", None), experiment.data.mixture)
+            trained = parts.program.storage.trained
+            handoff.check(start_by, getattr(experiment.model, "adapter", None), experiment.data.mixture, trained)
         params, references = initialize.initial_params(
             parts.program,
             jax.random.key(experiment.seed),

@@ -163,6 +163,7 @@ def one_update(quantization, world, accumulate=1):
     return jax.device_get((state.params, frozen, metrics))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["softmax", "gumbel", "straight_through"])
 def test_a_frozen_table_stays_while_the_adapter_learns(world, kind):
     trained, frozen, _ = one_update(quantized(kind), world)
@@ -182,6 +183,7 @@ def test_training_draws_noise_and_evaluation_none(world):
     assert metrics["loss"] != pytest.approx(float(held), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_draws_the_same_noise(world):
     whole, parts = (one_update(quantized("gumbel"), world, accumulate)[2]["loss"] for accumulate in (1, 2))
     assert parts == pytest.approx(float(whole), rel=1e-5)

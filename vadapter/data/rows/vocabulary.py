@@ -159,7 +159,7 @@ class TextVocabulary:
         return space + text.lstrip(" "), False
 
     def word(self, i: int) -> str:
-        """Returns an id's text for people, without spaces around it: "␣" of spaces alone, "#7" where id 7 is nothing."""
+        """Returns an id's text for people, without spaces around it: "␣" of spaces alone, "#7" where id 7 has none."""
         text = self.written(i)[0] if 0 <= i < self.vocab_size else ""
         return text.strip() or ("␣" if text else f"#{i}")
 

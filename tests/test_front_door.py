@@ -140,6 +140,23 @@ def test_a_logit_a_target_and_word(model, folder):
     assert logits.shape == (1, 64, 512) and logits.dtype == np.float32
 
 
+def test_a_soft_token_says_its_nearest_words(folder, model):
+    path = str(folder / "photo.png")
+    said = model.words(path, count=2)
+    media = vadapter.make_batch(model.description.model, [path], ["x"], vocabulary=model.vocabulary).media
+    soft = np.asarray(model.model.apply({"params": model.params}, media, method="soft_tokens"))[0]
+    table = np.asarray(model.params["decoder"]["embedder"]["embedding"])
+    cosines = soft @ table.T / np.linalg.norm(soft, axis=-1)[:, None] / np.linalg.norm(table, axis=-1)
+    for words, row in zip(said, cosines, strict=True):
+        nearest = np.argsort(-row)[:2]
+        assert [text for text, _ in words] == [model.vocabulary.word(int(i)) for i in nearest]
+        np.testing.assert_allclose([x for _, x in words], row[nearest], atol=1e-4)
+    several = model.words([path, [path, path]], count=2)
+    assert several[0] == said and len(several[1]) == len(said)
+    with pytest.raises(vadapter.UserError, match="1 to 512 words"):
+        model.words(path, count=0)
+
+
 def test_mistakes_are_one_paragraph(folder, model):
     path = str(folder / "photo.png")
     with pytest.raises(vadapter.UserError, match="nowhere is not there. Give the folder of a run"):

@@ -25,6 +25,7 @@ _HOMES = {
     "vadapter.models.variants": ("decoder", "encoder"),
     "vadapter.models.vit": ("ViTConfig",),
     "vadapter.models.vlm": ("VLM", "VLMConfig"),
+    "vadapter.models.words": ("WordQuantizationConfig",),
     "vadapter.partitioning": ("MeshConfig", "Partitioner", "make_mesh"),
     "vadapter.runs.batches": ("make_batch",),
     "vadapter.runs.export": ("export",),
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from vadapter.models.variants import decoder, encoder
     from vadapter.models.vit import ViTConfig
     from vadapter.models.vlm import VLM, VLMConfig
+    from vadapter.models.words import WordQuantizationConfig
     from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
     from vadapter.runs.batches import make_batch
     from vadapter.runs.export import export

@@ -286,6 +286,26 @@ def test_training_keeps_no_pictures_of_all_records():
     assert not any("picture" in r for r in result.records)
 
 
+def test_records_with_a_picture_have_the_words_of_its_soft_tokens():
+    asked = []
+
+    def words(params, batch):
+        asked.append(batch)
+        return [[[("red", 0.12345), ("blue", 0.1)], [("2", 1.0), ("3", 0.5)]]] * 40
+
+    row = {"question": "?", "answers": ["2"], "valid": True}
+    parts = [[row | {"id": f"{n}/{i}", "thumbnail": PICTURE} for i in range(40)] for n in range(3)]
+    parts[0][1].pop("thumbnail")
+    evaluator = GenerationEvaluator(
+        lambda params, batch: np.array([[5, 1]] * 40), lambda: iter(enumerate(parts)), lambda b: b, Words(), words=words
+    )  # fmt: skip
+    records = evaluator.predict(None).records
+    assert asked == [0, 1], "batches without pictures that are shown cost nothing"
+    assert records[0]["words"] == [[["red", 0.123], ["blue", 0.1]], [["2", 1.0], ["3", 0.5]]]
+    assert ["words" in r for r in records] == ["thumbnail" in r for r in records]
+    assert "words" not in records[1]
+
+
 BAD = {"question": "how many?", "answers": ["2"] * 10, "valid": False, "error": "not a readable image"}
 
 

@@ -15,6 +15,7 @@ from vadapter.data.rows.vocabulary import load_vocabulary
 from vadapter.models import variants
 from vadapter.models.adapters import MlpConfig
 from vadapter.models.vlm import VLMConfig
+from vadapter.models.words import WordQuantizationConfig
 from vadapter.partitioning import Partitioner, abstract_params
 from vadapter.recipes import experiments, gin_text
 from vadapter.recipes.gin_front import parse_gin
@@ -125,6 +126,11 @@ def test_other_adapters_go_over_an_experiment(adapter, data_dir):
     config = resolve("open_perceiver.gin", data_dir, [f"models/adapters/{adapter}.gin"], **{"encoder.image_size": 504})
     assert isinstance(config.model.adapter, MlpConfig)
     assert config.model.num_visual_tokens(1) == {"mlp": 36 * 36, "pixel_shuffle": 18 * 18}[adapter]
+
+
+def test_soft_tokens_become_words_by_one_more_file(data_dir):
+    config = resolve("open_perceiver.gin", data_dir, ["models/quantization/gumbel.gin"], TRAIN_STEPS=700)
+    assert config.model.quantization == WordQuantizationConfig("gumbel", 2.0, end_temperature=0.5, decay_steps=700)
 
 
 def test_the_paper_scale_recipe_is_the_paper_s(data_dir):

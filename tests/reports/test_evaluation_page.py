@@ -65,6 +65,14 @@ def test_best_and_worst_have_their_own_pictures():
     assert [e.record["id"] for e in evaluator.examples(predictions, 3, seed=1)] != [e.record["id"] for e in chosen]
 
 
+def test_a_card_shows_the_words_of_its_soft_tokens(tmp_path):
+    record = {"id": 1, "prediction": "p", "references": ["r"], "words": [[["crimson", 0.5], ["<b>", 0.25]]]}
+    evaluated = Evaluated("texts", "generation", {}, examples=[examples.Example("random", record)])
+    reports.write_page(EvaluationReport("One", {}, [evaluated]), tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert "nearest words of each soft token" in html and "crimson 0.50" in html and "&lt;b&gt;" in html
+
+
 def test_captions_are_ranked_by_cider_and_kept_apart_from_questions():
     records = [{"id": i, "prediction": "p", "references": ["r"], "score": 0.0, "cider": float(i)} for i in range(9)]
     records += [{"id": 10 + i, "question": "?", "prediction": "p", "vqa_accuracy": i / 9} for i in range(9)]

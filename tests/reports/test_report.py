@@ -136,6 +136,24 @@ def test_page_shows_figures_examples_and_configuration(tmp_path):
     assert page.tags.count("pre") == 2
 
 
+def test_page_shows_the_words_of_soft_tokens_of_every_run(tmp_path):
+    plain, other = make_report().runs[:2]
+    near = [[("crimson", 0.51), (EVIL, 0.4)], [("square", 0.2)]]
+
+    def having(run, words):
+        return dataclasses.replace(run, predictions=[dataclasses.replace(r, words=words) for r in run.predictions])
+
+    runs = [having(plain, near), having(other, [[("triangle", -0.25)]])]
+    comparisons.write(Comparison("Two", runs), tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    page = Page(tmp_path / "report.html")
+    for expected in ("Nearest words of each soft token", "crimson", "square", "triangle"):
+        assert expected in page.text
+    assert "crimson 0.51" in html and "triangle -0.25" in html and "<script" not in html
+    comparisons.write(make_report(), tmp_path / "without.html")
+    assert "Nearest words" not in (tmp_path / "without.html").read_text()
+
+
 def test_page_of_a_run_that_has_nothing_but_a_loss(tmp_path):
     comparisons.write(Comparison("One", [Run("run", val_loss=1.25)]), tmp_path / "report.html")
     page = Page(tmp_path / "report.html")

@@ -21,12 +21,13 @@ from vadapter.base.pictures import Pictures, data_uri, strip
 from vadapter.evaluation.examples import Example, choose
 from vadapter.evaluation.loss_evaluators import Batches, Row
 from vadapter.evaluation.scoring import PLAIN, Scoring, facts
+from vadapter.generation.words import Words
 from vadapter.partitioning.gather import gather_records, is_first_with_its_rows, local_rows
 
 # What a record keeps of its row, where it is there.
 _TEXTS = ("task", "prompt", "question", "question_type", "answer_type", "domain", "image")
 _IMAGES = 8  # pictures with predictions among the results
-_THUMBNAILS = 64  # records that carry their picture; they are the first ones
+_THUMBNAILS = 64  # records that carry their picture, and the words of its soft tokens; they are the first ones
 
 
 class Vocabulary(Protocol):
@@ -66,6 +67,8 @@ class GenerationEvaluator:
         put: puts a batch on the device.
         vocabulary: decodes a list of ids.
         scoring: how texts are scored; a benchmark's `Protocol` is one.
+        words: gives the nearest words of each soft token of a batch's rows, for the records that carry their picture;
+            None leaves them out. See `vadapter.generation.words`.
         name, every_steps: see `vadapter.base.evaluator.Evaluator`.
     """
 
@@ -76,6 +79,7 @@ class GenerationEvaluator:
     scoring: Scoring = PLAIN
     name: str = "generate"
     every_steps: int | None = None
+    words: Words | None = None
 
     def __call__(self, params: PyTree) -> EvalResult:
         """Scalars as `Scoring.score` gives them: of data without a benchmark `cider` (times 100), `exact_match`,
@@ -93,12 +97,16 @@ class GenerationEvaluator:
         records: list[dict[str, Any]] = []
         skipped: list[dict[str, Any]] = []
         images: list[tuple[np.ndarray, str]] = []
-        counts = True
+        counts, seen = True, 0
         for batch, rows in self.batches():
-            on_device = self.generate(params, self.put(batch))
+            placed = self.put(batch)
+            on_device = self.generate(params, placed)
             counts = is_first_with_its_rows(on_device)
             names = [_keep_picture(row, pictures) for row in rows]  # while the device generates
-            for row, row_ids, name in zip(rows, local_rows(on_device), names, strict=True):
+            # All processes search together, so what counts is rows, of which each has as many.
+            words = self._words_of(params, placed, len(rows)) if seen < _THUMBNAILS else [None] * len(rows)
+            seen += len(rows)
+            for row, row_ids, name, near in zip(rows, local_rows(on_device), names, words, strict=True):
                 if not row.get("valid", True):
                     if row.get("error"):
                         skipped.append({"id": str(row["id"]), "task": str(row.get("task", "")), "error": row["error"]})
@@ -106,11 +114,19 @@ class GenerationEvaluator:
                             records.append(_record(row, "", False) | {"skipped": row["error"]})
                     continue
                 record = _record(row, text_of(row_ids, self.vocabulary), len(records) < _THUMBNAILS)
+                record |= {"words": near} if near and "thumbnail" in record else {}
                 records.append(record | ({"picture": name} if name else {}))
                 if len(images) < _IMAGES and row.get("thumbnail") is not None:
                     images.append((strip(row["thumbnail"]), _caption_under(record)))
         records, skipped = (gather_records(found if counts else []) for found in (records, skipped))  # each record once
         return Predictions(records, skipped, images, pictures)
+
+    def _words_of(self, params: PyTree, placed: Any, count: int) -> Sequence[list | None]:
+        """The nearest words of `count` rows, as records keep them; None where they are not asked for."""
+        if self.words is None:
+            return [None] * count
+        found = self.words(params, placed)
+        return [[[[text, round(x, 3)] for text, x in token] for token in row] for row in found]
 
     def score(self, predictions: Predictions) -> EvalResult:
         """Scores the records in place.

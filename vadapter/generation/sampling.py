@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from vadapter.base import hashes
 from vadapter.base.array_types import Array, Float, Int
 from vadapter.base.batch import Batch
 from vadapter.generation.config import DecodingConfig
@@ -63,17 +64,8 @@ def row_keys(batch: Batch, seed: int) -> Array:
     Returns:
         Keys [B].
     """
-    text = _scrambled(batch.tokens, batch.positions)
+    text = hashes.scrambled(batch.tokens, batch.positions)
     text = jnp.where(batch.segment_ids > 0, text, 0).sum(axis=1, dtype=jnp.uint32)
-    pixels = batch.media.reshape(batch.media.shape[0], -1)
-    pixels = _scrambled(pixels, jnp.arange(pixels.shape[1])).sum(axis=1, dtype=jnp.uint32)
+    pixels = hashes.of_pixels(batch.media)
     root = jax.random.key(seed, impl="threefry2x32")
     return jax.vmap(lambda a, b: jax.random.fold_in(jax.random.fold_in(root, a), b))(text, pixels)
-
-
-def _scrambled(value: Array, place: Array) -> Array:
-    """Mixes a value and its place to 32 bits, so that their sum (exact in any order) tells rows apart."""
-    x = value.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + place.astype(jnp.uint32) * jnp.uint32(0x85EBCA77) + 1
-    x = (x ^ (x >> 15)) * jnp.uint32(0x2C1B3C6D)
-    x = (x ^ (x >> 12)) * jnp.uint32(0x297A2D39)
-    return x ^ (x >> 15)

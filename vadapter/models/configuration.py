@@ -35,6 +35,10 @@ from vadapter.models.flops import FlopCounter, FlopsOf
 
 T = TypeVar("T")
 
+# A collection of variables that a training step gives a model beside the parameters: "step", the update's number. Where
+# it is missing, the model is evaluated, or decodes, and draws no noise.
+TRAINING = "training"
+
 
 class AdapterConfig(Protocol):
     """What stands between the vision encoder and the decoder.
@@ -125,7 +129,7 @@ class ModelConfig(Protocol):
     """A whole model: what a run trains.
 
     The module that `make` returns is called on a batch, and its method `loss_sums(batch, settings)` returns the
-    `losses.LossSums` of it.
+    `losses.LossSums` of it. In training it finds the step in the collection `TRAINING`.
     """
 
     @property

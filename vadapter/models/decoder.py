@@ -295,12 +295,20 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Looks up text embeddings, scaled if the configuration says so."""
-        c, x = self.config, self.embedder(tokens)
+        return constrain(self.scaled(self.embedder(tokens)), "batch", "length", "activation_embed")
+
+    def scaled(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Returns rows of the embedding table, or mixtures of them, as the layers read them."""
+        c = self.config
         if c.scale_embedding:
             x = x * jnp.asarray(c.width**0.5, x.dtype)  # rounded to the compute dtype, as Gemma does
         if c.embedding_multiplier != 1:
             x = x * c.embedding_multiplier
-        return constrain(x, "batch", "length", "activation_embed")
+        return x
+
+    def word_table(self) -> Float[Array, "V D"]:
+        """Returns the table of text embeddings, not scaled, in the compute dtype."""
+        return self.embedder.embedding.astype(jnp.dtype(self.config.dtype))
 
     def __call__(
         self,

@@ -13,8 +13,8 @@ from vadapter.base.array_types import Array, Float, Int, UInt8
 from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
 from vadapter.base.trees import Tree
-from vadapter.models import adapters, decoder, flops, vit  # noqa: F401  so that the shipped parts are registered
-from vadapter.models.configuration import AdapterConfig, EncoderConfig, configuration, picture_sizes
+from vadapter.models import adapters, decoder, flops, vit, words  # noqa: F401  so that the shipped parts are registered
+from vadapter.models.configuration import TRAINING, AdapterConfig, EncoderConfig, configuration, picture_sizes
 from vadapter.models.kv_cache import KVCache
 from vadapter.models.losses import LossSums, ObjectiveConfig, cross_entropy
 
@@ -31,6 +31,8 @@ class VLMConfig:
         num_frames: frames of a video.
         repeat_stills: a still image's tokens stand `num_frames` times before the adapter, as the paper duplicates
             images. The encoder runs once either way. Off, the adapter sees the one frame.
+        quantization: how soft tokens become words of the decoder's embedding table, as of any adapter; None leaves
+            them as the adapter makes them.
     """
 
     decoder: decoder.DecoderConfig
@@ -38,10 +40,13 @@ class VLMConfig:
     adapter: AdapterConfig | None = None
     num_frames: int = 1
     repeat_stills: bool = True
+    quantization: words.WordQuantizationConfig | None = None
 
     def __post_init__(self):
         if (self.encoder is None) != (self.adapter is None):
             raise UserError("VLMConfig: encoder and adapter come together; set both, or neither for a language model.")
+        if self.quantization is not None and self.adapter is None:
+            raise UserError("VLMConfig: quantization is of an adapter's soft tokens; a language model has none.")
 
     def num_visual_tokens(self, frames: int) -> int:
         """Returns R for media that are stored with `frames` frames (1 for a still image)."""
@@ -109,6 +114,9 @@ class VLMConfig:
                 found |= self.encoder.flops(counters["encoder"], media * frames)
                 seen, patches = self._frames_seen(frames), self.encoder.num_patches
                 found |= self.adapter.flops(counters["adapter"], media, seen, patches)
+                if self.quantization is not None:
+                    soft = media * self.num_visual_tokens(frames)
+                    found["decoder"] += self.quantization.flops(counters["decoder"], "embedder/embedding", soft)
             return found
 
         return count
@@ -144,11 +152,35 @@ class VLM(nn.Module):
         return tokens
 
     def soft_tokens(self, media: UInt8[Array, "B M F h w C"]) -> Float[Array, "B MR D"]:
-        """Returns what the decoder reads in place of text embeddings."""
+        """Returns what the decoder reads in place of text embeddings; see `VLMConfig.quantization`."""
         soft = self.adapter(self.encode(media))
         expected = (self.config.num_visual_tokens(media.shape[2]), self.config.decoder.width)
         _check_shape(self.config.adapter, "num_tokens and the decoder's width", soft.shape[1:], expected)
-        return soft.reshape(media.shape[0], -1, soft.shape[-1])
+        soft = soft.reshape(media.shape[0], -1, soft.shape[-1])
+        if self.config.quantization is None:
+            return soft
+        return words.quantize(self.config.quantization, soft, self.decoder, media, self._training_step())
+
+    def _training_step(self) -> Int[Array, ""] | None:
+        return self.get_variable(TRAINING, "step") if self.has_variable(TRAINING, "step") else None
+
+    def nearest_words(
+        self, media: UInt8[Array, "B M F h w C"], count: int, most: int | None = None
+    ) -> tuple[Int[Array, "B R count"], Float[Array, "B R count"]]:
+        """Finds the words of the decoder's table that are nearest to what it reads of media.
+
+        Args:
+            media: pixels.
+            count: words of each soft token.
+            most: soft tokens of a row, the first ones; None takes all.
+
+        Returns:
+            Ids, the nearest first, and their cosine similarities in f32.
+
+        Raises:
+            UserError: the table has fewer words than `count`, or `count` is below 1.
+        """
+        return words.nearest(self.soft_tokens(media)[:, :most], self.decoder.word_table(), count)
 
     def embed(self, batch: Batch) -> Float[Array, "B T D"]:
         """Returns text embeddings with the soft tokens in their slots."""

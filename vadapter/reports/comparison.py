@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -181,6 +181,11 @@ class SideBySide:
     kind: str
     row: Prediction
     predictions: list[tuple[str, Prediction | None]]
+
+    @property
+    def words(self) -> list[tuple[str, Sequence[Sequence[tuple[str, float]]]]]:
+        """(run's name, nearest words of each soft token) of the runs that have them."""
+        return [(name, row.words) for name, row in self.predictions if row and row.words]
 
     @property
     def is_small(self) -> bool:

@@ -24,6 +24,7 @@ class Prediction:
         question: None for a caption.
         score: 0..1, None where it was not scored.
         thumbnail: the picture as a data URI (PNG or animated WebP).
+        words: the nearest words of each soft token, (text, cosine similarity), the nearest first.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Prediction:
     question: str | None = None
     score: float | None = None
     thumbnail: str | None = None
+    words: Sequence[Sequence[tuple[str, float]]] = ()
 
 
 @dataclasses.dataclass(frozen=True)

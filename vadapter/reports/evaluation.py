@@ -185,6 +185,7 @@ class _Card:
     prompt: str
     references: list[str]
     scores: list[tuple[str, str]]
+    words: Sequence[Sequence[tuple[str, float]]]
 
 
 def _section(evaluated: Evaluated) -> dict[str, Any]:
@@ -276,6 +277,7 @@ def _card(example: Example) -> _Card:
         prompt=_cut(str(record.get("prompt") or "")),
         references=[_cut(text) for text in texts],
         scores=scores,
+        words=record.get("words") or (),
     )
 
 

@@ -99,6 +99,7 @@ def load_predictions(model_dir: str | Path) -> list[Prediction]:
                 question=str(record["question"]) if record.get("question") else None,
                 score=float(score) if score is not None else None,
                 thumbnail=_thumbnail(folder, record.get("thumbnail")),
+                words=[[(str(text), float(x)) for text, x in token] for token in record.get("words") or ()],
             )
         )
     return rows

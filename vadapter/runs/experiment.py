@@ -19,6 +19,7 @@ from vadapter.evaluation.loss_evaluators import LossEvaluator, RelianceEvaluator
 from vadapter.evaluation.scoring import PLAIN, Scoring
 from vadapter.evaluation.text_evaluator import GenerationEvaluator
 from vadapter.generation.decoding import DecodingConfig, make_generate
+from vadapter.generation.words import make_words
 from vadapter.models import flops
 from vadapter.models.configuration import ModelConfig
 from vadapter.models.losses import ObjectiveConfig
@@ -30,6 +31,7 @@ from vadapter.training.program import Program
 from vadapter.training.sources import Source
 
 EvaluationKind = Literal["loss", "generation", "reliance"]
+_SOFT_TOKENS = 64  # of a picture whose words are shown; a video may have thousands
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Evaluation:
         benchmark: name of the benchmark that the data are of, for its official scores and submission; "" gives those of
             `kind`.
         metrics: names of further registered metrics of generated texts.
+        words: of kind `generation`: how many nearest words of each soft token the report shows beside a picture; 0 is
+            none. They are found for the first pictures only, of each the first 64 soft tokens.
     """
 
     data: LoaderConfig
@@ -55,6 +59,7 @@ class Evaluation:
     decoding: DecodingConfig = DecodingConfig()
     benchmark: str = ""
     metrics: Sequence[str] = ()
+    words: int = 3
 
     def scoring(self) -> Scoring:
         """How generated texts are scored. Raises `UserError` where the benchmark or a metric is not known."""
@@ -195,6 +200,9 @@ class Parts:
         generate = make_generate(model, self.partitioner, evaluation.decoding, end_ids=loader.end_ids)
         prompts: Any = functools.partial(loader.eval_batches, for_decoding=True)
         common |= {"vocabulary": loader.vocabulary, "scoring": evaluation.scoring()}
+        if evaluation.words and self.experiment.model.encoder is not None:
+            sizes = {"count": evaluation.words, "most": _SOFT_TOKENS}
+            common["words"] = make_words(model, self.partitioner, loader.vocabulary.word, **sizes)
         return GenerationEvaluator(generate, prompts, **common)
 
 

@@ -16,6 +16,7 @@ from vadapter.data.rows.sizes import Sizes
 from vadapter.data.rows.vocabulary import TextVocabulary
 from vadapter.generation.config import DecodingConfig
 from vadapter.generation.decoding import make_generate
+from vadapter.generation.words import Word, Words, make_words
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import Partitioner
 from vadapter.partitioning.gather import local_rows
@@ -50,6 +51,7 @@ class TrainedModel:
     step: int
     folder: str
     _generators: dict[DecodingConfig, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    _words: dict[int, Words] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def caption(
         self, images: Media | list[Media], *, prompt: str | None = None, decoding: DecodingConfig | None = None
@@ -126,6 +128,33 @@ class TrainedModel:
             batch = self._batch(images, places, prompt, questions, texts)
             found[places] = local_rows(self._row_losses(batch))[: len(places)]
         return found
+
+    def words(self, images: Media | list[Media], count: int = 3) -> Any:
+        """Finds the words that are nearest to what the language model reads of pictures or videos.
+
+        Args:
+            images: one, or a list of several.
+            count: words of each soft token.
+
+        Returns:
+            For each soft token a list of (text, cosine similarity with the word's embedding), the nearest first; for a
+            list of images, a list of these in its order. Of an id that the vocabulary does not have, the text is "#"
+            and the id.
+
+        Raises:
+            UserError: as `caption`; or `count` is below 1, or more than the decoder's table has words.
+        """
+        _, vocabulary = self._speech()
+        if count not in self._words:
+            self._words[count] = make_words(self.model, self.partitioner, vocabulary.word, count)
+        many = isinstance(images, list)
+        given = self._read(images if many else [images])
+        found: list[list[list[Word]]] = [[] for _ in given]
+        for places in memory.by_kind(given):
+            rows = self._words[count](self.params, self._batch(given, places, None, None, None))
+            for place, row in zip(places, rows, strict=False):
+                found[place] = [list(token) for token in row]
+        return found if many else found[0]
 
     @property
     def sizes(self) -> Sizes:

@@ -1,26 +1,55 @@
 """What is minimised: a function of (all parameters, batch). The step and the loop know nothing else of a model."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
 
-from vadapter.base.array_types import PyTree
+from vadapter.base.array_types import Array, Int, PyTree
+from vadapter.models.configuration import TRAINING
 from vadapter.models.losses import LossSums, ObjectiveConfig
 
 Objective = Callable[[PyTree, Any], LossSums]
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelObjective:
+    """The loss of a model, as evaluation takes it.
+
+    Attributes:
+        model: a module with the method `loss_sums(batch, settings)`; see `configuration.ModelConfig`.
+        settings: of the loss.
+    """
+
+    model: nn.Module
+    settings: ObjectiveConfig
+
+    def __call__(self, params: PyTree, batch: Any) -> LossSums:
+        """Returns the loss of a batch."""
+        return self._loss(params, batch, {})
+
+    def at(self, step: Int[Array, ""]) -> Objective:
+        """Returns the loss as a training step takes it: the model knows the step, and draws noise if it has any."""
+        return functools.partial(self._loss, beside={TRAINING: {"step": step}})
+
+    def _loss(self, params: PyTree, batch: Any, beside: dict[str, Any]) -> LossSums:
+        variables = {"params": params, **beside}
+        return self.model.apply(variables, batch, self.settings, method="loss_sums")  # pyright: ignore
+
+
 def make_objective(model: nn.Module, settings: ObjectiveConfig | None = None) -> Objective:
-    """Returns the loss of a model as a function of its parameters and a batch.
+    """Returns the loss of a model as a function of its parameters and a batch; see `ModelObjective`.
 
     Args:
         model: a module with the method `loss_sums(batch, settings)`; see `configuration.ModelConfig`.
         settings: of the loss; default no z-loss, no chunks.
     """
-    settings = settings or ObjectiveConfig()
+    return ModelObjective(model, settings or ObjectiveConfig())
 
-    def objective(params: PyTree, batch: Any) -> LossSums:
-        return model.apply({"params": params}, batch, settings, method="loss_sums")  # pyright: ignore
 
-    return objective
+def at_step(objective: Objective, step: Int[Array, ""]) -> Objective:
+    """Returns an objective as a training step takes it: its `at(step)` where it has one, else the objective itself."""
+    at = getattr(objective, "at", None)
+    return objective if at is None else at(step)

@@ -13,7 +13,7 @@ from vadapter.base.array_types import Array, PyTree
 from vadapter.base.errors import UserError
 from vadapter.models.losses import LossSums
 from vadapter.partitioning import slices
-from vadapter.training.objectives import Objective
+from vadapter.training.objectives import Objective, at_step
 from vadapter.training.optimizers import Optimizer, norm_by_part, total_norm
 from vadapter.training.state import TrainState
 
@@ -94,7 +94,7 @@ def make_train_step(
     the trainable parameters, before the update) and `learning_rate`.
 
     Args:
-        objective: of (all parameters, batch).
+        objective: of (all parameters, batch); one with a method `at(step)` is asked for that of each step.
         optimizer: of the trainable parameters.
         state_shardings: of the state, on the way in and out.
         frozen_shardings: of the frozen tree.
@@ -105,7 +105,8 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, frozen: PyTree, batch: Any) -> tuple[TrainState, Metrics]:
-        sums, gradients = loss_and_gradients(objective, state.params, frozen, batch, accumulate)
+        here = at_step(objective, state.step)
+        sums, gradients = loss_and_gradients(here, state.params, frozen, batch, accumulate)
         updates, opt_state = optimizer.transform.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norms = norm_by_part(gradients)

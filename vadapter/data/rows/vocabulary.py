@@ -158,6 +158,11 @@ class TextVocabulary:
         space = " " if piece.startswith(_SPACES) else ""
         return space + text.lstrip(" "), False
 
+    def word(self, i: int) -> str:
+        """Returns an id's text for people, without spaces around it: "␣" of spaces alone, "#7" where id 7 has none."""
+        text = self.written(i)[0] if 0 <= i < self.vocab_size else ""
+        return text.strip() or ("␣" if text else f"#{i}")
+
     # Parts of a row.
 
     def first(self, text: str) -> list[int]:

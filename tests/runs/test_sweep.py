@@ -138,6 +138,12 @@ def test_a_run_that_fails_is_recorded_and_stops_no_other(trainings):
     assert {line["name"] for line in lines if line["chosen"]} == {"learning_rate=1e-3"}
 
 
+def test_an_evaluation_that_the_runs_do_not_have_is_told(trainings):
+    lines = trainings(made(["a"], seeds=(0,), validation="validation"))
+    assert {line["status"] for line in lines} == {"failed"}
+    assert lines[0]["note"] == "no finite loss of an evaluation 'validation' at its end; it has val, test"
+
+
 def test_a_run_that_was_killed_is_tried_again(trainings):
     trainings.how[("a", "1e-3")] = "killed"
     lines = trainings(made(["a"], seeds=(0,)))
@@ -252,4 +258,4 @@ def test_an_arm_without_a_finished_run_has_no_choice(trainings, tmp_path):
     lines = trainings(made())
     assert not any(line["chosen"] for line in lines if line["arm"] == "a")
     page.write(trainings.out, tmp_path / "page.html")
-    assert "No setting finished" in (tmp_path / "page.html").read_text()
+    assert "No setting is chosen" in (tmp_path / "page.html").read_text()

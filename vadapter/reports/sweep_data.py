@@ -57,7 +57,7 @@ class ArmSummary:
         """What has to be said loudly; "" where there is nothing."""
         failed = f"{self.failed} {'run' if self.failed == 1 else 'runs'} FAILED." if self.failed else ""
         edge = f"AT THE EDGE: {self.edge}" if self.edge else ""
-        return " ".join(part for part in (edge, failed, "" if self.setting else "No setting finished.") if part)
+        return " ".join(part for part in (edge, failed, "" if self.setting else "No setting is chosen yet.") if part)
 
     @staticmethod
     def text(value: Estimate | None) -> str:

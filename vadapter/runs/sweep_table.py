@@ -22,22 +22,30 @@ def read(out: Path) -> list[Line]:
 
 
 def line(sweep: Sweep, run: Run, out: Path) -> Line:
-    """Returns what a run's folder says. Its status is `done`, `paused` (it has begun), or `waiting`."""
+    """Returns what a run's folder says. Its status is `done`, `paused` (it has begun), `waiting`, or `failed`: it
+    finished without the loss that chooses."""
     folder = out / run.folder
     done, made_with = _json(folder / "done.json"), _json(folder / "environment.json")
     curve = load_curve(folder, sweep.validation)
     evals = done.get("evals", {})
     best = min(curve, key=lambda point: point[1], default=(None, None))
     last = curve[-1] if curve else (None, None)
+    status, note = "done" if done else "paused" if curve else "waiting", ""
+    if done and last[0] != done["step"]:
+        names = ", ".join(evals) or "none"
+        status, note = "failed", f"no finite loss of an evaluation {sweep.validation!r} at its end; it has {names}"
+    elif done and sweep.test and _scalar(evals, sweep.test) is None:
+        names = ", ".join(f"{name}/{scalar}" for name, scalars in evals.items() for scalar in scalars)
+        note = f"it has no figure {sweep.test}; it has {names}"
     return {
         "arm": run.arm.name,
         "setting": dict(run.setting.values),
         "name": run.setting.name,
         "seed": run.seed,
-        "status": "done" if done else "paused" if curve else "waiting",
+        "status": status,
         "chosen": False,
         "edge": "",
-        "note": "",
+        "note": note,
         "steps": done.get("step", last[0]),
         "seconds": done.get("seconds"),
         "trained_parameters": done.get("trainable_params"),

@@ -58,7 +58,7 @@ def write(
     content = {
         "title": title or f"Sweep {Path(folder).resolve().name}",
         "style": Markup(charts.style()),
-        "test": test,
+        "less_is_better": not test or test.endswith("loss"),
         "figure_name": test or "validation loss",
         "arms": [(arm, _cells(arm, test)) for arm in arms],
         "columns": _columns(test),

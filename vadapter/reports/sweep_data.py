@@ -53,11 +53,16 @@ class ArmSummary:
         return _estimate(self.test_by_seed)
 
     @property
-    def warning(self) -> str:
-        """What has to be said loudly; "" where there is nothing."""
+    def mark(self) -> str:
+        """What has to be said loudly, in few words; "" where there is nothing."""
         failed = f"{self.failed} {'run' if self.failed == 1 else 'runs'} FAILED." if self.failed else ""
-        edge = f"AT THE EDGE: {self.edge}" if self.edge else ""
+        edge = "AT THE EDGE of its grid." if self.edge else ""
         return " ".join(part for part in (edge, failed, "" if self.setting else "No setting is chosen yet.") if part)
+
+    @property
+    def warning(self) -> str:
+        """The same with the value that is at the edge."""
+        return " ".join(part for part in (self.mark, self.edge) if part)
 
     @staticmethod
     def text(value: Estimate | None) -> str:

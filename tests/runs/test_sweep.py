@@ -25,6 +25,8 @@ begun = len(curve.read_text().splitlines()) if curve.exists() else 0
 print("begins after step", begun, flush=True)
 if how == "wrong":
     print("vadapter: error: a setting does not fit"); sys.exit(2)
+if how == "preempted":
+    sys.exit(143)
 if how == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if how == "sleeps":
@@ -151,6 +153,15 @@ def test_a_run_that_was_killed_is_tried_again(trainings):
     trainings.how.clear()
     trainings(made(["a"], seeds=(0,)))
     assert trainings.started == [("a", "1e-3", 0, None)]
+
+
+def test_nothing_is_chosen_while_a_training_was_stopped_from_outside(trainings):
+    trainings.how[("a", "1e-2")] = "preempted"
+    lines = trainings(made(["a"]))
+    assert [line["status"] for line in lines] == ["done", "done", "paused"]
+    assert not any(line["chosen"] for line in lines)
+    trainings.how.clear()
+    assert len([line for line in trainings(made(["a"])) if line["chosen"]]) == 3
 
 
 def test_a_sweep_that_is_told_to_stop_stops_its_trainings_and_goes_on_later(trainings):

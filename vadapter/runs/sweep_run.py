@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import queue
 import signal
@@ -153,8 +154,10 @@ class SweepRunner:
                 alive[arm.name] = self._best(arm, alive[arm.name], step, keep)
         self._train(sweep.runs(alive, sweep.choosing))
         for arm in sweep.arms:
+            mine = [self._line(Run(arm, s, seed)) for s in alive[arm.name] for seed in sweep.choosing]
             loss, setting = ranked(sweep, arm, alive[arm.name], self._loss(None))[0]
-            if loss < float("inf"):
+            # A training that was stopped from outside goes on at the next call, which then chooses.
+            if math.isfinite(loss) and not any(found["status"] == "paused" for found in mine):
                 self.chosen[arm.name] = setting
         self.write()
         self._train(sweep.runs({name: [setting] for name, setting in self.chosen.items()}, sweep.seeds))

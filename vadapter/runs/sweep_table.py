@@ -30,7 +30,7 @@ def line(sweep: Sweep, run: Run, out: Path) -> Line:
     evals = done.get("evals", {})
     best = min(curve, key=lambda point: point[1], default=(None, None))
     last = curve[-1] if curve else (None, None)
-    status, note = "done" if done else "paused" if curve else "waiting", ""
+    status, note = "done" if done else "paused" if (folder / LOG).is_file() else "waiting", ""
     if done and last[0] != done["step"]:
         names = ", ".join(evals) or "none"
         status, note = "failed", f"no finite loss of an evaluation {sweep.validation!r} at its end; it has {names}"

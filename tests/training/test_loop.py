@@ -192,3 +192,14 @@ def test_evaluators_with_their_own_interval(tmp_path):
     run(tmp_path, evaluators=[every, end_only], eval_every=1)
     assert [row["step"] for row in lines(tmp_path, "val")] == [3, 6]
     assert [row["step"] for row in lines(tmp_path, "end")] == [6]
+
+
+def test_a_run_that_pauses_evaluates_there_and_goes_on_as_if_it_had_not(tmp_path):
+    whole = run(tmp_path / "whole", evaluators=[Val()])
+    paused = run(tmp_path / "paused", evaluators=[Val()], pause_at=3)
+    assert paused.interrupted and paused.step == 3
+    assert [row["step"] for row in lines(tmp_path / "paused", "val")] == [3]
+    assert not (tmp_path / "paused" / "done.json").exists()
+    resumed = run(tmp_path / "paused", evaluators=[Val()])
+    assert [row["step"] for row in lines(tmp_path / "paused", "val")] == [3, 6]
+    assert_same(whole.params, resumed.params)

@@ -1,5 +1,6 @@
 """Which vadapter runs here, for whatever is written about a run."""
 
+import platform
 import subprocess
 from pathlib import Path
 
@@ -23,3 +24,13 @@ def git_commit() -> str:
 def here() -> dict[str, str]:
     """Returns `vadapter` and `commit`."""
     return {"vadapter": vadapter.__version__, "commit": git_commit()}
+
+
+def machine() -> dict[str, str | int]:
+    """Returns `here`, the versions of python and jax, and the devices: their kind, number and platform."""
+    import jax
+
+    device = jax.devices()[0]
+    versions = {"python": platform.python_version(), "jax": jax.__version__}
+    devices = {"device": device.device_kind, "devices": jax.device_count(), "platform": device.platform}
+    return {**here(), **versions, **devices, "machine": platform.machine()}

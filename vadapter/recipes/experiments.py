@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import gin
 
+from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.benchmarks.table import benchmark_split
 from vadapter.benchmarks.tasks import benchmark_task
@@ -19,6 +20,7 @@ from vadapter.models.configuration import REGISTRY
 from vadapter.models.losses import ObjectiveConfig
 from vadapter.partitioning import MeshConfig, hosts
 from vadapter.recipes import gin_front as config
+from vadapter.recipes import settings
 from vadapter.runs.experiment import Evaluation, Experiment
 from vadapter.runs.handoff import Handoff
 from vadapter.runs.tiny_lm import prompt_length
@@ -54,6 +56,41 @@ def made() -> Experiment:
     if not gin.config_str().strip():
         raise UserError(_NO_EXPERIMENT)
     return config.make("Experiment")
+
+
+def checked(
+    gin_files: Sequence[str],
+    bindings: Sequence[str] = (),
+    search_paths: Sequence[str] = (),
+    swept: Sequence[str] = (),
+) -> str:
+    """Checks what files and bindings say, as far as it can be known without opening data or weights.
+
+    Args:
+        gin_files: of an experiment.
+        bindings: `NAME=VALUE` each, over the files.
+        search_paths: more folders to look for gin files in.
+        swept: names that the experiment must have.
+
+    Returns:
+        All that is configured, as gin.
+
+    Raises:
+        UserError: as `config.parse_gin`; no file was given; or the experiment does not use a name of `swept`.
+    """
+    if not gin_files:
+        raise UserError(_NO_EXPERIMENT)
+    register()
+    statements = config.parse_gin(gin_files, bindings, search_paths)
+    known = [setting.name for setting in settings.of_run(statements)] if swept else []
+    for name in swept:
+        if name not in known:
+            raise UserError(
+                f"The experiment of {', '.join(gin_files)} does not use {name}, so all its values would train the "
+                f"same; the nearest are: {', '.join(trees.nearest(name, known))}. Correct the name, or sweep over it "
+                "in other arms only: --over ARM:NAME=VALUES."
+            )
+    return config.config_text()
 
 
 def unopened(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()) -> Experiment:

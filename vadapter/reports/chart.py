@@ -25,11 +25,13 @@ _CROSSING = "first step at or below it"
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """A line: its name, (step, value) points by rising step, and its place in the palette."""
+    """A line: its name, (x, value) points by rising x, mostly steps, its place in the palette, and (x, low, high) of a
+    band around it."""
 
     name: str
-    points: Sequence[tuple[int, float]]
+    points: Sequence[tuple[float, float]]
     index: int
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 def slot(index: int) -> int:
@@ -50,6 +52,7 @@ def style() -> str:
         f"svg text{{font:{_FONT}px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;fill:var(--soft)}}"
         "svg .grid{stroke:var(--rule);stroke-width:1}"
         "svg .line{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round;stroke-linecap:round}"
+        "svg .band{fill:var(--c);opacity:.16;stroke:none}"
         "svg .mark{fill:var(--c);stroke:var(--paper);stroke-width:1.5}"
         "svg .ring{fill:var(--paper);stroke:var(--c);stroke-width:2}"
         "svg .lead{stroke:var(--c);stroke-width:1;opacity:.5}"
@@ -67,8 +70,9 @@ def line_chart(
     *,
     target: tuple[str, float] | None = None,
     crossings: Mapping[str, int] | None = None,
+    log_x: str = "",
 ) -> str:
-    """Draws lines over a linear step axis and a logarithmic value axis.
+    """Draws lines over a linear step axis, or another logarithmic one, and a logarithmic value axis.
 
     Values that are not finite and positive are left out.
 
@@ -77,6 +81,7 @@ def line_chart(
         width, height: of the drawing, in its own units. Below 500 wide, lines are not labelled: give a legend.
         target: (label, value) of a dashed horizontal line.
         crossings: step at which a series reaches the target, marked with a ring and its number.
+        log_x: name of a logarithmic x axis in place of the steps; every point is marked.
 
     Returns:
         The content of an `<svg viewBox="0 0 width height">` element that `style` is applied to; "" without points.
@@ -87,8 +92,8 @@ def line_chart(
         return ""
     labelled = width >= 500
     right = min(0.3 * width, 26 + _CHAR * (6 + 1.1 * max(len(s.name) for s in series))) if labelled else 12
-    frame = _Frame(44, 26, width - right, height - 40, series, target)
-    parts = [_axes(frame)]
+    frame = _Frame(44, 26, width - right, height - 40, series, target, log_x)
+    parts = [_axes(frame), *(_band(frame, s) for s in series if s.band)]
     if target is not None:
         parts.append(_target(frame, target))
     parts += [_line(frame, s) for s in series]
@@ -102,25 +107,30 @@ def line_chart(
 class _Frame:
     """The plot area and its two scales."""
 
-    def __init__(self, left, top, right, bottom, series: Sequence[Series], target):
-        self.left, self.top, self.right, self.bottom = left, top, right, bottom
-        steps = [p[0] for s in series for p in s.points]
+    def __init__(self, left, top, right, bottom, series: Sequence[Series], target, log_x=""):
+        self.left, self.top, self.right, self.bottom, self.log_x = left, top, right, bottom, log_x
+        self.xs = sorted({p[0] for s in series for p in s.points})
         values = [p[1] for s in series for p in s.points] + ([target[1]] if target and target[1] > 0 else [])
-        self.last = max(max(steps), 1)
+        values += [value for s in series for point in s.band for value in point[1:]]
+        self.last = self.xs[-1] if log_x else max(self.xs[-1], 1)
         low, high = math.log(min(values)), math.log(max(values))
         pad = max(0.06 * (high - low), 0.02)
         self.low, self.high = low - pad, high + pad
 
     def x(self, step: float) -> float:
-        return self.left + (self.right - self.left) * step / self.last
+        share = step / self.last
+        if self.log_x:  # with room at both sides, since the outermost points matter most
+            span = math.log(self.last / self.xs[0])
+            share = 0.06 + 0.88 * (math.log(step / self.xs[0]) / span if span else 0.5)
+        return self.left + (self.right - self.left) * share
 
     def y(self, value: float) -> float:
         share = (math.log(value) - self.low) / (self.high - self.low)
         return self.bottom - (self.bottom - self.top) * share
 
 
-def _clean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    kept = [(int(s), float(v)) for s, v in points if v is not None and math.isfinite(v) and v > 0]
+def _clean(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    kept = [(s, float(v)) for s, v in points if v is not None and math.isfinite(v) and v > 0]
     every = -(-len(kept) // _MAX_POINTS)
     return kept[::every] + (kept[-1:] if every > 1 and kept[-1] != kept[::every][-1] else []) if kept else []
 
@@ -136,11 +146,27 @@ def _axes(f: _Frame) -> str:
         y = f.y(value)
         parts.append(f'<line class="grid" x1="{f.left}" x2="{f.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(_text(f.left - 8, y + 4, f"{value:g}", anchor="end"))
-    for step in linear_ticks(f.last, max(2, int((f.right - f.left) / 90))):
+    parts += _log_x_labels(f) if f.log_x else _step_labels(f)
+    parts.append(_text((f.left + f.right) / 2, f.bottom + 36, f.log_x or "step", anchor="middle"))
+    return "".join(parts)
+
+
+def _step_labels(f: _Frame) -> list[str]:
+    parts = []
+    for step in linear_ticks(int(f.last), max(2, int((f.right - f.left) / 90))):
         anchor = "start" if step == 0 else "end" if f.x(step) > f.right - 10 else "middle"
         parts.append(_text(f.x(step), f.bottom + 18, f"{step:,}", anchor=anchor))
-    parts.append(_text((f.left + f.right) / 2, f.bottom + 36, "step", anchor="middle"))
-    return "".join(parts)
+    return parts
+
+
+def _log_x_labels(f: _Frame) -> list[str]:
+    """The values that were tried, but for those that have no room beside the one before."""
+    parts, end = [], -math.inf
+    for value in f.xs:
+        if f.x(value) - end >= 46:
+            end = f.x(value)
+            parts.append(_text(end, f.bottom + 18, f"{value:g}", anchor="middle"))
+    return parts
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
@@ -184,9 +210,17 @@ def _mark(x: float, y: float, index: int) -> str:
 def _line(f: _Frame, s: Series) -> str:
     points = [(f.x(step), f.y(value)) for step, value in s.points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    title = f"<title>{html.escape(s.name)}: {s.points[-1][1]:.3f} at step {s.points[-1][0]:,}</title>"
-    line = f'<polyline class="line" points="{path}"/>{_mark(*points[-1], s.index)}'
+    place = f"{f.log_x} {s.points[-1][0]:g}" if f.log_x else f"step {s.points[-1][0]:,}"
+    title = f"<title>{html.escape(s.name)}: {s.points[-1][1]:.3f} at {html.escape(place)}</title>"
+    marks = "".join(_mark(x, y, s.index) for x, y in (points if f.log_x else points[-1:]))
+    line = f'<polyline class="line" points="{path}"/>{marks}'
     return f'<g class="c{slot(s.index)}">{title}{line}</g>'
+
+
+def _band(f: _Frame, s: Series) -> str:
+    around = [(x, high) for x, _, high in s.band] + [(x, low) for x, low, _ in reversed(s.band)]
+    path = " ".join(f"{f.x(x):.1f},{f.y(value):.1f}" for x, value in around)
+    return f'<g class="c{slot(s.index)}"><polygon class="band" points="{path}"/></g>'
 
 
 def _target(f: _Frame, target: tuple[str, float]) -> str:

@@ -182,6 +182,11 @@ def load_run(model_dir: str | Path, name: str | None = None, description: str = 
     )
 
 
+def load_curve(model_dir: str | Path, split: str) -> list[tuple[int, float]]:
+    """Returns (step, loss) of a split or evaluation in a run's `curve.jsonl`, by rising step; none without the file."""
+    return _curve(_read_lines(Path(model_dir) / "curve.jsonl"), split)
+
+
 def comparison_of_runs(
     model_dirs: Sequence[str | Path], *, baseline: str | None = None, title: str | None = None, **fields: Any
 ) -> Comparison:

@@ -1,6 +1,7 @@
 """Trains: the parts are made, the parameters are found, the loop runs."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from vadapter.base import buckets
+from vadapter.base import buckets, versions
 from vadapter.base.host_memory import keep_freed_memory
 from vadapter.data import tasks
 from vadapter.data.order.config import LoaderConfig
@@ -30,7 +31,8 @@ from vadapter.training.storage import FROZEN_DTYPE
 def run(experiment: Experiment, *, accepted: Callable[[str], None] | None = None) -> loop.TrainResult:
     """Trains an experiment. A run that was stopped goes on where it was.
 
-    Writes into `model_dir` what `training.loop.train` writes, and `model.json`.
+    Writes into `model_dir` what `training.loop.train` writes, `model.json`, and `environment.json`: the versions and
+    devices of the latest session.
 
     Args:
         experiment: what to train.
@@ -87,6 +89,8 @@ def run(experiment: Experiment, *, accepted: Callable[[str], None] | None = None
         if accepted is not None:
             accepted(experiment.model_dir)
         description.save(experiment.model_dir, described)
+        made_with = json.dumps(versions.machine(), indent=2)
+        (epath.Path(experiment.model_dir) / "environment.json").write_text(made_with + "\n")
     return loop.train(
         experiment.train,
         program=parts.program,

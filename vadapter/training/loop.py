@@ -42,6 +42,8 @@ class TrainConfig:
         eval_every: steps between two calls of the evaluators that have no interval of their own; 0: at the end only.
         checkpoint_every: steps between two checkpoints; 0: at the end only.
         keep_checkpoints: newest to keep; None keeps all.
+        pause_at: step at which the run evaluates, saves and ends, as if told to stop; it goes on when called again with
+            another value or None. The schedule stays that of `steps`.
         profile_steps: (first, last) updates to profile into MODEL_DIR/profile, for TensorBoard or xprof.
         tensorboard: whether to write TensorBoard files.
         tpu_options: options of the TPU compiler for the step, such as `{"xla_tpu_scoped_vmem_limit_kib": 32768}`, over
@@ -57,6 +59,7 @@ class TrainConfig:
     eval_every: int = 0
     checkpoint_every: int = 0
     keep_checkpoints: int | None = 1
+    pause_at: int | None = None
     profile_steps: tuple[int, int] | None = None
     tensorboard: bool = True
     tpu_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -215,7 +218,8 @@ class _Run:
             first_step = self.step + 1
             while self.step < config.steps and not interrupted:
                 self._update(iterator, window, flops)
-                interrupted = self.preemption.requested(self.step)
+                pausing = self.step == config.pause_at and self.step < config.steps
+                interrupted = self.preemption.requested(self.step) or pausing
                 last = interrupted or self.step == config.steps
                 evaluate, save = self._due_evaluators(), self._is_due(config.checkpoint_every) or last
                 # The first step is logged by itself: its time is the compilation's.
@@ -223,7 +227,7 @@ class _Run:
                     self._log(window, iterator, quiet=self.step == first_step)
                     if save:
                         self._save()
-                    if not last:
+                    if not last or pausing:
                         self._evaluate(evaluate)
                     window = Window(shares)
             self.checkpointer.wait()
@@ -254,8 +258,12 @@ class _Run:
         return every > 0 and self.step % every == 0
 
     def _due_evaluators(self) -> list[Evaluator]:
-        default = self.config.eval_every
-        return [e for e in self.evaluators if self._is_due(default if e.every_steps is None else e.every_steps)]
+        default, paused = self.config.eval_every, self.step == self.config.pause_at
+        return [
+            e
+            for e in self.evaluators
+            if self._is_due(default if e.every_steps is None else e.every_steps) or (paused and e.every_steps is None)
+        ]
 
     def _start_profile(self) -> None:
         if self.config.profile_steps and self.step + 1 == self.config.profile_steps[0]:
@@ -300,7 +308,7 @@ class _Run:
 
     def _finish(self, result: TrainResult) -> None:
         if result.interrupted:
-            self.console.line(f"Told to stop: saved at step {self.step}. The same command goes on from there.")
+            self.console.line(f"Stopped early: saved at step {self.step}. The same command goes on from there.")
             return
         done = {k: getattr(result, k) for k in ("step", "seconds", "metrics", "evals")}
         done["trainable_params"] = sum(r.parameters for r in self.rows if r.trainable)

@@ -67,3 +67,10 @@ def test_a_missing_vocabulary_is_named(tmp_path):
     (tmp_path / "bad.model").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot be read"):
         vocabulary.load_vocabulary(str(tmp_path / "bad.model"))
+
+
+def test_a_word_for_people_is_never_empty_and_can_be_printed(words):
+    said = [words.word(i) for i in range(words.vocab_size)]
+    assert all(text and text.isprintable() for text in said)
+    assert "small" in said and said[words.encode("\x13")[-1]] == "<0x13>"
+    assert words.word(words.vocab_size) == f"#{words.vocab_size}"

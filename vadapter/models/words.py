@@ -138,9 +138,8 @@ def quantize(
         step: of the training; None outside of it.
     """
     dtype = jnp.dtype(decoder.config.dtype)
-    noisy = config.kind == "gumbel" and step is not None
-    keys = _keys(config.seed, step, media) if noisy else None
-    mixes = config.kind == "softmax" or noisy
+    keys = _keys(config.seed, step, media) if config.kind == "gumbel" and step is not None else None
+    mixes = config.kind == "softmax" or keys is not None
     running = _scan(soft, decoder.word_table(), config.vocab_chunk, config.temperature_at(step), keys, mixes)
     if mixes:
         mixture = decoder.scaled((running.mixture / running.exp_sum[..., None]).astype(dtype))
@@ -148,7 +147,7 @@ def quantize(
         if config.kind == "softmax":
             return mixture
     word = jax.lax.stop_gradient(decoder.embed(constrain(running.best, "batch", "length")))
-    follows = mixture if noisy else soft.astype(dtype)
+    follows = mixture if mixes else soft.astype(dtype)
     return word + (follows - jax.lax.stop_gradient(follows))  # the word to the last bit, with the other's gradient
 
 
@@ -199,7 +198,7 @@ def _inverse_length(x: Float[Array, "... D"]) -> Float[Array, "..."]:
     return jax.lax.rsqrt(jnp.square(x.astype(jnp.float32)).sum(axis=-1) + _TINY)
 
 
-def _keys(seed: int, step: Int[Array, ""] | None, media: Array) -> Array:
+def _keys(seed: int, step: Int[Array, ""], media: Array) -> Array:
     root = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
     return jax.vmap(lambda row: jax.random.fold_in(root, row))(hashes.of_pixels(media))
 
@@ -237,7 +236,7 @@ def _scan(
         better = (top > state.highest) | ((top == state.highest) & (best < state.best))
         highest = jnp.maximum(state.highest, top)
         sums = _mixed(state, logits, highest, rows) if mixes else {}
-        return state.replace(best=jnp.where(better, best, state.best), highest=highest, **sums), None
+        return dataclasses.replace(state, best=jnp.where(better, best, state.best), highest=highest, **sums), None
 
     shape = soft.shape[:2]
     start = _Running(

@@ -159,9 +159,11 @@ class TextVocabulary:
         return space + text.lstrip(" "), False
 
     def word(self, i: int) -> str:
-        """Returns an id's text for people, without spaces around it: "␣" of spaces alone, "#7" where id 7 has none."""
+        """Returns an id's text for people, without spaces around it: "␣" of spaces alone, "#7" where id 7 has none.
+        A character that cannot be printed is the token's own name, such as "<0x13>"."""
         text = self.written(i)[0] if 0 <= i < self.vocab_size else ""
-        return text.strip() or ("␣" if text else f"#{i}")
+        word = text.strip(" ") if text.isprintable() else self._token(i)
+        return word or ("␣" if text else f"#{i}")
 
     # Parts of a row.
 

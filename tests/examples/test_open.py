@@ -120,3 +120,10 @@ def test_the_readme_has_the_figures_of_the_page():
     assert len(rows) == 7
     for _, parameters, loss, seeds in rows:
         assert any(parameters in line and f"| {seeds.rstrip(' |')} | {loss} |" in line for line in page.splitlines())
+
+
+def test_the_page_has_the_results_of_make_open():
+    results = json.loads((RESULTS.parent / "laptop.json").read_text())
+    page = (ROOT / "docs" / "open.md").read_text().partition("## On a laptop")[2]
+    for table in load(ROOT / "benchmarks" / "open_laptop_tables.py").tables(results).strip().split("\n\n"):
+        assert table in page

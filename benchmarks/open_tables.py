@@ -10,13 +10,12 @@ gallery of captions follows, by number: every tenth picture of the test set, or 
 
 import argparse
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# 97.5% points of Student's t for 1, 2, ... degrees of freedom.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+from vadapter.evaluation.seeds import estimate
+
 _COLOURS = (
     "#4477aa",
     "#ee6677",
@@ -58,12 +57,9 @@ Line = Mapping[str, Any]
 
 def mean_of(values: Sequence[float], digits: int = 3) -> str:
     """Returns a mean with its 95% interval, such as `4.812 ± 0.031`; one value alone has none."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.{digits}f}"
-    deviation = math.sqrt(sum((x - mean) ** 2 for x in values) / (len(values) - 1))
-    half = _STUDENT[min(len(values) - 2, len(_STUDENT) - 1)] * deviation / math.sqrt(len(values))
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    found = estimate(values)
+    half = "" if found.high is None else f" ± {found.high - found.mean:.{digits}f}"
+    return f"{found.mean:.{digits}f}{half}"
 
 
 def best_runs(lines: Sequence[Line]) -> dict[str, list[Line]]:

@@ -211,7 +211,6 @@ def test_it_is_the_same_every_time_and_computed_once(world, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(len(jax.devices()) < 4, reason="needs four devices")
 def test_it_is_the_same_on_a_mesh(world):
     one, _ = stage2(world, "one_way", prefixed(world), handoff=Handoff(penalty=5.0), mesh=vadapter.MeshConfig(data=-1))
     for cached in (world / "stage1" / "handoff").iterdir():

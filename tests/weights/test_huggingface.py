@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.weights import families, published_configs
+from tests.weights import families, published_decoders
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.models import variants
@@ -173,9 +173,9 @@ def test_all_layers_of_mistral_have_the_window_or_none(window, pattern):
     assert (config.window, config.attention_pattern) == (window, pattern)
 
 
-@pytest.mark.parametrize("name", published_configs.DECODERS)
+@pytest.mark.parametrize("name", published_decoders.DECODERS)
 def test_published_decoders_are_our_variants(name):
-    assert recognise(described(published_configs.DECODERS[name]), "decoder").config == variants.decoder(name)
+    assert recognise(described(published_decoders.DECODERS[name]), "decoder").config == variants.decoder(name)
 
 
 def test_newer_files_nest_the_rotary_parameters():

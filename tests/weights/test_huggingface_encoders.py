@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.weights import families, published_configs
+from tests.weights import families, published_decoders, published_encoders
 from tests.weights.test_huggingface import TOLERANCE, described, source
 from vadapter.base import trees
 from vadapter.models import variants
@@ -103,12 +103,12 @@ def test_gate_and_up_of_the_giant_dinov2_may_be_two_tensors():
         np.testing.assert_array_equal(found[path], x, err_msg=path)
 
 
-@pytest.mark.parametrize("name", published_configs.ENCODERS)
+@pytest.mark.parametrize("name", published_encoders.ENCODERS)
 def test_published_encoders_are_our_variants(name):
-    opened = described(published_configs.ENCODERS[name])
+    opened = described(published_encoders.ENCODERS[name])
     assert recognise(opened, "encoder").config == variants.encoder(name)
 
 
 def test_the_encoder_of_gemma3_is_so400m_at_896_pixels():
-    config = recognise(described(published_configs.DECODERS["gemma3_4b"]), "encoder").config
+    config = recognise(described(published_decoders.DECODERS["gemma3_4b"]), "encoder").config
     assert config == variants.encoder("so400m_14_896")

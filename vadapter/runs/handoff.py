@@ -226,8 +226,8 @@ class _Work:
             facts["queries"] = tiny.vocabulary.written(tiny.last)[0]
         if self.handoff.output == "regression":
             kernel, bias, fit = self._regression(tiny, table, say)
-            self._set("adapter/projection/kernel", kernel)
-            self._set("adapter/projection/bias", bias)
+            self._set(f"adapter/{self.adapter.output_map}/kernel", kernel)
+            self._set(f"adapter/{self.adapter.output_map}/bias", bias)
             facts |= fit
         return facts
 

@@ -1,4 +1,9 @@
-"""config.json of published models, without what has no effect on the shapes or results, and our names of them."""
+"""config.json of language models by our names of their sizes, without what has no effect on shapes or results.
+
+Those of Granite 3.3 2B and Phi-4 mini are copies of the published files, and SmolLM3's
+is one but for its epsilon. Those of SmolLM2, OLMo 2 and 3, Granite 3.3 8B, Phi-3 and Phi-4 were written from memory, so
+that they guard the import and our sizes against each other, not against the publisher's files.
+"""
 
 _GEMMA3 = {
     "architectures": ["Gemma3ForConditionalGeneration"],
@@ -20,6 +25,7 @@ _GEMMA3 = {
         "vision_use_head": False,
     },
 }
+
 _LLAMA3_ROPE = {
     "factor": 32.0,
     "high_freq_factor": 4.0,
@@ -360,131 +366,5 @@ DECODERS = {
         "sliding_window": 262144,
         "tie_word_embeddings": True,
         "vocab_size": 200064,
-    },
-}
-
-_DINOV3 = {
-    "architectures": ["DINOv3ViTModel"],
-    "attention_dropout": 0.0,
-    "drop_path_rate": 0.0,
-    "hidden_act": "gelu",
-    "hidden_size": 384,
-    "image_size": 224,
-    "intermediate_size": 1536,
-    "key_bias": False,
-    "layer_norm_eps": 1e-05,
-    "layerscale_value": 1.0,
-    "mlp_bias": True,
-    "model_type": "dinov3_vit",
-    "num_attention_heads": 6,
-    "num_channels": 3,
-    "num_hidden_layers": 12,
-    "num_register_tokens": 4,
-    "patch_size": 16,
-    "pos_embed_jitter": None,
-    "pos_embed_rescale": 2.0,
-    "pos_embed_shift": None,
-    "proj_bias": True,
-    "query_bias": True,
-    "rope_theta": 100.0,
-    "use_gated_mlp": False,
-    "value_bias": True,
-}
-ENCODERS = {
-    "siglip_b_16_224": {
-        "architectures": ["SiglipModel"],
-        "model_type": "siglip",
-        "text_config": {"model_type": "siglip_text_model"},
-        "vision_config": {"model_type": "siglip_vision_model"},
-    },
-    "so400m_14_384": {
-        "architectures": ["SiglipModel"],
-        "model_type": "siglip",
-        "text_config": {"hidden_size": 1152, "intermediate_size": 4304, "model_type": "siglip_text_model"},
-        "vision_config": {
-            "hidden_size": 1152,
-            "image_size": 384,
-            "intermediate_size": 4304,
-            "model_type": "siglip_vision_model",
-            "num_attention_heads": 16,
-            "num_hidden_layers": 27,
-            "patch_size": 14,
-        },
-    },
-    "clip_l_14_336": {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": 768,
-        "text_config": {"hidden_size": 768, "model_type": "clip_text_model"},
-        "vision_config": {
-            "hidden_act": "quick_gelu",
-            "hidden_size": 1024,
-            "image_size": 336,
-            "intermediate_size": 4096,
-            "layer_norm_eps": 1e-05,
-            "model_type": "clip_vision_model",
-            "num_attention_heads": 16,
-            "num_hidden_layers": 24,
-            "patch_size": 14,
-        },
-    },
-    "siglip2_so400m_16_naflex": {
-        "architectures": ["Siglip2Model"],
-        "model_type": "siglip2",
-        "text_config": {"hidden_size": 1152, "model_type": "siglip2_text_model"},
-        "vision_config": {
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "model_type": "siglip2_vision_model",
-            "num_attention_heads": 16,
-            "num_hidden_layers": 27,
-            "num_patches": 256,
-            "patch_size": 16,
-        },
-    },
-    "dinov3_vitb16": _DINOV3 | {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
-    "dinov3_vits16plus": _DINOV3 | {"hidden_act": "silu", "use_gated_mlp": True},
-    "dinov3_vit7b16": _DINOV3
-    | {
-        "hidden_act": "silu",
-        "hidden_size": 4096,
-        "intermediate_size": 8192,
-        "num_attention_heads": 32,
-        "num_hidden_layers": 40,
-        "query_bias": False,
-        "use_gated_mlp": True,
-        "value_bias": False,
-    },
-    "aimv2_huge_patch14_336": {
-        "architectures": ["Aimv2VisionModel"],
-        "hidden_act": "silu",
-        "hidden_size": 1536,
-        "image_size": 336,
-        "intermediate_size": 4096,
-        "is_native": False,
-        "mlp_bias": False,
-        "model_type": "aimv2_vision_model",
-        "num_attention_heads": 12,
-        "num_hidden_layers": 24,
-        "patch_size": 14,
-        "qkv_bias": False,
-        "rms_norm_eps": 1e-05,
-        "use_head": False,
-    },
-    "dinov2_g": {
-        "architectures": ["Dinov2Model"],
-        "hidden_act": "gelu",
-        "hidden_size": 1536,
-        "image_size": 518,
-        "layer_norm_eps": 1e-06,
-        "layerscale_value": 1.0,
-        "mlp_ratio": 4,
-        "model_type": "dinov2",
-        "num_attention_heads": 24,
-        "num_channels": 3,
-        "num_hidden_layers": 40,
-        "patch_size": 14,
-        "qkv_bias": True,
-        "use_swiglu_ffn": True,
     },
 }

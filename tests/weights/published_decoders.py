@@ -1,8 +1,8 @@
 """config.json of language models by our names of their sizes, without what has no effect on shapes or results.
 
-Those of Granite 3.3 2B and Phi-4 mini are copies of the published files, and SmolLM3's
-is one but for its epsilon. Those of SmolLM2, OLMo 2 and 3, Granite 3.3 8B, Phi-3 and Phi-4 were written from memory, so
-that they guard the import and our sizes against each other, not against the publisher's files.
+Those of Granite 3.3 2B and Phi-4 mini are copies of the published files, and SmolLM3's is one but for its epsilon.
+Those of SmolLM2, OLMo 2 and 3, Granite 3.3 8B, Phi-3 and Phi-4 were written from memory, so that they guard the import
+and our sizes against each other, not against the publisher's files.
 """
 
 _GEMMA3 = {

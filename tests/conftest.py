@@ -23,6 +23,8 @@ _FLAGS = {
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
     "--xla_cpu_use_fusion_emitters": "false",
+    # Eight devices on two busy cores may meet late; by default XLA then ends the process after 40 s.
+    "--xla_cpu_collective_call_terminate_timeout_seconds": "600",
 }
 if _PLATFORM:
     _FLAGS = {}

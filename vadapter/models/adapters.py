@@ -15,7 +15,8 @@ The LM adapter is a line of three choices:
                    projection  (stage 1's, reused)
 
 Front `projection` with read-out `appended` is the *queries* wiring: the aligned LM reads what it read in stage 1, and
-answers where it answered in stage 1, after it.
+answers where it answered in stage 1, after it. With `num_words` it first writes what it learned to write there, and the
+hidden states that wrote it go on as well.
 
 An adapter of your own: see `configuration`.
 """
@@ -23,13 +24,14 @@ An adapter of your own: see `configuration`.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from vadapter.base.array_types import Array, Float
+from vadapter.base.array_types import Array, Float, Int
 from vadapter.base.errors import UserError
 from vadapter.models import layers
 from vadapter.models.configuration import AdapterConfig, adapter, describe
@@ -106,6 +108,10 @@ class LMAdapterConfig:
         query_init: `normal`, or `positions`: queries start as the front's tokens of a blank image, so that they start
             at places (`LMAdapter.places`).
         num_prefix: learned vectors before the front's tokens, such as stand there in stage 1: its prompt. 0 is none.
+        num_suffix: learned vectors after the front's tokens, likewise: the rest of the prompt.
+        num_words: tokens that the LM then writes by itself, greedily. The hidden states that wrote them are soft tokens
+            before those of the queries, which read the words. The LM has its embedding table (and head) for it, from
+            stage 1; no gradient goes through the choice of a word. 0 is none.
     """
 
     lm: DecoderConfig
@@ -114,6 +120,8 @@ class LMAdapterConfig:
     num_queries: int = 0
     query_init: Literal["normal", "positions"] = "normal"
     num_prefix: int = 0
+    num_suffix: int = 0
+    num_words: int = 0
 
     def __post_init__(self):
         layers.known("LMAdapterConfig.readout", self.readout, get_args(Readout))
@@ -123,6 +131,11 @@ class LMAdapterConfig:
                 f"LMAdapterConfig: read-out 'appended' needs num_queries of one or more and 'slots' needs 0; found "
                 f"{self.readout!r} with num_queries={self.num_queries}."
             )
+        if self.num_words and not (self.readout == "appended" and self.lm.causal):
+            raise UserError(
+                "LMAdapterConfig: num_words needs read-out 'appended' and a causal LM, which writes after what it has "
+                f"read; found {self.readout!r} with lm.causal={self.lm.causal}."
+            )
 
     def make(self, output_dim: int, name: str | None = None) -> nn.Module:
         """See `configuration.AdapterConfig`."""
@@ -130,16 +143,22 @@ class LMAdapterConfig:
 
     def num_tokens(self, frames: int, patches: int) -> int:
         """See `configuration.AdapterConfig`."""
-        return self.num_queries or self.front.num_tokens(frames, patches)
+        return self.num_words + self.num_queries or self.front.num_tokens(frames, patches)
 
     def flops(self, counter: FlopCounter, media: float, frames: int, patches: int) -> dict[str, float]:
         """See `configuration.AdapterConfig`. The front, the LM and the last map are counted by themselves."""
-        length = self.num_prefix + self.front.num_tokens(frames, patches) + self.num_queries
+        context = self.num_prefix + self.front.num_tokens(frames, patches) + self.num_suffix
+        length = context + self.num_words + self.num_queries
         after = {name: counter.part(name, before=counter.flows) for name in ("lm", "projection")}
-        read = media * (self.num_queries or length)
+        read = media * (self.num_words + self.num_queries or length)
+        lm = self.lm.flops(after["lm"], np.full(round(media), length))
+        if self.num_words:  # to write them is a forward pass
+            forward = dataclasses.replace(after["lm"], trainable=frozenset(), before=False)
+            writing = self.lm.flops(forward, np.full(round(media), context + self.num_words), media * self.num_words)
+            lm = {name: lm[name] + writing[name] for name in lm}
         return {
             **self.front.flops(counter.part("front"), media, frames, patches),
-            **self.lm.flops(after["lm"], np.full(round(media), length)),
+            **lm,
             after["projection"].name: after["projection"].kernels(read),
         }
 
@@ -147,7 +166,8 @@ class LMAdapterConfig:
         """Returns what stage 1 hands over to this adapter, as rules of a `Source`: its LM, and its map of visual tokens
         where the front is one of the same kind."""
         fronts = {MlpConfig: "dense_[0-9]+/.*", PoolerConfig: "(?:resampler|projection)/.*"}
-        rules = [(r"decoder/((?:layers|final_norm)/.*)", r"adapter/lm/\1")]
+        parts = "layers|final_norm|embedder|head" if self.num_words else "layers|final_norm"
+        rules = [(rf"decoder/((?:{parts})/.*)", r"adapter/lm/\1")]
         if front := fronts.get(type(self.front)):
             rules.append((f"adapter/({front})", r"adapter/front/\1"))
         return tuple(rules)
@@ -163,7 +183,8 @@ class LMAdapterConfig:
 
     def summary(self) -> str:
         """See `configuration.AdapterConfig`."""
-        return f"{describe(self.front)}, then a {describe(self.lm)}; read-out {self.readout}"
+        words = f", {self.num_words} words of its own" if self.num_words else ""
+        return f"{describe(self.front)}, then a {describe(self.lm)}; read-out {self.readout}{words}"
 
 
 class MlpAdapter(nn.Module):
@@ -184,6 +205,12 @@ class MlpAdapter(nn.Module):
         return constrain(x, "batch", "length", "activation_embed")
 
 
+def _slots(x: Float[Array, "B T D"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+    """Segments and positions of rows without padding."""
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    return jnp.ones_like(positions), positions
+
+
 def _squares(visual: Float[Array, "B F P E"], side: int) -> Float[Array, "B F S D"]:
     """Puts the features of each square of patches side by side, in the order of rows."""
     if side == 1:
@@ -198,7 +225,7 @@ class LMAdapter(nn.Module):
     """Tiny LM between two maps: `[B, F, P, E]` to `[B, R, D]`.
 
     Parameters: `front/...` (with its map to the LM's width, the one fully connected layer before it), `prefix`,
-    `queries`, `lm/{layers,final_norm}`, `projection` (the one after it).
+    `suffix`, `queries`, `lm/{layers,final_norm}`, `projection` (the one after it); `lm/{embedder,head}` with words.
     """
 
     config: LMAdapterConfig
@@ -212,6 +239,8 @@ class LMAdapter(nn.Module):
         init = layers.named(nn.initializers.normal(c.lm.width**-0.5), "queries", "embed")
         if c.num_prefix:
             self.prefix = self.param("prefix", init, (c.num_prefix, c.lm.width))
+        if c.num_suffix:
+            self.suffix = self.param("suffix", init, (c.num_suffix, c.lm.width))
         if c.num_queries:
             self.queries = self.param("queries", init, (c.num_queries, c.lm.width))
 
@@ -222,12 +251,44 @@ class LMAdapter(nn.Module):
         read = x.shape[1]
         if c.num_prefix:
             x = jnp.concatenate([self._repeated(self.prefix, x), x], axis=1)
+        if c.num_suffix:
+            x = jnp.concatenate([x, self._repeated(self.suffix, x)], axis=1)
+        first = x.shape[1] - 1  # where the LM says its first word
+        if c.num_words:
+            x = jnp.concatenate([x, self.lm.embed(self.words(x)).astype(x.dtype)], axis=1)
         if c.num_queries:
             x = jnp.concatenate([x, self._repeated(self.queries, x)], axis=1)
             read = c.num_queries
-        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        hidden, _ = self.lm(x, jnp.ones_like(positions), positions)
-        return constrain(self.projection(hidden[:, -read:]), "batch", "length", "activation_embed")
+        hidden, _ = self.lm(x, *_slots(x))
+        wrote = [hidden[:, first : first + c.num_words]] if c.num_words else []
+        soft = self.projection(jnp.concatenate([*wrote, hidden[:, -read:]], axis=1))
+        return constrain(soft, "batch", "length", "activation_embed")
+
+    def words(self, context: Float[Array, "B T D"]) -> Int[Array, "B W"]:
+        """Returns the ids that the LM writes after a context, each the most probable one. Nothing is trained by it."""
+        count = self.config.num_words
+        if self.is_initializing():
+            self.lm.logits(context[:, -1:])  # makes the parameters of an untied head
+            return jnp.zeros((context.shape[0], count), jnp.int32)
+        rows, length = context.shape[:2]
+        lm, own = self.lm.unbind()
+        own, context = jax.lax.stop_gradient((own, context))
+        cache = lm.apply(own, rows, length + count, method="empty_cache")
+        hidden, cache = lm.apply(own, context, *_slots(context), cache)
+
+        def choose(hidden: Float[Array, "B 1 D"]) -> Int[Array, " B"]:
+            return jnp.argmax(lm.apply(own, hidden, method="logits")[:, 0], axis=-1).astype(jnp.int32)
+
+        def write(carry: tuple[Array, Any], at: Int[Array, ""]) -> tuple[tuple[Array, Any], Array]:
+            word, cache = carry
+            place = jnp.broadcast_to(at, (rows, 1))
+            x = lm.apply(own, word[:, None], method="embed")
+            hidden, cache = lm.apply(own, x, jnp.ones_like(place), place, cache)
+            return (choose(hidden), cache), word
+
+        start = (choose(hidden[:, -1:]), cache)
+        _, words = jax.lax.scan(write, start, jnp.arange(length, length + count))
+        return words.swapaxes(0, 1)
 
     def _repeated(self, vectors: Float[Array, "Q D"], x: Float[Array, "B T D"]) -> Float[Array, "B Q D"]:
         vectors = jnp.broadcast_to(vectors.astype(x.dtype), (x.shape[0], *vectors.shape))

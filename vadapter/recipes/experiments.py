@@ -23,7 +23,7 @@ from vadapter.recipes import gin_front as config
 from vadapter.recipes import settings
 from vadapter.runs.experiment import Evaluation, Experiment
 from vadapter.runs.handoff import Handoff
-from vadapter.runs.tiny_lm import prompt_length
+from vadapter.runs.tiny_lm import prompt_length, prompt_rest
 from vadapter.training import loop, optimizers
 from vadapter.training.sources import Source
 
@@ -40,7 +40,7 @@ def register() -> None:
     config.register(
         [Experiment, Evaluation, LoaderConfig, ScenesConfig, MeshConfig, hosts.HostsConfig, DecodingConfig],
         REGISTRY,
-        [loop.TrainConfig, ObjectiveConfig, optimizers.OptimizerConfig, Source, Handoff, prompt_length],
+        [loop.TrainConfig, ObjectiveConfig, optimizers.OptimizerConfig, Source, Handoff, prompt_length, prompt_rest],
         [variants.encoder, variants.decoder, scenes_task, tasks.jsonl_task, tasks.pairs_task],
         [benchmark_task, benchmark_split, tasks.add_mixture, tfds_task],
         preprocessors.REGISTRY,

@@ -7,8 +7,8 @@ nearly the same large vector. Three things cost no step of training:
     the last map     starts as a ridge regression from what the tiny LM has read of a text to the decoder's embedding of
                      what comes next; for adapters without an LM, as a random map whose soft tokens are as large as the
                      decoder's embeddings
-    the prefix       what stood before the visual tokens in stage 1, start token and prompt, stands there again, as
-                     learned vectors
+    the prompt       what stood before and after the visual tokens in stage 1, start token and prompt, stands there
+                     again, as learned vectors
     the queries      may start at the token after which the LM learned to answer
 
 All of it is computed at the start of a run and is the same for the same sources, data and settings. A run of one
@@ -67,8 +67,8 @@ class Handoff:
             model that stands in the adapter as it was published; needed by an adapter with a tiny LM.
         output: the last map: `random`; `scale`, random with soft tokens as large as the decoder's embeddings; or
             `regression`, from the tiny LM's hidden states to the decoder's embeddings of what comes next.
-        prefix: the learned vectors before the visual tokens (`LMAdapterConfig.num_prefix`): `random`, or `prompt`, the
-            embeddings of what stood there in stage 1.
+        prefix: the learned vectors before and after the visual tokens (`LMAdapterConfig.num_prefix`, `num_suffix`):
+            `random`, or `prompt`, the embeddings of what stood there in stage 1.
         queries: `kept`, as `LMAdapterConfig.query_init` says; or `answer`, near the embedding of the prompt's last
             token, after which the tiny LM learned to answer.
         texts: a text file, one text a line, that is read where the training data's texts do not give enough positions.
@@ -127,8 +127,8 @@ def check(handoff: Handoff, adapter: Any, mixture: str, trained: Collection[str]
         )
     if handoff.queries == "answer" and not (lm and lm.num_queries):
         raise UserError(f"Handoff.queries 'answer' needs an adapter with appended queries; the adapter is a {kind}.")
-    with_prompt = lm is not None and lm.num_prefix > 0 and handoff.prefix == "prompt"
-    sets = {"adapter/prefix": with_prompt, "adapter/queries": handoff.queries == "answer"}
+    prompt = _prompt_parts(lm) if lm is not None and handoff.prefix == "prompt" else {}
+    sets = {**{f"adapter/{part}": True for part in prompt}, "adapter/queries": handoff.queries == "answer"}
     if output != "random":
         sets[f"adapter/{adapter.output_map}/kernel"] = True
     if frozen := [path for path, wanted in sets.items() if wanted and path not in trained]:
@@ -136,19 +136,29 @@ def check(handoff: Handoff, adapter: Any, mixture: str, trained: Collection[str]
             f"The hand-off gives {frozen[0]} its first value, and the run freezes it: frozen parameters are not saved "
             "but read from their source again. Train it (TRAINABLE), or leave it out of the hand-off."
         )
-    if lm is None or not (output == "regression" or handoff.queries == "answer" or with_prompt):
+    if lm is None or not (output == "regression" or handoff.queries == "answer" or prompt):
         return None
     if not handoff.source:
         raise UserError("Handoff.source is not given; expected the MODEL_DIR of stage 1, or an imported folder.")
     own = mixture_description.describe(mixture).get("prompts") or {}
     tiny = tiny_lm.find(handoff.source, tiny_lm.caption_template(own) if own else "caption")
-    if with_prompt and lm.num_prefix != len(tiny.before):
-        said = [tiny.vocabulary.written(i)[0] for i in tiny.before]
-        raise UserError(
-            f"LMAdapterConfig.num_prefix is {lm.num_prefix}; in {tiny.folder} {len(said)} tokens stood before the "
-            f"visual tokens: {said}. Set num_prefix={len(said)} (NUM_PREFIX), or 0 for none."
-        )
+    for part, (count, ids, side) in prompt.items():
+        if count != len(ids(tiny)):
+            said = [tiny.vocabulary.written(i)[0] for i in ids(tiny)]
+            raise UserError(
+                f"LMAdapterConfig.num_{part} is {count}; in {tiny.folder} {len(said)} tokens stood {side} the "
+                f"visual tokens: {said}. Set num_{part}={len(said)} (NUM_{part.upper()}), or 0 for none."
+            )
     return tiny
+
+
+def _prompt_parts(lm: LMAdapterConfig) -> dict[str, tuple[int, Callable[[TinyLM], list[int]], str]]:
+    """(length, which ids of the prompt, on which side of the visual tokens) of the learned vectors that there are."""
+    parts = {
+        "prefix": (lm.num_prefix, lambda tiny: tiny.before, "before"),
+        "suffix": (lm.num_suffix, lambda tiny: tiny.after, "after"),
+    }
+    return {name: part for name, part in parts.items() if part[0]}
 
 
 def start(
@@ -218,9 +228,10 @@ class _Work:
 
     def _from_tiny_lm(self, tiny: TinyLM, say: Callable[[str], None]) -> dict[str, Any]:
         table, facts = tiny_lm.read_table(tiny), {}
-        if self.adapter.num_prefix and self.handoff.prefix == "prompt":
-            self._set("adapter/prefix", self._embedded(table, tiny.before))
-            facts["prefix"] = [tiny.vocabulary.written(i)[0] for i in tiny.before]
+        if self.handoff.prefix == "prompt":
+            for part, (_, ids, _) in _prompt_parts(self.adapter).items():
+                self._set(f"adapter/{part}", self._embedded(table, ids(tiny)))
+                facts[part] = [tiny.vocabulary.written(i)[0] for i in ids(tiny)]
         if self.handoff.queries == "answer":
             self._set("adapter/queries", self._queries(self._embedded(table, [tiny.last])[0]))
             facts["queries"] = tiny.vocabulary.written(tiny.last)[0]
@@ -240,6 +251,7 @@ class _Work:
     def _lm_params(self, table: np.ndarray) -> dict[str, Any]:
         prefix = "adapter/lm/"
         own = {path.removeprefix(prefix): x for path, x in self.flat.items() if path.startswith(prefix)}
+        own = {path: x for path, x in own.items() if not path.startswith(("embedder/", "head/"))}
         put = jax.make_array_from_callback(table.shape, self.program.partitioner.replicated, lambda index: table[index])
         return trees.unflatten({**own, "embedder/embedding": put})
 
@@ -404,8 +416,9 @@ def _sentence(facts: Mapping[str, Any]) -> str:
         )
     if "scale" in facts:
         parts.append(f"the last map is multiplied by {facts['scale']:.3g}, for soft tokens as large as embeddings")
-    if "prefix" in facts:
-        parts.append(f"before the visual tokens stands {''.join(facts['prefix'])!r} as learned vectors")
+    for part, side in (("prefix", "before"), ("suffix", "after")):
+        if part in facts:
+            parts.append(f"{side} the visual tokens stands {''.join(facts[part])!r} as learned vectors")
     if "queries" in facts:
         parts.append(f"queries start at {facts['queries']!r}")
     return "; ".join(parts) or "nothing was to be done"

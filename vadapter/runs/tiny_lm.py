@@ -41,9 +41,14 @@ class TinyLM:
         return [self.vocabulary.bos_id or 0, *self.vocabulary.head(prompts.split(self.template)[0])]
 
     @property
+    def after(self) -> list[int]:
+        """Ids that stand between the visual tokens and the answer: the prompt's last part."""
+        return list(self.vocabulary.tail(prompts.split(self.template)[1]))
+
+    @property
     def last(self) -> int:
         """Id after which the answer begins."""
-        return [*self.before, *self.vocabulary.tail(prompts.split(self.template)[1])][-1]
+        return [*self.before, *self.after][-1]
 
 
 def find(source: str, template: str = "caption") -> TinyLM:
@@ -77,10 +82,20 @@ def prompt_length(source: str, template: str = "caption") -> int:
     Raises:
         UserError: as `find`.
     """
+    return len(_found(source, template, "NUM_PREFIX").before)
+
+
+def prompt_rest(source: str, template: str = "caption") -> int:
+    """Returns how many tokens stood after the visual tokens in stage 1, before the answer: what
+    `LMAdapterConfig.num_suffix` should be. Arguments and errors are those of `prompt_length`."""
+    return len(_found(source, template, "NUM_SUFFIX").after)
+
+
+def _found(source: str, template: str, macro: str) -> TinyLM:
     try:
-        return len(find(source, template).before)
+        return find(source, template)
     except UserError as e:
-        raise UserError(f"{e} The length of its prompt is asked for; NUM_PREFIX can give it as a number.") from e
+        raise UserError(f"{e} The length of its prompt is asked for; {macro} can give it as a number.") from e
 
 
 def caption_template(templates: Mapping[str, str]) -> str:

@@ -1,113 +1,116 @@
 """The miniature that decides: arms of the demo's world over learning rates and seeds, to one table.
 
-python examples/miniature/run.py                       all parts, into runs/miniature: hours on two cores
-python examples/miniature/run.py pretrain arms         some of them, in this order
-python examples/miniature/run.py arms --only words     one arm of a sweep
+python examples/miniature/run.py                          all parts, into runs/miniature: hours on two cores
+python examples/miniature/run.py pretrain arms            some of them
+python examples/miniature/run.py arms --only words,mlp    some arms of a part
 
 A seed has its own encoder, language models and stage 1, each trained from other random numbers on data in another
-order; the pictures are the same for all seeds. The learning rate of each arm is swept with the first seed, and chosen
-by validation loss; the figures are those of the test split, which chooses nothing. What is finished is not done again.
+order; the pictures are the same for all seeds. The learning rate of each arm is swept with the first seed and chosen by
+validation loss; the figures are those of the test split, which chooses nothing. What is finished is not done again.
+`tables.py` writes what docs/experiments.md shows.
 """
 
 import argparse
+import dataclasses
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-HERE = Path(__file__).parent
-PARTS = ("pretrain", "arms", "scarce", "recipes")
 RATES = "1e-3,3e-3,1e-2"
 GIN = "examples/miniature/gin"
+QUERIES, WORDS, PAPER = "experiments/scenes_queries.gin", f"{GIN}/words.gin", "experiments/scenes_paper.gin"
+BARE = {"HANDOFF": "None", "NUM_PREFIX": "0"}  # as stage 1 leaves it
 
-_HANDED = ("experiments/scenes_queries.gin", "runs/handoff.gin")
-# name: gin files, own bindings
-ARMS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
-    "perceiver": (("experiments/scenes_perceiver.gin",), {}),
-    "perceiver_wide": (("experiments/scenes_perceiver.gin", f"{GIN}/perceiver_wide.gin"), {}),
-    "mlp": ((f"{GIN}/mlp.gin",), {}),
-    "paper": (("experiments/scenes_paper.gin",), {}),
-    "queries_random": (("experiments/scenes_queries_random.gin",), {}),
-    "queries_text": (
-        ("experiments/scenes_queries.gin", f"{GIN}/text_only.gin"),
-        {"STAGE1_RUN": "tiny"},
-    ),
-    "queries": (("experiments/scenes_queries.gin",), {}),
-    "handoff": (_HANDED, {}),
-    "handoff_frozen": ((*_HANDED, f"{GIN}/frozen.gin"), {}),
-    "words": ((f"{GIN}/words.gin",), {}),
-    "words_frozen": ((f"{GIN}/words.gin", f"{GIN}/frozen.gin"), {}),
-    "queries_random_32": (("experiments/scenes_queries_random.gin",), {"NUM_QUERIES": "32"}),
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """Gin files and macros of an arm. A macro whose value is a part of the world is that part's folder."""
+
+    files: tuple[str, ...]
+    macros: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+ARMS = {
+    "perceiver": Arm(("experiments/scenes_perceiver.gin",)),
+    "random": Arm(("experiments/scenes_queries_random.gin",)),
+    "aligned": Arm((QUERIES,), {"STAGE1_RUN": "stage1", **BARE}),
+    "queries": Arm((QUERIES,), {"STAGE1_RUN": "stage1"}),
+    "queries_frozen": Arm(("experiments/scenes_queries_frozen.gin",), {"STAGE1_RUN": "stage1"}),
+    "words": Arm((WORDS,), {"STAGE1_RUN": "stage1"}),
 }
-FROM_STAGE1 = {
-    name
-    for name, (files, _) in ARMS.items()
-    if "random" not in name and any(key in file for file in files for key in ("paper", "queries", "words"))
+# At the learning rate that `arms` chose for `queries`, `random` and `words` alike.
+RECIPES = {
+    "text": Arm((QUERIES, f"{GIN}/text_only.gin"), {"STAGE1_RUN": "tiny", **BARE}),
+    "text_handoff": Arm((QUERIES, f"{GIN}/text_only.gin"), {"STAGE1_RUN": "tiny"}),
+    "map_only": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "NUM_PREFIX": "0"}),
+    "prompt_only": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "Handoff.output": "'random'"}),
+    "scale": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "Handoff.output": "'scale'"}),
+    "answer": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "Handoff.queries": "'answer'"}),
+    "slow_lm": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "OptimizerConfig.lr_multipliers": '[("adapter/lm/.*", 0.3)]'}),
+    "words_frozen": Arm((WORDS, f"{GIN}/frozen.gin"), {"STAGE1_RUN": "stage1"}),
+    "random_32": Arm(("experiments/scenes_queries_random.gin",), {"NUM_QUERIES": "32"}),
+    "paper": Arm((PAPER,), {"STAGE1_RUN": "stage1"}),
+    "paper_handoff": Arm((PAPER, "runs/handoff.gin"), {"STAGE1_RUN": "stage1"}),
+    "perceiver_wide": Arm(("experiments/scenes_perceiver.gin", f"{GIN}/perceiver_wide.gin")),
+    "mlp": Arm((f"{GIN}/mlp.gin",)),
 }
+PARTS = ("pretrain", "arms", "recipes")
 
 
 def main() -> None:
     """Runs the chosen parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--out", default="runs/miniature", help="folder of everything (default: %(default)s)")
+    parser.add_argument("--out", default="runs/miniature", type=Path, help="folder of everything (%(default)s)")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="the first chooses (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time, one core each (default: 2)")
-    parser.add_argument("--only", default="", metavar="ARM,ARM", help="arms of the sweep; default all")
+    parser.add_argument("--only", default="", metavar="ARM,ARM", help="arms of the part; default all")
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"unknown parts {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
+    args.out = args.out.resolve()
     for part in (p for p in PARTS if p in (args.parts or PARTS)):
-        {"pretrain": pretrain, "arms": arms}[part](args)
+        if part == "pretrain":
+            pretrain(args.out, args.seeds.split(","))
+        else:
+            arms, rates = (ARMS, RATES) if part == "arms" else (RECIPES, "3e-3")
+            chosen = args.only.split(",") if args.only else list(arms)
+            sweep(args, part, {name: arms[name] for name in chosen}, rates)
 
 
-def world(args: argparse.Namespace, seed: str) -> Path:
-    """The pretrained models and stage 1 of a seed."""
-    return Path(args.out).resolve() / "world" / f"seed{seed}"
-
-
-def pretrain(args: argparse.Namespace) -> None:
+def pretrain(out: Path, seeds: Sequence[str]) -> None:
     """Trains encoder, language models and stage 1 of each seed, as the demo does."""
-    for seed in args.seeds.split(","):
-        command = ["demo", f"--output={world(args, seed)}", f"--seed={seed}", "--parts=vit,tiny,large,stage1"]
-        vadapter([*command, f"--gin.DATA_DIR={str(data(args))!r}"])
+    for seed in seeds:
+        parts = "--parts=vit,tiny,large,stage1"
+        vadapter("demo", f"--output={world(out, seed)}", f"--seed={seed}", parts, f"--gin.DATA_DIR={str(data(out))!r}")
 
 
-def data(args: argparse.Namespace) -> Path:
-    return Path(args.out).resolve() / "world" / "data"
+def world(out: Path, seed: str) -> Path:
+    """The pretrained models and stage 1 of a seed."""
+    return out / "world" / f"seed{seed}"
 
 
-def arms(args: argparse.Namespace) -> None:
-    """Sweeps the arms."""
-    names = args.only.split(",") if args.only else list(ARMS)
-    sweep(args, "arms", {name: ARMS[name] for name in names}, [f"OptimizerConfig.learning_rate={RATES}"])
+def data(out: Path) -> Path:
+    """The pictures and questions, which all seeds share."""
+    return out / "world" / "data"
 
 
-def sweep(args: argparse.Namespace, name: str, chosen: dict, over: list[str], bindings: tuple[str, ...] = ()) -> None:
-    """Calls `vadapter sweep` on some arms."""
-    there = world(args, "{seed}")
-    command = [
-        "sweep",
-        f"--out={Path(args.out).resolve() / name}",
-        f"--seeds={args.seeds}",
-        f"--workers={args.workers}",
-    ]
-    command += ["--worker_env=NPROC=1", "--test=test/loss"]
-    for arm, (files, own) in chosen.items():
-        command.append(f"--arm={arm}={','.join(files)}")
-        own = {"STAGE1_RUN": "stage1", **own} if arm in FROM_STAGE1 else own
-        for macro, value in own.items():
-            value = value if value.isdecimal() else repr(str(there / value))
-            command.append(f"--arm_gin={arm}:{macro}={value}")
-    command += [f"--over={values}" for values in over]
-    command += [f"--gin_file={GIN}/measure.gin", f"--gin.DATA_DIR={str(data(args))!r}"]
-    command += [
-        f"--gin.{macro}={str(there / part)!r}"
-        for macro, part in (("ENCODER_WEIGHTS", "vit"), ("LARGE_WEIGHTS", "large"))
-    ]
-    vadapter([*command, *(f"--gin.{binding}" for binding in bindings)])
+def sweep(args: argparse.Namespace, part: str, arms: Mapping[str, Arm], rates: str) -> None:
+    """Trains arms over learning rates and seeds, into the folder of the part."""
+    there = world(args.out, "{seed}")
+    command = ["sweep", f"--out={args.out / part}", f"--seeds={args.seeds}", f"--workers={args.workers}"]
+    command += ["--worker_env=NPROC=1", "--test=test/loss", f"--over=OptimizerConfig.learning_rate={rates}"]
+    for name, arm in arms.items():
+        command.append(f"--arm={name}={','.join(arm.files)}")
+        for macro, value in arm.macros.items():
+            command.append(f"--arm_gin={name}:{macro}={repr(str(there / value)) if macro == 'STAGE1_RUN' else value}")
+    command += [f"--gin_file={GIN}/measure.gin", f"--gin.DATA_DIR={str(data(args.out))!r}"]
+    command += [f"--gin.ENCODER_WEIGHTS={str(there / 'vit')!r}", f"--gin.LARGE_WEIGHTS={str(there / 'large')!r}"]
+    vadapter(*command)
 
 
-def vadapter(command: list[str]) -> None:
+def vadapter(*command: str) -> None:
     """Runs a command of vadapter; ends where it fails."""
     if status := subprocess.call([sys.executable, "-m", "vadapter", *command]):
         sys.exit(status)

@@ -7,7 +7,7 @@ All arms stand between the same frozen ViT and the same frozen Gemma 3 270M:
     pixel_shuffle    a linear map of squares of 2 x 2 patch tokens
     random           queries wiring with SmolLM2's shape at random
     text             the same with SmolLM2 as it was pretrained on text
-    aligned          the same after stage 1, with stage 1's projection: what open_stage2 hands over
+    aligned          the same after stage 1, with stage 1's projection, without the hand-off
     ridge            aligned, and the map after it starts by ridge regression between the two language models
     repaired         ridge, and stage 1's prompt stands before the visual tokens as learned vectors
     repaired_frozen  repaired, the tiny LM frozen

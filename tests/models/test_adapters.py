@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -183,7 +184,64 @@ def test_flops_count_the_prefix_in_the_lm_and_nowhere_else():
     assert found["adapter/front"] == without["adapter/front"]
 
 
+def writing(words=4, **changes):
+    settings = {"lm": small.TINY, "num_queries": 3, "num_prefix": 2, "num_suffix": 1, "num_words": words}
+    return LMAdapterConfig(front=small.mlp(), readout="appended", **{**settings, **changes})
+
+
+def test_words_are_those_that_the_lm_writes_one_after_the_other():
+    params, soft = run(writing())
+    assert soft.shape == (2, writing().num_tokens(2, 4), 24) == (2, 4 + 3, 24)
+    # From weights that say something, and by the longest way: everything is read again for each word.
+    rng = np.random.default_rng(3)
+    params["lm"]["embedder"]["embedding"] = rng.normal(size=params["lm"]["embedder"]["embedding"].shape)
+    decoder, lm = small.TINY.make(), {"params": params["lm"]}
+
+    def read(module, x):
+        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        return module(x, jnp.ones_like(positions), positions)[0]
+
+    def repeated(x):
+        return jnp.broadcast_to(x, (2, *x.shape))
+
+    tokens = small.mlp().make(small.TINY.width).apply({"params": params["front"]}, VISUAL)
+    x = jnp.concatenate([repeated(params["prefix"]), tokens, repeated(params["suffix"])], axis=1)
+    first, words = x.shape[1] - 1, []
+    for _ in range(4):
+        hidden = decoder.apply(lm, x, method=read)
+        words.append(decoder.apply(lm, hidden[:, -1:], method="logits").argmax(axis=-1))
+        x = jnp.concatenate([x, decoder.apply(lm, words[-1], method="embed")], axis=1)
+    assert len(np.unique(np.stack(words))) > 1
+    x = jnp.concatenate([x, repeated(params["queries"])], axis=1)
+    hidden = decoder.apply(lm, x, method=read)
+    said = jnp.concatenate([hidden[:, first : first + 4], hidden[:, -3:]], axis=1)
+    wanted = said @ params["projection"]["kernel"] + params["projection"]["bias"]
+    np.testing.assert_allclose(run(writing(), VISUAL, params)[1], wanted, atol=1e-4)
+
+
+def test_an_lm_that_writes_has_its_table_from_stage_1():
+    params = trees.flatten(run(writing())[0])
+    assert {p.split("/")[1] for p in params if p.startswith("lm/")} == {"layers", "final_norm", "embedder"}
+    (lm, target), *_ = writing().stage1_rules()
+    assert re.sub(lm, target, "decoder/embedder/embedding") == "adapter/lm/embedder/embedding"
+    untied = writing(lm=small.decoder(width=16, tied_head=False))
+    assert "lm/head/embedding" in trees.flatten(run(untied)[0])
+
+
+def test_words_are_counted_as_read_and_written():
+    def count(config):
+        sizes = {f"adapter/{path}": x.size for path, x in shapes(config).items()}
+        return config.flops(FlopCounter("adapter", sizes, frozenset(sizes)), 2, 2, 4)["adapter/lm"]
+
+    silent, longer = count(writing(0)), count(writing(0, num_queries=7))
+    assert silent < longer < count(writing(4)) < 2 * longer + silent
+
+
 def test_bad_configurations():
+    with pytest.raises(UserError, match="num_words needs"):
+        LMAdapterConfig(small.TINY, small.mlp(), num_words=3)
+    with pytest.raises(UserError, match="num_words needs"):
+        writing(lm=small.decoder(width=16, causal=False))
     with pytest.raises(UserError, match="num_queries"):
         LMAdapterConfig(small.TINY, small.mlp(), "appended")
     with pytest.raises(UserError, match="layer_norm"):

@@ -1,6 +1,7 @@
 """Every shipped experiment resolves, and its training step has shapes that fit."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -119,6 +120,15 @@ def test_the_hand_off_is_a_file_more(name, data_dir):
     assert given.model.adapter.num_prefix == 3
     with pytest.raises(UserError, match="NUM_PREFIX can give it"):
         resolve(name, data_dir, ["runs/handoff.gin"], STAGE1_RUN="nowhere")
+
+
+def test_an_adapter_that_writes_words_is_a_file_more(data_dir):
+    stage1 = str(data_dir / "tiny")
+    config = resolve("open_stage2.gin", data_dir, ["models/adapters/words.gin", "runs/handoff.gin"], STAGE1_RUN=stage1)
+    assert (config.model.adapter.num_words, config.model.adapter.num_suffix) == (16, 1)
+    wanted = trees.flatten(nn.unbox(boxed(config)))
+    assert "adapter/lm/embedder/embedding" in wanted
+    assert not re.fullmatch(config.train.trainable[0], "adapter/lm/embedder/embedding")
 
 
 @pytest.mark.parametrize("adapter", ["mlp", "pixel_shuffle"])

@@ -164,6 +164,20 @@ def test_prefix_and_queries_start_at_the_prompt_of_stage_1(world):
     assert len(json.loads((folder / "handoff.json").read_text())["prefix"]) == len(before)
 
 
+def test_an_lm_that_writes_stands_where_stage_1_let_it_speak(world):
+    source = str(world / "stage1")
+    adapter = dataclasses.replace(prefixed(world), num_words=2, num_suffix=tiny_lm.prompt_rest(source))
+    trainable = [r"adapter/(?!lm/embedder/).*"]
+    params, folder = stage2(world, "words", adapter, handoff=Handoff(), trainable=trainable)
+    table = load_params(source)["decoder/embedder/embedding"]
+    after = load_vocabulary(str(world / "tiny")).tail(" :")
+    np.testing.assert_allclose(params["adapter/suffix"], table[after], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(params["adapter/lm/embedder/embedding"], table)
+    assert len(json.loads((folder / "handoff.json").read_text())["suffix"]) == len(after)
+    model = vadapter.load(str(folder))  # the frozen table is read again from stage 1
+    assert isinstance(model.caption([np.zeros((16, 16, 3), np.uint8)])[0], str)
+
+
 def test_the_published_tiny_lm_has_the_same_start_without_stage_1(world):
     adapter = dataclasses.replace(QUERIES, num_prefix=prompt_length(str(world / "tiny")))
     params, _ = stage2(world, "published", adapter, handoff=Handoff(source=str(world / "tiny")))
@@ -234,6 +248,7 @@ def test_a_resumed_run_does_not_start_again(world, capsys):
     [
         (small.ADAPTERS["perceiver"], Handoff(), "Choose 'scale'"),
         (dataclasses.replace(QUERIES, num_prefix=2), Handoff(), "Set num_prefix="),
+        (dataclasses.replace(QUERIES, num_suffix=9), Handoff(), "Set num_suffix="),
         (PAPER, Handoff(queries="answer"), "appended queries"),
         (QUERIES, Handoff(source="nowhere"), "nowhere is not there"),
         (QUERIES, Handoff(positions=20), "Handoff.texts"),

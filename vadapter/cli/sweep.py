@@ -1,7 +1,7 @@
 """Trains arms (gin files with a name) over a grid of settings and over seeds, and keeps one table of results.
 
 vadapter sweep --out=sweeps/open --seeds=0,1,2 --over OptimizerConfig.learning_rate=1e-4,3e-4,1e-3 \\
-  --arm perceiver=experiments/open_perceiver.gin --arm queries=experiments/open_stage2.gin,runs/handoff.gin \\
+  --arm perceiver=experiments/open_perceiver.gin --arm queries=experiments/open_stage2.gin \\
   --arm_gin queries:STAGE1_RUN='"runs/stage1/seed{seed}"' --gin_file=... --gin.TRAIN_JSONL='"photos/photos.jsonl"'
 
 The validation loss of the first seed chooses each arm's setting; the other seeds are trained at that setting. Each run

@@ -271,13 +271,14 @@ class LMAdapter(nn.Module):
             self.lm.logits(context[:, -1:])  # makes the parameters of an untied head
             return jnp.zeros((context.shape[0], count), jnp.int32)
         rows, length = context.shape[:2]
-        lm, own = self.lm.unbind()
+        unbound: tuple[Any, Any] = self.lm.unbind()  # pure functions, for a scan without gradients
+        lm, own = unbound
         own, context = jax.lax.stop_gradient((own, context))
         cache = lm.apply(own, rows, length + count, method="empty_cache")
         hidden, cache = lm.apply(own, context, *_slots(context), cache)
 
         def choose(hidden: Float[Array, "B 1 D"]) -> Int[Array, " B"]:
-            return jnp.argmax(lm.apply(own, hidden, method="logits")[:, 0], axis=-1).astype(jnp.int32)
+            return jnp.argmax(lm.apply(own, hidden, method="logits"), axis=-1)[:, 0].astype(jnp.int32)
 
         def write(carry: tuple[Array, Any], at: Int[Array, ""]) -> tuple[tuple[Array, Any], Array]:
             word, cache = carry

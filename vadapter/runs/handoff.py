@@ -47,10 +47,11 @@ from vadapter.training.initialize import print_once
 from vadapter.training.program import Program
 from vadapter.training.sources import Reference
 
-Output = Literal["random", "scale", "regression"]
+Output = Literal["random", "scale", "regression", "auto"]
 Prefix = Literal["random", "prompt"]
 Queries = Literal["kept", "answer"]
 RECORD = "handoff.json"
+_FROM_TEXT = ("regression", "auto")
 _CACHE = "handoff"
 _HELD_OUT = 20  # every so many-th text measures the fit only
 _TEXTS, _STEP = 32, 8  # texts that are read at a time, at least; their lengths are rounded up to a multiple
@@ -66,7 +67,8 @@ class Handoff:
         source: MODEL_DIR of stage 1 or one of its `checkpoint_<step>` folders, or the imported folder of a language
             model that stands in the adapter as it was published; needed by an adapter with a tiny LM.
         output: the last map: `random`; `scale`, random with soft tokens as large as the decoder's embeddings; or
-            `regression`, from the tiny LM's hidden states to the decoder's embeddings of what comes next.
+            `regression`, from the tiny LM's hidden states to the decoder's embeddings of what comes next; or `auto`,
+            the regression where the texts give enough positions, else `scale`.
         prefix: the learned vectors before and after the visual tokens (`LMAdapterConfig.num_prefix`, `num_suffix`):
             `random`, or `prompt`, the embeddings of what stood there in stage 1.
         queries: `kept`, as `LMAdapterConfig.query_init` says; or `answer`, near the embedding of the prompt's last
@@ -80,7 +82,7 @@ class Handoff:
     """
 
     source: str | None = None
-    output: Output = "regression"
+    output: Output = "auto"
     prefix: Prefix = "prompt"
     queries: Queries = "kept"
     texts: str | None = None
@@ -120,9 +122,9 @@ def check(handoff: Handoff, adapter: Any, mixture: str, trained: Collection[str]
         raise UserError(
             f"Handoff.output 'regression' maps the outputs of a tiny LM; the adapter is a {kind}. Choose 'scale'."
         )
-    if output == "scale" and not getattr(adapter, "output_map", None):
+    if output != "random" and not getattr(adapter, "output_map", None):
         raise UserError(
-            f"Handoff.output 'scale' needs to know the adapter's last map; {kind} has no `output_map`. Add it "
+            f"Handoff.output {output!r} needs to know the adapter's last map; {kind} has no `output_map`. Add it "
             "(vadapter.models.configuration.AdapterConfig), or choose 'random'."
         )
     if handoff.queries == "answer" and not (lm and lm.num_queries):
@@ -136,7 +138,7 @@ def check(handoff: Handoff, adapter: Any, mixture: str, trained: Collection[str]
             f"The hand-off gives {frozen[0]} its first value, and the run freezes it: frozen parameters are not saved "
             "but read from their source again. Train it (TRAINABLE), or leave it out of the hand-off."
         )
-    if lm is None or not (output == "regression" or handoff.queries == "answer" or prompt):
+    if lm is None or not (output in _FROM_TEXT or handoff.queries == "answer" or prompt):
         return None
     if not handoff.source:
         raise UserError("Handoff.source is not given; expected the MODEL_DIR of stage 1, or an imported folder.")
@@ -216,12 +218,13 @@ class _Work:
 
     def run(self, batches: Callable[[], Iterator[Any]], say: Callable[[str], None]) -> dict[str, Any]:
         """Sets the new values and returns the figures for the record."""
-        facts: dict[str, Any] = {"output": self.handoff.output}
+        facts: dict[str, Any] = {}
         if self.tiny:
             facts |= self._from_tiny_lm(self.tiny, say)
-        if self.handoff.output == "scale":
-            facts["scale"] = self._scale(batches)
-        return facts
+        output = self.handoff.output
+        if output == "scale" or (output == "auto" and "r2" not in facts):
+            facts |= {"output": "scale", "scale": self._scale(batches)}
+        return {"output": output, **facts}
 
     def _set(self, path: str, value: np.ndarray) -> None:
         self.flat[path] = self.program.storage.keep(path, np.asarray(value, np.float32))
@@ -235,11 +238,11 @@ class _Work:
         if self.handoff.queries == "answer":
             self._set("adapter/queries", self._queries(self._embedded(table, [tiny.last])[0]))
             facts["queries"] = tiny.vocabulary.written(tiny.last)[0]
-        if self.handoff.output == "regression":
-            kernel, bias, fit = self._regression(tiny, table, say)
+        if self.handoff.output in _FROM_TEXT and (pairs := self._pairs(tiny, table.shape[1], say)):
+            kernel, bias, fit = self._regression(tiny, table, pairs, say)
             self._set(f"adapter/{self.adapter.output_map}/kernel", kernel)
             self._set(f"adapter/{self.adapter.output_map}/bias", bias)
-            facts |= fit
+            facts |= {"output": "regression", **fit}
         return facts
 
     # What the tiny LM reads.
@@ -269,12 +272,26 @@ class _Work:
 
     # The last map.
 
-    def _regression(
-        self, tiny: TinyLM, table: np.ndarray, say: Callable[[str], None]
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    def _pairs(self, tiny: TinyLM, width: int, say: Callable[[str], None]) -> text_pairs.Pairs | None:
+        """Positions of text; None where there are too few and the random map can do."""
         speaker = Loader(self.data, for_model(self.model.config)).vocabulary
         pairs = text_pairs.pair(self._texts(), tiny.vocabulary, speaker, self.handoff.positions)
-        self._check_pairs(pairs, table.shape[1])
+        fitted = int((pairs.text % _HELD_OUT != 0).sum())
+        if 2 * width <= fitted < len(pairs.text):
+            return pairs
+        lack = (
+            f"The hand-off fits a map of {width} inputs on positions of text; the data have {fitted} where "
+            f"both tokenisers begin a piece, and {2 * width} are needed. Give a file with more text "
+            "(Handoff.texts, one text a line)"
+        )
+        if self.handoff.output == "regression":
+            raise UserError(f"{lack}, or set Handoff.output='scale'.")
+        say(f"{lack}. The last map stays random.")
+        return None
+
+    def _regression(
+        self, tiny: TinyLM, table: np.ndarray, pairs: text_pairs.Pairs, say: Callable[[str], None]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         key = self._key(tiny, table, pairs)
         cache = None if is_remote(tiny.folder) else os.path.join(tiny.folder, _CACHE, f"{key[:16]}.npz")
         if found := ridge.load(cache):
@@ -293,15 +310,6 @@ class _Work:
         yield from text_pairs.texts_of(self.data, for_model(self.model.config))
         if self.handoff.texts:
             yield from text_pairs.lines_of(self.handoff.texts)
-
-    def _check_pairs(self, pairs: text_pairs.Pairs, width: int) -> None:
-        fitted = int((pairs.text % _HELD_OUT != 0).sum())
-        if fitted < 2 * width or fitted == len(pairs.text):
-            raise UserError(
-                f"The hand-off fits a map of {width} inputs on positions of text; the data have {fitted} where "
-                f"both tokenisers begin a piece, and {2 * width} are needed. Give a file with more text "
-                "(Handoff.texts, one text a line), or set Handoff.output='scale'."
-            )
 
     def _key(self, tiny: TinyLM, table: np.ndarray, pairs: text_pairs.Pairs) -> str:
         """Hash of all that the regression depends on."""

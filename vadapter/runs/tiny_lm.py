@@ -1,7 +1,7 @@
 """The tiny LM as it was before it became an adapter: its tokeniser, its prompt, its embedding table."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from etils import epath
@@ -72,29 +72,35 @@ def find(source: str, template: str = "caption") -> TinyLM:
     return TinyLM(folder, step, find_vocabulary(text, folder), caption_template(text.prompts))
 
 
-def prompt_length(source: str, template: str = "caption") -> int:
+def prompt_length(source: str, template: str = "caption", run: str | None = None) -> int:
     """Returns how many tokens stood before the visual tokens in stage 1: what `LMAdapterConfig.num_prefix` should be.
 
     Args:
         source: see `find`.
         template: see `find`.
+        run: MODEL_DIR of the stage 2; where it has begun, the answer is what it began with.
 
     Raises:
         UserError: as `find`.
     """
-    return len(_found(source, template, "NUM_PREFIX").before)
+    return _length(source, template, run, "prefix", lambda tiny: tiny.before)
 
 
-def prompt_rest(source: str, template: str = "caption") -> int:
+def prompt_rest(source: str, template: str = "caption", run: str | None = None) -> int:
     """Returns how many tokens stood after the visual tokens in stage 1, before the answer: what
     `LMAdapterConfig.num_suffix` should be. Arguments and errors are those of `prompt_length`."""
-    return len(_found(source, template, "NUM_SUFFIX").after)
+    return _length(source, template, run, "suffix", lambda tiny: tiny.after)
 
 
-def _found(source: str, template: str, macro: str) -> TinyLM:
+def _length(source: str, template: str, run: str | None, part: str, ids: Callable[[TinyLM], list[int]]) -> int:
+    if run and (epath.Path(run) / description.FILE).exists():
+        adapter = getattr(description.load(run).model, "adapter", None)
+        if (begun := getattr(adapter, f"num_{part}", None)) is not None:
+            return begun
     try:
-        return find(source, template)
+        return len(ids(find(source, template)))
     except UserError as e:
+        macro = f"NUM_{part.upper()}"
         raise UserError(f"{e} The length of its prompt is asked for; {macro} can give it as a number.") from e
 
 

@@ -1,0 +1,197 @@
+"""What the miniature found: the tables and the figure of docs/experiments.md.
+
+python examples/miniature/tables.py                        from the results that ship, and a figure
+python examples/miniature/tables.py --from runs/miniature  copies results there to examples/miniature/results before
+
+Intervals are 95% Student intervals over seeds. A seed has its own encoder, language models, stage 1 and order of data.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vadapter.evaluation.seeds import Estimate, differences, estimate
+from vadapter.reports import chart
+from vadapter.reports.sweep_data import ArmSummary, estimate_text, mean_curve, summaries
+
+HERE = Path(__file__).parent
+RESULTS, FIGURE = HERE / "results", HERE.parents[1] / "docs" / "experiments.svg"
+TEST, BASELINE = "test/loss", "perceiver"
+STAGE1_STEPS = 1000
+KEPT = (
+    *("arm", "setting", "name", "seed", "status", "chosen", "edge", "steps", "trained_parameters", "validation"),
+    *("test", "evals", "curve", "gin_files", "gin_bindings", "environment"),
+)
+# An arm, the arm that it is compared with, and what sets them apart.
+PAIRS = (
+    ("queries", "random", "text, stage 1 and hand-off, or nothing"),
+    ("aligned", "random", "text and stage 1, or nothing"),
+    ("queries", "aligned", "the hand-off"),
+    ("words", "queries", "16 words of its own"),
+    ("words", "random_32", "text, stage 1, hand-off and words, or as many soft tokens"),
+    ("queries_frozen", "perceiver", "the adapter"),
+    ("words_frozen", "perceiver", "the adapter"),
+    ("queries", "perceiver", "the adapter"),
+    ("words", "perceiver", "the adapter"),
+    ("text", "random", "text, or nothing"),
+    ("text_handoff", "random", "text and hand-off, or nothing"),
+    ("queries", "text_handoff", "stage 1, with the hand-off"),
+    ("map_only", "aligned", "the map by regression"),
+    ("prompt_only", "aligned", "the prompt's vectors"),
+    ("scale", "aligned", "the map's scale, and the prompt's vectors"),
+    ("answer", "queries", "queries that start at the answer's place"),
+    ("slow_lm", "queries", "0.3 times the learning rate for the tiny LM"),
+    ("paper_handoff", "paper", "the hand-off, in the paper's shape"),
+    ("paper_handoff", "perceiver", "the adapter"),
+)
+Line = Mapping[str, Any]
+
+
+def main() -> None:
+    """Prints the tables and writes the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--from", dest="source", type=Path, metavar="DIR", help="folder of run.py whose results to keep"
+    )
+    args = parser.parse_args()
+    if args.source:
+        copy(args.source)
+    lines = [
+        line for path in sorted(RESULTS.glob("*.jsonl")) for line in map(json.loads, path.read_text().splitlines())
+    ]
+    arms = {arm.name: arm for arm in summaries(lines, TEST) if arm.test}
+    for title, rows in {
+        "Arms": arm_table(arms, lines),
+        "Differences, paired by seed": pair_table(arms),
+        "Validation loss by examples seen": example_table(arms),
+        "Learning rates": rate_table(lines),
+    }.items():
+        print(f"\n## {title}\n\n" + "\n".join(rows))
+    FIGURE.write_text(figure(arms))
+    print(f"\nFigure: {FIGURE}")
+
+
+def copy(source: Path) -> None:
+    """Keeps the tables of the sweeps in a folder of run.py, without its paths."""
+    RESULTS.mkdir(exist_ok=True)
+    for table in sorted(source.glob("*/results.jsonl")):
+        said = table.read_text().replace(f"{source.resolve()}/", "runs/miniature/")
+        kept = [{key: line[key] for key in KEPT} for line in map(json.loads, said.splitlines())]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        (RESULTS / f"{table.parent.name}.jsonl").write_text(text)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table."""
+    every = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(row)} |" for row in every]
+
+
+def arm_table(arms: Mapping[str, ArmSummary], lines: Sequence[Line]) -> list[str]:
+    """Each arm at its chosen rate: loss and scores on the test split, and how soon it is as good as the baseline."""
+    rows = []
+    for arm in arms.values():
+        scores = [_score(lines, arm, name) for name in ("cider", "exact_match", "vqa_accuracy")]
+        row = [f"`{arm.name}`", f"{arm.trained_parameters:,}", estimate_text(arm.test), *scores, *_reached(arms, arm)]
+        rows.append([*row, f"{arm.setting.split('=')[-1]}{' (edge)' if arm.edge else ''}", str(len(arm.seeds))])
+    head = ["arm", "trained", "test loss", "CIDEr", "exact", "VQA", "steps to the perceiver's loss", "times fewer"]
+    return markdown([*head, "with stage 1", "rate", "seeds"], rows)
+
+
+def _score(lines: Sequence[Line], arm: ArmSummary, name: str) -> str:
+    mine = [x for x in lines if x["arm"] == arm.name and x["name"] == arm.setting and x["seed"] in arm.seeds]
+    return short(estimate([x["evals"]["generation"][name] for x in mine]), 0 if name == "cider" else 3)
+
+
+def short(value: Estimate, digits: int) -> str:
+    """A mean with half its interval, with so many digits."""
+    half = "" if value.high is None else f" ± {value.high - value.mean:.{digits}f}"
+    return f"{value.mean:.{digits}f}{half}"
+
+
+def _reached(arms: Mapping[str, ArmSummary], arm: ArmSummary) -> list[str]:
+    """Steps to the baseline's final validation loss of the same seed; its own steps over these, without and with stage
+    1. Where a seed never reaches it, how many do."""
+    goals, curves = arms[BASELINE], dict(zip(arm.seeds, arm.curves, strict=True))
+    common = [seed for seed in arm.seeds if seed in goals.validation_by_seed]
+    steps = [crossing(curves[seed], goals.validation_by_seed[seed]) for seed in common]
+    known = [step for step in steps if step is not None]
+    if len(known) < len(steps) or not known:
+        return [f"{len(known)} of {len(steps)} seeds", "", ""]
+    total = curves[common[0]][-1][0]
+    gains = [short(estimate([total / step for step in known]), 1)]
+    charged = [short(estimate([total / (step + STAGE1_STEPS) for step in known]), 2)] if arm.name not in ALONE else [""]
+    return [short(estimate(known), 0), *gains, *charged]
+
+
+ALONE = ("perceiver", "perceiver_wide", "mlp", "random", "random_32", "text", "text_handoff")
+
+
+def crossing(curve: Sequence[tuple[float, float]], goal: float) -> float | None:
+    """The step at which a curve first has a loss, on the line between its points; None where it never has."""
+    before = None
+    for step, loss in curve:
+        if loss <= goal:
+            return step if before is None else before[0] + (step - before[0]) * (before[1] - goal) / (before[1] - loss)
+        before = (step, loss)
+    return None
+
+
+def pair_table(arms: Mapping[str, ArmSummary]) -> list[str]:
+    """Paired differences of the test loss."""
+    rows = []
+    for one, other, what in PAIRS:
+        if one in arms and other in arms:
+            by_seed = differences(arms[one].test_by_seed, arms[other].test_by_seed)
+            if by_seed:
+                values = ", ".join(f"{x:+.3f}" for x in by_seed.values())
+                rows.append(
+                    [f"`{one}` less `{other}`", what, estimate_text(estimate(list(by_seed.values())), "+"), values]
+                )
+    return markdown(["arms", "what differs", "test loss", "by seed"], rows)
+
+
+def example_table(arms: Mapping[str, ArmSummary], batch: int = 32) -> list[str]:
+    """Mean validation loss by the examples seen in stage 2."""
+    steps = (30, 60, 120, 240, 480)
+    curves = {name: {x[0]: x[1] for x in mean_curve(arm.curves)} for name, arm in arms.items()}
+    rows = [[f"`{name}`", *(f"{curve[s]:.3f}" if s in curve else "" for s in steps)] for name, curve in curves.items()]
+    return markdown(["arm", *(f"{batch * step:,}" for step in steps)], rows)
+
+
+def rate_table(lines: Sequence[Line]) -> list[str]:
+    """Validation loss of the first seed at each learning rate."""
+    swept = [line for line in lines if line["seed"] == 0 and line["status"] == "done"]
+    rates = sorted({line["name"].split("=")[-1] for line in swept}, key=float)
+    rows = []
+    for name in dict.fromkeys(line["arm"] for line in swept):
+        found = {x["name"].split("=")[-1]: x["validation"]["last"] for x in swept if x["arm"] == name}
+        if len(found) > 1:
+            rows.append([f"`{name}`", *(f"{found[rate]:.3f}" if rate in found else "" for rate in rates)])
+    return markdown(["arm", *rates], rows)
+
+
+def figure(arms: Mapping[str, ArmSummary]) -> str:
+    """Mean validation curves, with the range over seeds."""
+    shown = [name for name in ("perceiver", "random", "aligned", "queries", "queries_frozen", "words") if name in arms]
+    series = []
+    for index, name in enumerate(shown):
+        curve = mean_curve(arms[name].curves)
+        band = [(step, low, high) for step, _, low, high in curve]
+        series.append(chart.Series(name, [(step, mean) for step, mean, _, _ in curve], index, band))
+    width, height = 960, 440
+    goal = arms[BASELINE].validation
+    drawn = chart.line_chart(series, width - 48, height - 48, target=("perceiver's last", goal.mean) if goal else None)
+    title = "Validation loss of adapters in the miniature, mean and range over seeds"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+        f' role="img" aria-label="{title}"><style>{chart.style()}.back{{fill:var(--paper);stroke:var(--rule)}}</style>'
+        f'<rect class="back" x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="14"/>'
+        f'<g transform="translate(24 24)">{drawn}</g></svg>\n'
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -20,40 +20,44 @@ from pathlib import Path
 RATES = "1e-3,3e-3,1e-2"
 GIN = "examples/miniature/gin"
 QUERIES, WORDS, PAPER = "experiments/scenes_queries.gin", f"{GIN}/words.gin", "experiments/scenes_paper.gin"
+SLOW_LM = '[("adapter/lm/.*", 0.3)]'
 BARE = {"HANDOFF": "None", "NUM_PREFIX": "0"}  # as stage 1 leaves it
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """Gin files and macros of an arm. A macro whose value is a part of the world is that part's folder."""
+    """Gin files, macros and learning rates of an arm. STAGE1_RUN is a part of the seed's world."""
 
     files: tuple[str, ...]
     macros: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rates: str = RATES
 
 
 ARMS = {
     "perceiver": Arm(("experiments/scenes_perceiver.gin",)),
-    "random": Arm(("experiments/scenes_queries_random.gin",)),
+    "queries_random": Arm(("experiments/scenes_queries_random.gin",)),
     "aligned": Arm((QUERIES,), {"STAGE1_RUN": "stage1", **BARE}),
     "queries": Arm((QUERIES,), {"STAGE1_RUN": "stage1"}),
-    "queries_frozen": Arm(("experiments/scenes_queries_frozen.gin",), {"STAGE1_RUN": "stage1"}),
-    "words": Arm((WORDS,), {"STAGE1_RUN": "stage1"}),
+    # A fourth rate where the best of three was the outermost.
+    "queries_frozen": Arm(("experiments/scenes_queries_frozen.gin",), {"STAGE1_RUN": "stage1"}, f"{RATES},3e-2"),
+    "words": Arm((WORDS,), {"STAGE1_RUN": "stage1"}, f"3e-4,{RATES}"),
 }
-# At the learning rate that `arms` chose for `queries`, `random` and `words` alike.
+# Variants, at the learning rate that `arms` chose for their like.
+RATE, FROZEN_RATE = "3e-3", "1e-2"
 RECIPES = {
-    "text": Arm((QUERIES, f"{GIN}/text_only.gin"), {"STAGE1_RUN": "tiny", **BARE}),
-    "text_handoff": Arm((QUERIES, f"{GIN}/text_only.gin"), {"STAGE1_RUN": "tiny"}),
-    "map_only": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "NUM_PREFIX": "0"}),
-    "prompt_only": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "Handoff.output": "'random'"}),
-    "scale": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "Handoff.output": "'scale'"}),
-    "answer": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "Handoff.queries": "'answer'"}),
-    "slow_lm": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "OptimizerConfig.lr_multipliers": '[("adapter/lm/.*", 0.3)]'}),
-    "words_frozen": Arm((WORDS, f"{GIN}/frozen.gin"), {"STAGE1_RUN": "stage1"}),
-    "random_32": Arm(("experiments/scenes_queries_random.gin",), {"NUM_QUERIES": "32"}),
-    "paper": Arm((PAPER,), {"STAGE1_RUN": "stage1"}),
-    "paper_handoff": Arm((PAPER, "runs/handoff.gin"), {"STAGE1_RUN": "stage1"}),
-    "perceiver_wide": Arm(("experiments/scenes_perceiver.gin", f"{GIN}/perceiver_wide.gin")),
-    "mlp": Arm((f"{GIN}/mlp.gin",)),
+    "text": Arm((QUERIES, f"{GIN}/text_only.gin"), {"STAGE1_RUN": "tiny", **BARE}, RATE),
+    "text_handoff": Arm((QUERIES, f"{GIN}/text_only.gin"), {"STAGE1_RUN": "tiny"}, RATE),
+    "map_only": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "NUM_PREFIX": "0"}, RATE),
+    "prompt_only": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "Handoff.output": "'random'"}, RATE),
+    "scale": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "Handoff.output": "'scale'"}, RATE),
+    "answer": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "Handoff.queries": "'answer'"}, RATE),
+    "slow_lm": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "OptimizerConfig.lr_multipliers": SLOW_LM}, RATE),
+    "words_frozen": Arm((WORDS, f"{GIN}/frozen.gin"), {"STAGE1_RUN": "stage1"}, FROZEN_RATE),
+    "queries_random_32": Arm(("experiments/scenes_queries_random.gin",), {"NUM_QUERIES": "32"}, RATE),
+    "paper": Arm((PAPER,), {"STAGE1_RUN": "stage1"}, RATE),
+    "paper_handoff": Arm((PAPER, "runs/handoff.gin"), {"STAGE1_RUN": "stage1"}, RATE),
+    "perceiver_wide": Arm(("experiments/scenes_perceiver.gin", f"{GIN}/perceiver_wide.gin"), rates=RATE),
+    "mlp": Arm((f"{GIN}/mlp.gin",), rates=RATE),
 }
 PARTS = ("pretrain", "arms", "recipes")
 
@@ -74,9 +78,9 @@ def main() -> None:
         if part == "pretrain":
             pretrain(args.out, args.seeds.split(","))
         else:
-            arms, rates = (ARMS, RATES) if part == "arms" else (RECIPES, "3e-3")
+            arms = ARMS if part == "arms" else RECIPES
             chosen = args.only.split(",") if args.only else list(arms)
-            sweep(args, part, {name: arms[name] for name in chosen}, rates)
+            sweep(args, part, {name: arms[name] for name in chosen})
 
 
 def pretrain(out: Path, seeds: Sequence[str]) -> None:
@@ -96,13 +100,14 @@ def data(out: Path) -> Path:
     return out / "world" / "data"
 
 
-def sweep(args: argparse.Namespace, part: str, arms: Mapping[str, Arm], rates: str) -> None:
+def sweep(args: argparse.Namespace, part: str, arms: Mapping[str, Arm]) -> None:
     """Trains arms over learning rates and seeds, into the folder of the part."""
     there = world(args.out, "{seed}")
     command = ["sweep", f"--out={args.out / part}", f"--seeds={args.seeds}", f"--workers={args.workers}"]
-    command += ["--worker_env=NPROC=1", "--test=test/loss", f"--over=OptimizerConfig.learning_rate={rates}"]
+    command += ["--worker_env=NPROC=1", "--test=test/loss"]
     for name, arm in arms.items():
         command.append(f"--arm={name}={','.join(arm.files)}")
+        command.append(f"--over={name}:OptimizerConfig.learning_rate={arm.rates}")
         for macro, value in arm.macros.items():
             command.append(f"--arm_gin={name}:{macro}={repr(str(there / value)) if macro == 'STAGE1_RUN' else value}")
     command += [f"--gin_file={GIN}/measure.gin", f"--gin.DATA_DIR={str(data(args.out))!r}"]

@@ -26,17 +26,17 @@ KEPT = (
 )
 # An arm, the arm that it is compared with, and what sets them apart.
 PAIRS = (
-    ("queries", "random", "text, stage 1 and hand-off, or nothing"),
-    ("aligned", "random", "text and stage 1, or nothing"),
+    ("queries", "queries_random", "text, stage 1 and hand-off, or nothing"),
+    ("aligned", "queries_random", "text and stage 1, or nothing"),
     ("queries", "aligned", "the hand-off"),
     ("words", "queries", "16 words of its own"),
-    ("words", "random_32", "text, stage 1, hand-off and words, or as many soft tokens"),
+    ("words", "queries_random_32", "text, stage 1, hand-off and words, or as many soft tokens"),
     ("queries_frozen", "perceiver", "the adapter"),
     ("words_frozen", "perceiver", "the adapter"),
     ("queries", "perceiver", "the adapter"),
     ("words", "perceiver", "the adapter"),
-    ("text", "random", "text, or nothing"),
-    ("text_handoff", "random", "text and hand-off, or nothing"),
+    ("text", "queries_random", "text, or nothing"),
+    ("text_handoff", "queries_random", "text and hand-off, or nothing"),
     ("queries", "text_handoff", "stage 1, with the hand-off"),
     ("map_only", "aligned", "the map by regression"),
     ("prompt_only", "aligned", "the prompt's vectors"),
@@ -126,7 +126,7 @@ def _reached(arms: Mapping[str, ArmSummary], arm: ArmSummary) -> list[str]:
     return [short(estimate(known), 0), *gains, *charged]
 
 
-ALONE = ("perceiver", "perceiver_wide", "mlp", "random", "random_32", "text", "text_handoff")
+ALONE = ("perceiver", "perceiver_wide", "mlp", "queries_random", "queries_random_32", "text", "text_handoff")
 
 
 def crossing(curve: Sequence[tuple[float, float]], goal: float) -> float | None:
@@ -175,7 +175,11 @@ def rate_table(lines: Sequence[Line]) -> list[str]:
 
 def figure(arms: Mapping[str, ArmSummary]) -> str:
     """Mean validation curves, with the range over seeds."""
-    shown = [name for name in ("perceiver", "random", "aligned", "queries", "queries_frozen", "words") if name in arms]
+    shown = [
+        name
+        for name in ("perceiver", "queries_random", "aligned", "queries", "queries_frozen", "words")
+        if name in arms
+    ]
     series = []
     for index, name in enumerate(shown):
         curve = mean_curve(arms[name].curves)

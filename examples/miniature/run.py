@@ -54,6 +54,7 @@ RECIPES = {
     "slow_lm": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "OptimizerConfig.lr_multipliers": SLOW_LM}, RATE),
     "words_frozen": Arm((WORDS, f"{GIN}/frozen.gin"), {"STAGE1_RUN": "stage1"}, FROZEN_RATE),
     "queries_random_32": Arm(("experiments/scenes_queries_random.gin",), {"NUM_QUERIES": "32"}, RATE),
+    "gumbel": Arm((QUERIES, "models/quantization/gumbel.gin"), {"STAGE1_RUN": "stage1"}, RATE),
     "paper": Arm((PAPER,), {"STAGE1_RUN": "stage1"}, RATE),
     "paper_handoff": Arm((PAPER, "runs/handoff.gin"), {"STAGE1_RUN": "stage1"}, RATE),
     "perceiver_wide": Arm(("experiments/scenes_perceiver.gin", f"{GIN}/perceiver_wide.gin"), rates=RATE),

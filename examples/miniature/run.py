@@ -60,7 +60,12 @@ RECIPES = {
     "perceiver_wide": Arm(("experiments/scenes_perceiver.gin", f"{GIN}/perceiver_wide.gin"), rates=RATE),
     "mlp": Arm((f"{GIN}/mlp.gin",), rates=RATE),
 }
-PARTS = ("pretrain", "arms", "recipes")
+# Twice the steps of stage 1 and stage 2 together.
+LONG = {
+    "perceiver_long": Arm(("experiments/scenes_perceiver.gin",), {"TRAIN_STEPS": "2960", "EVAL_EVERY": "120"}, RATE),
+}
+SWEEPS = {"arms": ARMS, "long": LONG, "recipes": RECIPES}
+PARTS = ("pretrain", *SWEEPS)
 
 
 def main() -> None:
@@ -79,7 +84,7 @@ def main() -> None:
         if part == "pretrain":
             pretrain(args.out, args.seeds.split(","))
         else:
-            arms = ARMS if part == "arms" else RECIPES
+            arms = SWEEPS[part]
             chosen = args.only.split(",") if args.only else list(arms)
             sweep(args, part, {name: arms[name] for name in chosen})
 

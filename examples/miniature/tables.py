@@ -18,6 +18,7 @@ from vadapter.reports.sweep_data import ArmSummary, estimate_text, mean_curve, s
 
 HERE = Path(__file__).parent
 RESULTS, FIGURE = HERE / "results", HERE.parents[1] / "docs" / "experiments.svg"
+DEMO = HERE.parents[1] / "data" / "scenes" / "miniature.json"
 TEST, BASELINE = "test/loss", "perceiver"
 STAGE1_STEPS = 1000
 KEPT = (
@@ -35,6 +36,8 @@ PAIRS = (
     ("words_frozen", "perceiver", "the adapter"),
     ("queries", "perceiver", "the adapter"),
     ("words", "perceiver", "the adapter"),
+    ("words", "perceiver_long", "the adapter; the perceiver has twice the steps of stages 1 and 2"),
+    ("queries", "perceiver_long", "the adapter; the perceiver has twice the steps of stages 1 and 2"),
     ("text", "queries_random", "text, or nothing"),
     ("text_handoff", "queries_random", "text and hand-off, or nothing"),
     ("queries", "text_handoff", "stage 1, with the hand-off"),
@@ -70,7 +73,9 @@ def main() -> None:
     }.items():
         print(f"\n## {title}\n\n" + "\n".join(rows))
     FIGURE.write_text(figure(arms))
-    print(f"\nFigure: {FIGURE}")
+    losses = {name: estimate_text(arm.test) for name, arm in arms.items() if len(arm.seeds) == 5}
+    DEMO.write_text(json.dumps({"test_loss": losses}, indent=1) + "\n")
+    print(f"\nFigure: {FIGURE}. What the demo shows beside its own figures: {DEMO}")
 
 
 def copy(source: Path) -> None:
@@ -126,7 +131,16 @@ def _reached(arms: Mapping[str, ArmSummary], arm: ArmSummary) -> list[str]:
     return [short(estimate(known), 0), *gains, *charged]
 
 
-ALONE = ("perceiver", "perceiver_wide", "mlp", "queries_random", "queries_random_32", "text", "text_handoff")
+ALONE = (
+    "perceiver",
+    "perceiver_long",
+    "perceiver_wide",
+    "mlp",
+    "queries_random",
+    "queries_random_32",
+    "text",
+    "text_handoff",
+)
 
 
 def crossing(curve: Sequence[tuple[float, float]], goal: float) -> float | None:

@@ -14,10 +14,12 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vadapter
+from vadapter.base import resources
 from vadapter.base.errors import UserError
 
 if TYPE_CHECKING:
@@ -143,7 +145,8 @@ def write_report(output: Path, seed: int, overrides: list[str]) -> None:
         raise UserError(
             f"The report compares with the arm {BASELINE!r}, which {output} does not have. Run that part first."
         )
-    arms = data.compare([load_run(output / name, name, ARMS[name]) for name in done], BASELINE)
+    known = over_seeds()
+    arms = data.compare([load_run(output / name, name, _described(name, known)) for name in done], BASELINE)
     packages = ("jax", "flax", "optax", "seqio", "tensorflow")
     versions = {name: importlib.metadata.version(name) for name in packages}
     content = data.Comparison(
@@ -158,9 +161,24 @@ def write_report(output: Path, seed: int, overrides: list[str]) -> None:
     (output / "results.json").write_text(results + "\n")
     comparison.write(with_clips(content, output), output / "report.html")
     picture.write_picture(content, output / "picture.svg")
-    print_table(arms)
+    print_table(arms, {name: _test_loss(output / name) for name in done}, known)
     print(f"\nFigures: {output}/results.json\nReport, open it in a browser: {output}/report.html")
     print(f"Curves in TensorBoard: tensorboard --logdir={output}")
+
+
+def over_seeds() -> dict[str, str]:
+    """What examples/miniature found of the arms over its seeds: the loss on the test split with a 95% interval."""
+    path = resources.folder("data") / "scenes" / "miniature.json"
+    return json.loads(path.read_text())["test_loss"]
+
+
+def _described(name: str, known: Mapping[str, str]) -> str:
+    return f"{ARMS[name]}; test loss over five seeds {known[name]}" if name in known else ARMS[name]
+
+
+def _test_loss(folder: Path) -> str:
+    found = json.loads((folder / "done.json").read_text())["evals"].get("test")
+    return f"{found['loss']:.3f}" if found else "-"
 
 
 def with_clips(content: "Comparison", output: Path) -> "Comparison":
@@ -174,12 +192,13 @@ def with_clips(content: "Comparison", output: Path) -> "Comparison":
     return dataclasses.replace(content, runs=[*content.runs, clips])
 
 
-def print_table(arms: list) -> None:
-    """Prints the arms side by side."""
+def print_table(arms: list, test: Mapping[str, str], known: Mapping[str, str]) -> None:
+    """Prints the arms side by side: those of this run, and the test loss over several seeds beside this one's."""
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("arm", "trained", "steps", "seconds", "val loss", "CIDEr", "exact", "VQA", "steps to baseline")
+    columns = ("arm", "trained", "seconds", "val loss", "CIDEr", "exact", "VQA", "steps to baseline")
+    columns = (*columns, "test loss", "over 5 seeds")
     table = Table(*columns)
     for arm in arms:
         figures = (arm.val_loss, *(arm.scores.get(name) for name in ("cider", "exact_match", "vqa_accuracy")))
@@ -187,7 +206,8 @@ def print_table(arms: list) -> None:
             "-" if x is None else form % x for x, form in zip(figures, ("%.3f", "%.1f", "%.2f", "%.2f"), strict=True)
         ]
         reached = "never" if arm.steps_to_baseline is None else str(arm.steps_to_baseline)
-        table.add_row(arm.name, f"{arm.trainable_params:,}", str(arm.steps), f"{arm.seconds:.0f}", *cells, reached)
+        tested = (test[arm.name], known.get(arm.name, "-"))
+        table.add_row(arm.name, f"{arm.trainable_params:,}", f"{arm.seconds:.0f}", *cells, reached, *tested)
     Console(width=max(100, Console().width)).print(table)
 
 

@@ -139,7 +139,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
     with pytest.raises(UserError, match="The loss of step 5 is nan"):
         run(tmp_path, data=poisoned, checkpoint_every=2, log_every=6)
-    assert checkpoints.steps(str(tmp_path)) == [4]
+    assert checkpoints.steps(str(tmp_path)) == [2, 4]  # one more than the run keeps, while the newest may prove bad
     assert all(np.isfinite(x).all() for x in saved.load_params(str(tmp_path)).values())
 
 

@@ -6,6 +6,8 @@ with its checksums before it is chosen; one that is damaged is left out, and the
 """
 
 import contextlib
+import errno
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -227,13 +229,16 @@ class Checkpointer:
         kept = sorted(set(good))[-self._keep :]
         for step in _named(self._model_dir):
             if step < before and step not in kept:
-                _path(self._model_dir, step).rmtree()
+                try:
+                    _path(self._model_dir, step).rmtree()
+                except OSError as e:  # no reason to lose the new one
+                    integrity.tell(f"{_path(self._model_dir, step)} could not be deleted ({e}).")
 
     def finish(self) -> None:
         """Waits, and deletes all but the newest `keep` checkpoints: the run is done."""
         self.wait()
-        if self._saved and jax.process_index() == 0:
-            self._delete_old([*self._former, *self._saved], self._saved[-1])
+        if (last := self.latest()) is not None and jax.process_index() == 0:
+            self._delete_old([*self._former, *self._saved], last)
 
     def run(self, step: int) -> dict[str, Any]:
         """Returns the JSON object of a checkpoint (`run_record`); `sources` is always in it.
@@ -322,11 +327,24 @@ class Checkpointer:
         return self._ocp.args.PyTreeRestore(tree, restore_args=kinds, partial_restore=True)
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
-        self._orbax.wait_until_finished()
+        """Returns when everything is on disk.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        try:
+            self._orbax.wait_until_finished()
+        except (OSError, ValueError) as e:  # TensorStore's errors are ValueErrors
+            if os.strerror(errno.ENOSPC) not in str(e):
+                raise
+            raise UserError(
+                f"The disk is full: a checkpoint in {self._model_dir} could not be written. Make room; the same "
+                "command then goes on from the last one that is whole."
+            ) from e
 
     def close(self) -> None:
-        """Waits and gives up the threads."""
+        """Waits and gives up the threads. Raises as `wait`."""
+        self.wait()
         self._orbax.close()
 
     def __enter__(self) -> "Checkpointer":

@@ -70,12 +70,12 @@ def _compared(path: str, signature: Any, share: tuple[int, int]) -> str | None:
 
 
 def _signature(checkpoint: epath.Path) -> Any:
-    """Changes with each file of a checkpoint. In a bucket nothing is changed in its place."""
-    if is_remote(checkpoint):
-        return None
+    """Changes with each file of a checkpoint; in a bucket, where nothing is changed in its place, with each writing."""
     try:
+        if is_remote(checkpoint):
+            return (checkpoint / checksums.MARK).read_text()
         stats = [os.stat(os.path.join(at, name)) for at, _, names in os.walk(checkpoint) for name in names]
-    except OSError:  # just being deleted
+    except (OSError, ValueError):  # not there, or just being deleted
         return object()
     return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
 

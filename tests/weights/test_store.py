@@ -52,7 +52,9 @@ def assert_equal(found, wanted):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_reads_what_was_written(tmp_path, dtype):
-    hashes = store.write(str(tmp_path / "a" / "b"), PARAMETERS, dtype, {"imported": {"family": "llama"}})
+    hashes = store.write(
+        str(tmp_path / "a" / "b"), PARAMETERS, dtype, {"imported": {"family": "llama"}, "checksums": True}
+    )
     wanted = {path: x.astype(dtype) for path, x in WEIGHTS.items()}
     assert checkpoints.steps(str(tmp_path / "a" / "b")) == [0]
     found = saved.load_params(str(tmp_path / "a" / "b"))
@@ -61,7 +63,13 @@ def test_a_run_reads_what_was_written(tmp_path, dtype):
     assert fingerprints.load(str(tmp_path / "a" / "b"), 0) == hashes
     with checkpoints.Checkpointer(str(tmp_path / "a" / "b"), read_only=True) as checkpointer:
         run = checkpointer.run(0)
-    assert run == {"format": checkpoints.FORMAT, "step": 0, "sources": [], "imported": {"family": "llama"}}
+    assert run == {
+        "format": checkpoints.FORMAT,
+        "step": 0,
+        "sources": [],
+        "imported": {"family": "llama"},
+        "checksums": True,
+    }
 
 
 def test_each_device_can_read_its_shard(tmp_path):

@@ -18,6 +18,9 @@ _TOLD_TO_STOP = 143  # a shell's status of what SIGTERM ended: whoever watches s
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("--bundle", metavar="DIR", help="start from what this bundle has (sets Experiment.bundle)")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="go back to this kept checkpoint (sets Experiment.resume_step)"
+    )
     add_gin_arguments(parser)
 
 
@@ -30,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     experiments.register()
     if args.bundle:
         args.gin_bindings.append(f"Experiment.bundle={args.bundle!r}")
+    if args.step is not None:
+        args.gin_bindings.append(f"Experiment.resume_step={args.step}")
     parse_gin_arguments(args)
     processes.join()
     result = train.run(processes.first_process_first(experiments.made), accepted=save_config)

@@ -82,6 +82,7 @@ class Experiment:
         mesh: how devices are laid out.
         rules: where logical axes lie on the mesh.
         seed: seed of the random parameters.
+        resume_step: the kept checkpoint to go back to, instead of going on from the newest; later ones are deleted.
         bundle: folder of an adapter bundle that what is trained starts from.
         handoff: how the adapter's first values fit the language models on both of its sides; None leaves them as the
             sources and the model's own initialisation give them.
@@ -97,6 +98,7 @@ class Experiment:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     rules: Sequence[tuple[str, Any]] = DEFAULT_RULES
     seed: int = 0
+    resume_step: int | None = None
     bundle: str | None = None
     handoff: Handoff | None = None
 

@@ -70,6 +70,7 @@ def save(
     }
     with Checkpointer(folder) as checkpointer:
         checkpointer.save(state, record)
+        checkpointer.finish()
     config = program.model.config  # pyright: ignore[reportAttributeAccessIssue]
     training = {"steps": int(state.step), "trainable": list(program.trainable)}
     resize = resize or for_model(config).resize

@@ -84,6 +84,7 @@ def run(experiment: Experiment, *, accepted: Callable[[str], None] | None = None
         sources=experiment.sources,
         others=[_bundle(experiment.bundle, experiment.model_dir)] if experiment.bundle else [],
         data_info=data_info(experiment),
+        step=experiment.resume_step,
     )
     if jax.process_index() == 0:
         if accepted is not None:

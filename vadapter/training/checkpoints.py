@@ -1,32 +1,38 @@
-"""Checkpoints of a run: `MODEL_DIR/checkpoint_<step>/{params,optimizer,run}`.
+"""Checkpoints of a run: `MODEL_DIR/checkpoint_<step>/{params,optimizer,run,checksums.json}`.
 
 `params` is the trainable tree, `optimizer` the optimizer state and step, `run` a JSON object: where in the data the run
-is, and which frozen weights it used, by reference. Frozen weights themselves are never in it.
+is, and which frozen weights it used, by reference. Frozen weights themselves are never in it. A checkpoint is compared
+with its checksums before it is chosen; one that is damaged is left out, and the line that says so is the only sign.
 """
 
-import json
+import contextlib
+import errno
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from etils import epath
 
-from vadapter.base import buckets, trees
+from vadapter.base import buckets, checksums, trees
 from vadapter.base.array_types import PyTree
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.base.quiet import quiet
+from vadapter.training import integrity, run_record
 from vadapter.training.freezing import named_leaves
+from vadapter.training.integrity import DamagedError
 from vadapter.training.state import TrainState
 
-FORMAT = 1
+FORMAT = run_record.FORMAT
 # A device that needs a part of an array reads whole chunks of the file.
 _CHUNK_BYTES = 1 << 26
 # What a process holds on the host while it reads: no more than this, however large its devices' parts are.
 _READ_AHEAD_GB = 16
-_MARK = "commit_success.txt"
 _DIRECTORY = re.compile(r"checkpoint_(\d+)")
+_INSTEAD = "Put it back from a copy, or use another checkpoint."
+_UNFINISHED = re.compile(r"checkpoint_\d+\.orbax-checkpoint-tmp.*")
 
 
 def steps(model_dir: str) -> list[int]:
@@ -36,21 +42,48 @@ def steps(model_dir: str) -> list[int]:
         UserError: the folder is in a bucket that cannot be reached.
     """
     buckets.check(model_dir)
+    return [step for step in _named(model_dir) if integrity.is_finished(_path(model_dir, step))]
+
+
+def _named(model_dir: str) -> list[int]:
     folder = epath.Path(model_dir)
     found = [_DIRECTORY.fullmatch(p.name) for p in folder.iterdir()] if folder.exists() else []
-    return sorted(int(m.group(1)) for m in found if m and _is_finished(folder / m.group(0)))
+    return sorted(int(m.group(1)) for m in found if m)
 
 
-def _is_finished(checkpoint: epath.Path) -> bool:
-    """Whether Orbax has noted when everything was written.
+def _path(model_dir: str, step: int) -> epath.Path:
+    return epath.Path(model_dir) / f"checkpoint_{step}"
 
-    On a disk an unfinished checkpoint has another name. In a bucket, where folders cannot be renamed, it has not.
+
+def newest(model_dir: str) -> int | None:
+    """Returns the newest whole checkpoint; None if there is none. A line on stderr says which were left out, and why.
+
+    All processes of a run call it together.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged; or as `steps`.
     """
-    try:
-        record = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text())
-    except (FileNotFoundError, ValueError):  # absent, or just being written
-        return False
-    return record.get("commit_timestamp_nsecs") is not None
+    buckets.check(model_dir)
+    # In a bucket a folder without the mark is one that is, or was, being written.
+    listed = steps(model_dir) if is_remote(model_dir) else _named(model_dir)
+    wrong: dict[int, str] = {}
+    for step in sorted(set().union(*integrity.of_all_processes(listed)), reverse=True):
+        why = integrity.damage(_path(model_dir, step))
+        if why is None:
+            for other, reason in wrong.items():
+                integrity.tell(
+                    f"{model_dir}: left out checkpoint_{other}, which is damaged ({reason}). "
+                    f"The newest whole one is checkpoint_{step}."
+                )
+            return step
+        wrong[step] = why
+    if wrong:
+        reasons = "; ".join(f"checkpoint_{step}: {why}" for step, why in wrong.items())
+        raise DamagedError(
+            f"{model_dir} has no whole checkpoint ({reasons}). Put one back from a copy; to begin anew, remove these "
+            "folders or choose another MODEL_DIR."
+        )
+    return None
 
 
 def split(path: str) -> tuple[str, int | None]:
@@ -62,29 +95,44 @@ def split(path: str) -> tuple[str, int | None]:
 
 
 def locate(path: str, step: int | None = None) -> tuple[str, int]:
-    """Finds a checkpoint.
+    """Finds a checkpoint that is whole. All processes of a run call it together.
 
     Args:
         path: a MODEL_DIR, or one of its `checkpoint_<step>` folders.
-        step: which one; default the latest of a MODEL_DIR.
+        step: which one; default the newest whole one of a MODEL_DIR.
 
     Returns:
         (MODEL_DIR, step).
 
     Raises:
-        UserError: there is none, or as `steps`.
+        UserError: there is none, the one that was asked for is damaged, or as `newest`.
     """
     path, named = split(path)
     step = named if step is None else step
-    found = steps(path)
-    if not found or (step is not None and step not in found):
+    found = newest(path) if step is None else step
+    there = steps(path) if step is not None else []
+    if found is None or (step is not None and step not in _named(path)):
         wanted = "A checkpoint" if step is None else f"checkpoint_{step}"
         nothing = "no checkpoint" if epath.Path(path).exists() else "no such folder"
-        there = ", ".join(f"checkpoint_{s}" for s in found) or nothing
+        names = ", ".join(f"checkpoint_{s}" for s in there) or nothing
         raise UserError(
-            f"{wanted} was expected in {path}; found {there}. Train that run first, or change the path or the step."
+            f"{wanted} was expected in {path}; found {names}. Train that run first, or change the path or the step."
         )
-    return path, found[-1] if step is None else step
+    if step is not None and (why := integrity.damage(_path(path, step))):
+        others = ", ".join(f"checkpoint_{s}" for s in there if s != step) or "none"
+        raise DamagedError(
+            f"{path}/checkpoint_{step} is damaged: {why}. Put it back from a copy, or name another (there: {others})."
+        )
+    return path, found
+
+
+def drop_after(model_dir: str, step: int) -> list[int]:
+    """Deletes the checkpoints of later steps, and `done.json`. To be called by one process; returns the steps."""
+    later = [s for s in _named(model_dir) if s > step]
+    for s in later:
+        _path(model_dir, s).rmtree()
+    (epath.Path(model_dir) / "done.json").unlink(missing_ok=True)
+    return later
 
 
 class Checkpointer:
@@ -92,77 +140,122 @@ class Checkpointer:
 
     Args:
         model_dir: folder of the run; made if needed.
-        keep: newest checkpoints to keep; None keeps all.
+        keep: newest checkpoints to keep, beside the one that was saved last: that has not proved itself yet, and
+            `finish` counts it in. None keeps all.
         read_only: refuses to save, makes and deletes nothing.
+        at: the step that a run goes on from; what is there of later steps is not counted, and saved over. Default all
+            count.
 
     Raises:
-        UserError: the bucket of the folder cannot be reached, or a checkpoint was copied there and Orbax, which would
-            write more of them, does not take it for a finished one.
+        UserError: the bucket of the folder cannot be reached; or `keep` is below 1.
     """
 
-    def __init__(self, model_dir: str, keep: int | None = 1, read_only: bool = False):
+    def __init__(self, model_dir: str, keep: int | None = 1, read_only: bool = False, at: int | None = None):
         import orbax.checkpoint as ocp
 
-        self._ocp = ocp
-        finished = steps(model_dir)
+        if keep is not None and keep < 1:
+            raise UserError(f"keep_checkpoints is {keep}; expected 1 or more, or None for all.")
+        buckets.check(model_dir)
+        self._ocp, self._keep, self._read_only = ocp, keep, read_only
         self._model_dir = str(epath.Path(model_dir)) if is_remote(model_dir) else str(epath.Path(model_dir).resolve())
-        options = ocp.CheckpointManagerOptions(
-            step_prefix="checkpoint",
-            max_to_keep=None if read_only else keep,
-            save_interval_steps=0 if read_only else 1,
-            read_only=read_only,
-            create=not read_only,
-            # Of a bucket Orbax takes only what it marked. What was copied there from a disk may have no such mark.
-            temporary_path_class=ocp.path.atomicity.AtomicRenameTemporaryPath if read_only else None,
-        )
-        handlers: dict[str, Any] = {
-            name: ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_READ_AHEAD_GB) for name in ("params", "optimizer")
-        }
-        handlers["run"] = ocp.JsonCheckpointHandler()
+        self._saved: list[int] = []
+        self._former = [s for s in ([] if read_only else steps(model_dir)) if at is None or s <= at]
+        self._saving: tuple[epath.Path, dict[str, Any]] | None = None
+        # Compression takes twice the time, and trained numbers get a twelfth smaller.
+        settings: dict[str, Any] = {"restore_concurrent_gb": _READ_AHEAD_GB, "use_compression": False}
+        handlers: dict[str, Any] = {name: ocp.PyTreeCheckpointHandler(**settings) for name in ("params", "optimizer")}
         with quiet():
-            self._manager = ocp.CheckpointManager(self._model_dir, options=options, item_handlers=handlers)
-        unseen = set() if read_only else set(finished).difference(self._manager.all_steps())
-        if unseen:
-            raise UserError(
-                f"{self._model_dir}/checkpoint_{max(unseen)} has no {_MARK}, the mark of a finished checkpoint in a "
-                f"bucket: it was copied there from a disk. If it was copied whole, put an empty file {_MARK} into it; "
-                "else give another MODEL_DIR."
+            self._orbax = ocp.AsyncCheckpointer(
+                ocp.CompositeCheckpointHandler(**handlers),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                # Of a bucket Orbax reads only what it marked. What was copied there from a disk may have no such mark.
+                temporary_path_class=ocp.path.atomicity.AtomicRenameTemporaryPath if read_only else None,
             )
+        if not read_only and jax.process_index() == 0:
+            epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
+            for path in epath.Path(model_dir).iterdir():  # of a process that was killed
+                if _UNFINISHED.fullmatch(path.name):
+                    path.rmtree()
 
     def latest(self) -> int | None:
-        """Returns the step of the newest checkpoint, or None."""
-        return self._manager.latest_step()
+        """Returns the step of the newest checkpoint of this run, or None."""
+        return max([*self._former, *self._saved], default=None)
 
     def save(self, state: TrainState, run: Mapping[str, Any]) -> None:
-        """Starts to save; training goes on meanwhile. A step that is there already is left as it is.
+        """Starts to save; training goes on meanwhile. A step that this object has saved already is left as it is.
 
         Args:
             state: saved as it is now; the next step may reuse its memory.
             run: JSON-serialisable.
-        """
-        step = int(state.step)
-        if step in self._manager.all_steps():
-            return
-        args = self._ocp.args.Composite(
-            params=self._save_args(state.params),
-            optimizer=self._save_args(_optimizer_tree(state)),
-            run=self._ocp.args.JsonSave({"format": FORMAT, "step": step, **run}),
-        )
-        self._manager.save(step, args=args, force=True)
-
-    def run(self, step: int) -> dict[str, Any]:
-        """Returns the JSON object of a checkpoint.
 
         Raises:
-            UserError: another version of vadapter wrote it.
+            UserError: the state is not finite. Nothing is saved then, and nothing deleted.
         """
-        run = self._manager.restore(step, args=self._ocp.args.Composite(run=self._ocp.args.JsonRestore()))["run"]
+        step = int(state.step)
+        if self._read_only:
+            raise ValueError(f"{self._model_dir} was opened to be read")
+        if step in self._saved:
+            return
+        integrity.check_finite(state, self._way_on())
+        self.wait()
+        path = _path(self._model_dir, step)
+        self._saving = self._orbax.get_temporary_path(path).get(), run_record.make(step, run)
+        args = self._ocp.args.Composite(
+            params=self._save_args(state.params), optimizer=self._save_args(_optimizer_tree(state))
+        )
+        with quiet():
+            self._orbax.save(path, args=args, force=True)
+        self._saved.append(step)
+
+    def _way_on(self) -> str:
+        last = self.latest()
+        good = "There is no checkpoint to go back to" if last is None else f"checkpoint_{last} is the last good one"
+        return (
+            f"{good}. Lower OptimizerConfig.learning_rate or set OptimizerConfig.clip_norm, and look at the data of "
+            "the latest steps. The same command then goes on from there, and with --step=N from an older checkpoint."
+        )
+
+    def _seal(self) -> None:
+        """Ends a checkpoint: Orbax has written all but its mark, and calls this in process 0, beside the training."""
+        assert self._saving is not None
+        folder, record = self._saving
+        run_record.write(folder, record)
+        checksums.write(folder)
+        self._delete_old([s for s in [*self._former, *self._saved] if s != record["step"]], record["step"])
+
+    def _delete_old(self, good: list[int], before: int) -> None:
+        if self._keep is None:
+            return
+        kept = sorted(set(good))[-self._keep :]
+        for step in _named(self._model_dir):
+            if step < before and step not in kept:
+                try:
+                    _path(self._model_dir, step).rmtree()
+                except OSError as e:  # no reason to lose the new one
+                    integrity.tell(f"{_path(self._model_dir, step)} could not be deleted ({e}).")
+
+    def finish(self) -> None:
+        """Waits, and deletes all but the newest `keep` checkpoints: the run is done."""
+        self.wait()
+        if (last := self.latest()) is not None and jax.process_index() == 0:
+            self._delete_old([*self._former, *self._saved], last)
+
+    def run(self, step: int) -> dict[str, Any]:
+        """Returns the JSON object of a checkpoint (`run_record`); `sources` is always in it.
+
+        Raises:
+            UserError: it is damaged, or another version of vadapter wrote it.
+        """
+        try:
+            run = run_record.read(_path(self._model_dir, step))
+        except ValueError as e:
+            raise DamagedError(f"{self._model_dir}/checkpoint_{step} is damaged: {e}. {_INSTEAD}") from e
         if run.get("format") != FORMAT:
             raise UserError(
-                f"{self._model_dir}/checkpoint_{step} has format {run.get('format')}; this version of vadapter reads "
-                f"format {FORMAT}. Use the version that wrote it."
+                f"{self._model_dir}/checkpoint_{step} has format {run.get('format')!r:.40}; this version of vadapter "
+                f"reads format {FORMAT}. Use the version that wrote it."
             )
-        return run
+        return {"sources": [], **run}
 
     def restore(self, step: int, abstract: TrainState, shardings: TrainState) -> TrainState:
         """Reads a state, each array straight to its devices; the mesh may differ from the one that saved it.
@@ -173,23 +266,27 @@ class Checkpointer:
             shardings: where to put the arrays.
 
         Raises:
-            UserError: the checkpoint has other parameters or shapes.
+            UserError: the checkpoint has other parameters or shapes, or cannot be read.
         """
         placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
         wanted = {"params": placed.params, "optimizer": _optimizer_tree(placed)}
         for item, tree in wanted.items():
             _check(f"{self._model_dir}/checkpoint_{step}", item, trees.flatten(tree), self.shapes(step, item))
-        args = {item: self._restore_args(tree) for item, tree in wanted.items()}
-        restored = self._manager.restore(step, args=self._ocp.args.Composite(**args))
+        restored = self._restore(step, wanted)
         leaves = trees.flatten(restored["optimizer"])
         opt_state = [leaves["state/" + name] for name in named_leaves(abstract.opt_state)]
         structure = jax.tree.structure(abstract.opt_state)
         return TrainState(leaves["step"], restored["params"], jax.tree.unflatten(structure, opt_state))
 
     def shapes(self, step: int, item: str = "params") -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns `{slash path: shape and dtype}` of what a checkpoint holds, without reading the arrays."""
-        tree = self._manager.item_metadata(step)[item].tree
-        return {p: jax.ShapeDtypeStruct(tuple(m.shape), m.dtype) for p, m in trees.flatten(tree).items()}
+        """Returns `{slash path: shape and dtype}` of what a checkpoint holds, without reading the arrays.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        with self._reading(step):
+            tree = self._ocp.PyTreeCheckpointHandler().metadata(_path(self._model_dir, step) / item).tree
+            return {p: jax.ShapeDtypeStruct(tuple(m.shape), m.dtype) for p, m in trees.flatten(tree).items()}
 
     def read(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         """Reads some of the parameters, and nothing else of the checkpoint.
@@ -201,9 +298,25 @@ class Checkpointer:
 
         Returns:
             `{slash path: array}`.
+
+        Raises:
+            UserError: it cannot be read.
         """
-        args = self._ocp.args.Composite(params=self._restore_args(trees.unflatten(wanted)))
-        return trees.flatten(self._manager.restore(step, args=args)["params"])
+        return trees.flatten(self._restore(step, {"params": trees.unflatten(wanted)})["params"])
+
+    def _restore(self, step: int, wanted: Mapping[str, PyTree]) -> Any:
+        args = {item: self._restore_args(tree) for item, tree in wanted.items()}
+        with quiet(), self._reading(step):
+            return self._orbax.restore(_path(self._model_dir, step), args=self._ocp.args.Composite(**args))
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """What Orbax and TensorStore say of files that are not as they wrote them, in checkpoints without checksums."""
+        try:
+            yield
+        except (ValueError, KeyError, AttributeError, TypeError, OSError) as e:
+            said = (str(e).splitlines() or [type(e).__name__])[0]
+            raise DamagedError(f"{self._model_dir}/checkpoint_{step} cannot be read ({said:.200}). {_INSTEAD}") from e
 
     def _save_args(self, tree: PyTree) -> Any:
         small = self._ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
@@ -214,13 +327,25 @@ class Checkpointer:
         return self._ocp.args.PyTreeRestore(tree, restore_args=kinds, partial_restore=True)
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything is on disk.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        try:
+            self._orbax.wait_until_finished()
+        except (OSError, ValueError) as e:  # TensorStore's errors are ValueErrors
+            if os.strerror(errno.ENOSPC) not in str(e):
+                raise
+            raise UserError(
+                f"The disk is full: a checkpoint in {self._model_dir} could not be written. Make room; the same "
+                "command then goes on from the last one that is whole."
+            ) from e
 
     def close(self) -> None:
-        """Waits and gives up the threads."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits and gives up the threads. Raises as `wait`."""
+        self.wait()
+        self._orbax.close()
 
     def __enter__(self) -> "Checkpointer":
         return self

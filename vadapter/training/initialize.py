@@ -93,6 +93,7 @@ class Start:
         references: what the run took from other runs, for its checkpoints.
         data_info: JSON-serialisable facts that fix the data (seed, mixture, ...), for its checkpoints.
         seconds: that former sessions of the run took.
+        went_back_to: the steps that the run was told to go back to, for its checkpoints.
     """
 
     state: TrainState
@@ -100,6 +101,7 @@ class Start:
     references: tuple[Reference, ...] = ()
     data_info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
+    went_back_to: tuple[int, ...] = ()
 
 
 def begin(
@@ -110,9 +112,10 @@ def begin(
     sources: Sequence[Source] = (),
     others: Sequence[Reference | None] = (),
     data_info: Mapping[str, Any] | None = None,
+    step: int | None = None,
     say: Callable[[str], None] = print_once,
 ) -> Start:
-    """Takes a run's latest checkpoint, or starts it.
+    """Takes a run's newest whole checkpoint, or starts it.
 
     A run that goes on needs its sources of frozen parameters, which are read again and checked by hash. Those of
     initial values are not needed: their hash is compared where they are still there.
@@ -124,16 +127,20 @@ def begin(
         sources: that `fresh` reads.
         others: what else `fresh` takes initial values from; None for what is not there any more.
         data_info: JSON-serialisable facts that fix the data.
+        step: which checkpoint to go back to, instead of the newest; all later ones are deleted. The same call goes on
+            from the checkpoints that the run has made since, so that a run that is stopped can be started again.
         say: is given a line on what was found.
 
     Raises:
-        UserError: the checkpoint is another model's; the data are others; or a source is missing or has changed.
+        UserError: the checkpoint is another model's; the data are others; a source is missing or has changed; the
+            checkpoint of `step` is missing or damaged; or all are.
     """
-    steps = checkpoints.steps(model_dir)
-    if not steps:
+    newest = checkpoints.newest(model_dir)
+    if newest is None and step is None:
         params, references = fresh()
         return Start(*program.start(params), tuple(references), dict(data_info or {}))
-    what, step = f"The run {model_dir}", steps[-1]
+    what = f"The run {model_dir}"
+    step, went_back_to, going_back = _choose(model_dir, newest, step, say)
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
         run = checkpointer.run(step)
         if run.get("data", {}) != dict(data_info or {}):
@@ -150,8 +157,33 @@ def begin(
         kept = program.storage.keep_all(program.storage.split(fresh()[0])[1])
     else:
         kept = trees.unflatten(_read(offers, frozen, program.storage))
+    if going_back and jax.process_index() == 0:
+        dropped = checkpoints.drop_after(model_dir, step)
+        say(f"Going back to step {step}: deleted {', '.join(f'checkpoint_{s}' for s in dropped)}.")
     say(f"Resuming {model_dir} at step {step}.")
-    return Start(state, kept, tuple(references), run["data"], run.get("seconds", 0.0))
+    return Start(state, kept, tuple(references), run.get("data", {}), run.get("seconds", 0.0), went_back_to)
+
+
+def _choose(
+    model_dir: str, newest: int | None, asked: int | None, say: Callable[[str], None]
+) -> tuple[int, tuple[int, ...], bool]:
+    """The step to go on from; the steps that the run was told to go back to so far; and whether it goes back now."""
+    if newest is None:
+        return checkpoints.locate(model_dir, asked)[1], (), False  # says what is there
+    with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
+        before = tuple(checkpointer.run(newest).get("went_back_to", ()))
+        if asked is None:
+            return newest, before, False
+        if asked == newest:
+            return newest, (*before, asked), False
+        if asked < newest and asked in before:
+            say(
+                f"{model_dir} went back to step {asked} before: it goes on from checkpoint_{newest}, made since. To go "
+                "back there once more, delete the later checkpoints."
+            )
+            return newest, before, False
+        step = checkpoints.locate(model_dir, asked)[1]
+        return step, (*checkpointer.run(step).get("went_back_to", ()), asked), True
 
 
 def _same_sources(

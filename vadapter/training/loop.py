@@ -41,7 +41,8 @@ class TrainConfig:
         log_every: steps between two lines of metrics. Between them nothing waits for the device.
         eval_every: steps between two calls of the evaluators that have no interval of their own; 0: at the end only.
         checkpoint_every: steps between two checkpoints; 0: at the end only.
-        keep_checkpoints: newest to keep; None keeps all.
+        keep_checkpoints: newest to keep; while the run lasts there is one more, in case the newest proves bad. None
+            keeps all.
         pause_at: step at which the run evaluates, saves and ends, as if told to stop; it goes on when called again with
             another value or None. The schedule stays that of `steps`.
         profile_steps: (first, last) updates to profile into MODEL_DIR/profile, for TensorBoard or xprof.
@@ -169,9 +170,10 @@ class _Run:
             "sources": [r.to_json() for r in start.references],
             "trainable": list(config.trainable),
             "frozen_dtype": config.frozen_dtype,
+            "went_back_to": list(start.went_back_to),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.checkpointer = stack.enter_context(Checkpointer(model_dir, config.keep_checkpoints))
+        self.checkpointer = stack.enter_context(Checkpointer(model_dir, config.keep_checkpoints, at=self.step))
         self.writer = writing.MetricWriter(model_dir, enabled=self.first, tensorboard=config.tensorboard)
         stack.callback(self.writer.close)
         self.curve = writing.CurveFile(str(self.folder / "curve.jsonl"), self.step) if self.first else None
@@ -310,6 +312,7 @@ class _Run:
         if result.interrupted:
             self.console.line(f"Stopped early: saved at step {self.step}. The same command goes on from there.")
             return
+        self.checkpointer.finish()
         done = {k: getattr(result, k) for k in ("step", "seconds", "metrics", "evals")}
         done["trainable_params"] = sum(r.parameters for r in self.rows if r.trainable)
         done["total_params"] = sum(r.parameters for r in self.rows)

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from vadapter.base import fingerprints, trees
+from vadapter.base import checksums, fingerprints, trees
 from vadapter.base.errors import UserError
 from vadapter.base.fingerprints import ArrayHash
 from vadapter.base.paths import is_remote
@@ -77,9 +77,12 @@ def write(
     _remove(folder, _UNFINISHED)  # of a process that was killed
     try:
         with quiet():
-            _write_all_but_arrays(unfinished, streams, {"format": _FORMAT, "step": STEP, "sources": [], **run})
+            _write_all_but_arrays(
+                unfinished, streams, {"format": _FORMAT, "step": STEP, "sources": [], **run, "checksums": True}
+            )
         for stream in streams.values():
             stream.write(str(unfinished / _ITEM / stream.name))
+        checksums.write(unfinished)
         _publish(unfinished, final)
         hashes = {path: stream.hash for path, stream in sorted(streams.items())}
         fingerprints.save(str(folder), STEP, hashes)

@@ -4,7 +4,7 @@ vadapter check --gin_file=experiments/own_stage1.gin --gin.TRAIN_JSONL='"photos/
   --gin.ENCODER_WEIGHTS='"demo/vit"' --gin.TINY_WEIGHTS='"demo/tiny"'
 
 It takes the gin files of `vadapter train`, so that it checks the very task, vocabulary, lengths and model of the run.
-The exit status is 1 where something would spoil the run. MODEL_DIR is not needed and nothing is written there.
+The exit status is 3 where something would spoil the run. MODEL_DIR is not needed and nothing is written there.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vadapter.base import exit_codes
 from vadapter.base.errors import UserError
 from vadapter.cli.arguments import add_gin_arguments, parse_gin_arguments
 
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks, writes the two files, prints a summary; returns 1 where something would spoil a run."""
+    """Checks, writes the two files, prints a summary; returns `exit_codes.NO` where something would spoil a run."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported
     for option in ("limit", "examples"):
         if getattr(args, option) < 0:
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     check_page.write(report, folder / "check.html", f"Data check of {parts[0].config.mixture}")
     _print(report)
     print(f"Wrote {folder / 'check.html'} and {folder / 'check.json'}.")
-    return int(report.spoils)
+    return exit_codes.NO if report.spoils else exit_codes.DONE
 
 
 def parts_of(experiment: "Experiment", split: str | None = None) -> list["Part"]:

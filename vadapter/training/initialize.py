@@ -136,10 +136,12 @@ def begin(
     what, step = f"The run {model_dir}", steps[-1]
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
         run = checkpointer.run(step)
-        if run.get("data", {}) != dict(data_info or {}):
+        former, data = run.get("data", {}), dict(data_info or {})
+        both = former.keys() & data.keys()  # an older version recorded fewer
+        if any(former[key] != data[key] for key in both):
             raise UserError(
-                f"{what} was trained on the data {run.get('data')}; it is now given {dict(data_info or {})}. Give it "
-                "the former data settings, or start a new run in another MODEL_DIR."
+                f"{what} was trained on the data {former}; it is now given {data}. Give it the former data settings, "
+                "or start a new run in another MODEL_DIR."
             )
         state = program.restore(checkpointer, step)
     references = [Reference.from_json(r) for r in run["sources"]]
@@ -151,7 +153,7 @@ def begin(
     else:
         kept = trees.unflatten(_read(offers, frozen, program.storage))
     say(f"Resuming {model_dir} at step {step}.")
-    return Start(state, kept, tuple(references), run["data"], run.get("seconds", 0.0))
+    return Start(state, kept, tuple(references), {**former, **data}, run.get("seconds", 0.0))
 
 
 def _same_sources(

@@ -1,0 +1,68 @@
+"""Small files of a run: written whole or not at all, and read back with patience for what a full disk has cut."""
+
+import json
+import os
+import uuid
+from typing import Any
+
+from etils import epath
+
+from vadapter.base.paths import is_remote
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Writes a file in the place of an older one: whoever reads it finds the old text or the new one.
+
+    On a disk the text is written under another name, which is then changed. In a bucket a file is whole by itself.
+
+    Raises:
+        OSError: there is no room or no right; the older file is left as it was.
+    """
+    content = text.encode("utf-8", "replace")
+    if is_remote(path):
+        epath.Path(path).write_bytes(content)
+        return
+    place = os.path.realpath(path)  # of a link, the file that it names
+    partial = f"{place}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut may leave the new name with nothing in it
+        os.replace(partial, place)
+    except BaseException:
+        if os.path.exists(partial):
+            os.unlink(partial)
+        raise
+
+
+def write_json(path: epath.PathLike, content: Any, indent: int = 2) -> None:
+    """Writes a JSON file as `write_text`."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """Returns the content of a JSON file; None where there is no file, or one that is cut or is no JSON."""
+    try:
+        return json.loads(epath.Path(path).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def split_lines(text: str) -> tuple[list[dict[str, Any]], list[int]]:
+    """Reads JSON objects, one a line.
+
+    Returns:
+        The objects, and the numbers (from 1) of the lines that hold none, such as a last line that was cut.
+    """
+    found, broken = [], []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            content = json.loads(line) if line.strip() else {}
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            broken.append(number)
+        elif content:
+            found.append(content)
+    return found, broken

@@ -58,8 +58,8 @@ def _disk(error: BaseException) -> Failure | None:
         place = next((one.filename for one in storage_errors.chain(error) if getattr(one, "filename", None)), None)
         where = f" ({place})" if place else ""
         return Failure(
-            f"A file cannot be written or read: {reason}{where}. Make room or mend the disk, or write to another folder, and "
-            "give the same command again.",
+            f"A file cannot be written or read: {reason}{where}. Make room or mend the disk, or write to another "
+            "folder, and give the same command again.",
             exit_codes.USER,
         )
     return None

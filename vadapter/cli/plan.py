@@ -7,7 +7,7 @@ their places in the gin files need no values. With --search it also looks for a 
 
 vadapter plan --gin_file=experiments/paper_stage2.gin --topology=v5e:8x8 --search
 
-Needs libtpu: pip install 'vadapter[tpu]'. Exit status 1 says that nothing fits.
+Needs libtpu: pip install 'vadapter[tpu]'. Exit status 3 says that nothing fits.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """What a user sees of an error that is no bug: one paragraph and an exit status that scripts can rely on."""
 
 import errno
+import os
 import re
 import socket
 import subprocess
@@ -112,9 +113,45 @@ def test_whoever_stops_reading_sees_no_error():
 def test_the_table_of_the_documents_is_that_of_the_code():
     text = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
     codes = {name: value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)}
-    table = {
-        int(row.split("|")[1])
-        for row in text.splitlines()
-        if row.startswith("|") and row.split("|")[1].strip().isdigit()
-    }
+    table = {int(number) for number in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
     assert table == set(codes.values())
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["trian"], "There is no command trian. Did you mean train?"),
+        (["train", "--learning_rate=1e-3"], "--gin.OptimizerConfig.learning_rate=1e-3"),
+        (["train", "--model_dir=runs/a"], """--gin.MODEL_DIR='"runs/a"'"""),
+        (["train", "--batch-size=8"], "--gin.BATCH_SIZE=8"),
+        (["train", "--gin_files=a.gin"], "Did you mean --gin_file?"),
+        (["infer", "--bundle=a", "--media=b", "--top_pp=1"], "Did you mean --top_p?"),
+        (["train", "runs/a"], "vadapter train does not know runs/a."),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_what_was_meant_is_named(argv, said, capsys):
+    assert main.main(argv) == exit_codes.USER
+    assert said in capsys.readouterr().err
+
+
+def test_a_package_s_notes_are_held_back_and_its_warnings_are_not(tmp_path):
+    notes = [
+        "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
+        "I0000 00:00:1795729302.155121   13388 cudart_stub.cc:31] Could not find cuda drivers on your machine.",
+    ]
+    kept = ["W0000 00:00:1795729302.155121   13388 a.cc:31] careful", "Traceback of something"]
+    lines = "".join(f"os.write(2, {line + chr(10)!r}.encode())\n" for line in [*notes, *kept])
+    (tmp_path / "noisy").mkdir()
+    (tmp_path / "noisy" / "__init__.py").write_text(f"import os\n{lines}from noisy import inner\n")
+    (tmp_path / "noisy" / "inner.py").write_text("value = 3\n")
+    code = (
+        "from vadapter.base import quiet; quiet.import_quietly('noisy')\n"
+        "import noisy, sys; print(noisy.inner.value); print('after', file=sys.stderr)"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(Path(vadapter.__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert done.stdout == "3\n"
+    assert done.stderr.splitlines() == [*kept, "after"]

@@ -60,7 +60,7 @@ def run(finished, tmp_path):
         ("BATCH_SIZE=16", "the batch size was 8 and is now 16"),
         ("SEED=1", "the seed of the data was 0 and is now 1"),
         ("TASK_FEATURE_LENGTHS={'inputs': 1, 'targets': 24}", "the length of targets was 40 and is now 24"),
-        ("TrainConfig.frozen_dtype='float32'", "frozen_dtype was 'bfloat16' and is now 'float32'"),
+        ("TrainConfig.frozen_dtype='int8'", "frozen_dtype was 'float32' and is now 'int8'"),
         ("OptimizerConfig.learning_rate=1e-5", "OptimizerConfig.learning_rate was .* and is now 1e-05"),
         ("TRAINABLE=['decoder/layers.*']", "what is trained was"),
         ("TrainConfig.log_every=0", "log_every=0 must be 1 or more"),

@@ -49,6 +49,12 @@ def read_json(path: epath.PathLike) -> Any:
         return None
 
 
+def read_record(path: epath.PathLike) -> dict[str, Any]:
+    """Returns the object in a JSON file; an empty one where `read_json` gives none."""
+    content = read_json(path)
+    return content if isinstance(content, dict) else {}
+
+
 def split_lines(text: str) -> tuple[list[dict[str, Any]], list[int]]:
     """Reads JSON objects, one a line.
 

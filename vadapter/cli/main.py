@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import os
 import sys
@@ -10,8 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import vadapter
-from vadapter.base import exit_codes
-from vadapter.cli import failures, modules
+from vadapter.base import exit_codes, quiet
+from vadapter.base.errors import UserError
+from vadapter.cli import failures, modules, unknown_arguments
 
 GIN_FLAG = "--gin."
 
@@ -54,9 +56,18 @@ def _front_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vadapter {vadapter.__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("command", metavar="COMMAND", help="see below", choices=[command.name for command in COMMANDS])
+    parser.add_argument("command", metavar="COMMAND", help="see below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its own arguments")
     return parser
+
+
+def _command(name: str) -> Command:
+    names = [command.name for command in COMMANDS]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        meant = f"Did you mean {near[0]}? " if near else ""
+        raise UserError(f"There is no command {name}. {meant}The commands are {', '.join(names)}.")
+    return COMMANDS[names.index(name)]
 
 
 def _command_parser(command: Command) -> tuple[argparse.ArgumentParser, object]:
@@ -84,12 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     returning (`hosts.stop_after_error`).
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads data here; its start-up log is noise.
+    quiet.import_quietly("tensorflow")
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
         front = _front_parser().parse_args(argv)
-        command = next(c for c in COMMANDS if c.name == front.command)
-        parser, run = _command_parser(command)
-        args = parser.parse_args(rewrite_gin_flags(front.arguments))
+        parser, run = _command_parser(_command(front.command))
+        args, unknown = parser.parse_known_args(rewrite_gin_flags(front.arguments))
+        if unknown:
+            raise UserError(unknown_arguments.message(unknown, parser))
         modules.import_modules(args.module)
         status = run(args)  # type: ignore[operator]
         sys.stdout.flush()  # here, where it can be told that nobody reads it any more

@@ -68,8 +68,7 @@ def check(
         description.check_same_pictures(model_dir, now)
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
         run = checkpointer.run(step)
-    done = files.read_json(epath.Path(model_dir) / "done.json")
-    finished = isinstance(done, dict) and done.get("step") == step >= steps
+    finished = files.read_record(epath.Path(model_dir) / "done.json").get("step") == step >= steps
     changes = compare(run, former, now, data)
     if finished and (changes.other_run or changes.allowed):
         raise UserError(

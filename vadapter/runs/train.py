@@ -54,14 +54,16 @@ def run(experiment: Experiment, *, accepted: Callable[[str], None] | None = None
         stack.enter_context(storage_errors.told_once())
         try:
             _lock(experiment.model_dir, stack)
-            return _run(experiment, accepted)
+            return _run(experiment, accepted, stack)
         except Exception as error:
             if (reason := storage_errors.reason(error)) and not isinstance(error, UserError):
                 raise _stopped_by(reason, experiment.model_dir) from error
             raise
 
 
-def _run(experiment: Experiment, accepted: Callable[[str], None] | None) -> loop.TrainResult:
+def _run(
+    experiment: Experiment, accepted: Callable[[str], None] | None, stack: contextlib.ExitStack
+) -> loop.TrainResult:
     parts = Parts(experiment)
     evaluators, loader = parts.evaluators(), parts.loader
     described, data = description.describe(experiment), data_info(experiment)
@@ -77,17 +79,22 @@ def _run(experiment: Experiment, accepted: Callable[[str], None] | None) -> loop
         others=[_bundle(experiment.bundle, experiment.model_dir)] if experiment.bundle else [],
         data_info=data,
     )
-    # Of a finished run nothing is written, but what an older version did not write.
-    if jax.process_index() == 0 and not (finished and (epath.Path(experiment.model_dir) / description.FILE).exists()):
+    # Of a finished run nothing is written, but what an older version did not write or a full disk has cut.
+    whole = files.read_json(epath.Path(experiment.model_dir) / description.FILE) is not None
+    if jax.process_index() == 0 and not (finished and whole):
         if accepted is not None:
             accepted(experiment.model_dir)
         description.save(experiment.model_dir, described)
         files.write_json(epath.Path(experiment.model_dir) / "environment.json", versions.machine())
+
+    def batches(step: int) -> Any:
+        return stack.enter_context(contextlib.closing(loader.batches(step)))  # its threads end with an error too
+
     return loop.train(
         experiment.train,
         program=parts.program,
         start=start,
-        batches=loader.batches,
+        batches=batches,
         model_dir=experiment.model_dir,
         evaluators=evaluators,
         flops=parts.flops(),

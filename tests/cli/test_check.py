@@ -100,3 +100,9 @@ def test_an_experiment_without_a_model_is_refused(photos, capsys):
         == 2
     )
     assert "MODEL = None" in capsys.readouterr().err
+
+
+def test_a_warm_up_longer_than_the_run_is_told_before_the_data_are_read(photos, capsys):
+    assert check(photos, "--gin.TRAIN_STEPS=30", "--gin.OptimizerConfig.warmup_steps=50") == exit_codes.USER
+    assert "The warm-up of 50 steps must be shorter than the run of 30 steps" in capsys.readouterr().err
+    assert not (photos / "out").exists()

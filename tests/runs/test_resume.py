@@ -223,3 +223,27 @@ def test_a_run_on_edited_data_is_refused_and_one_that_was_moved_goes_on(tmp_path
         again = experiment(str(photographs), moved, steps=3)
         wider = VLMConfig(small.decoder(vocab_size=512, rope_base=5.0), small.vit(), small.mlp())
         train.run(dataclasses.replace(again, model=wider))
+
+
+@pytest.mark.slow
+def test_a_refusal_of_the_first_of_two_processes_ends_both(run):
+    folder, command = run
+    before = contents(folder)
+    with lock.held(str(folder)):
+        arguments = ["vadapter", *command, "--gin.TRAIN_STEPS=3", "--gin.HostsConfig.initialization_timeout=120"]
+        printed = processes.run_processes(2, arguments, status=exit_codes.USER)
+    assert "Another process writes into" in printed[0]
+    assert "The first process of this run may not write into" in printed[1]
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("part", ["splash", "cudnn"])
+def test_a_run_of_an_accelerator_is_evaluated_on_a_cpu(run, part):
+    folder, _ = run
+    record = json.loads((folder / "model.json").read_text())
+    record["model"]["decoder"]["attention_impl"] = part
+    (folder / "model.json").write_text(json.dumps(record))
+    with (folder / "config.gin").open("a") as file:
+        file.write(f"\ndecoder.attention_impl = {part!r}\nEVALUATIONS = [@val/Evaluation()]\n")
+    assert main(["eval", f"--model_dir={folder}", "--num_examples=0"]) == 0
+    assert json.loads((folder / "metrics.json").read_text())["scores"]["val/loss"] > 0

@@ -53,11 +53,15 @@ def run(args: argparse.Namespace) -> int:
     from vadapter.base import progress
     from vadapter.data.check import check_page, scan
     from vadapter.recipes import experiments
+    from vadapter.training.optimizers import make_schedule
 
     experiments.register()
     with _warnings() as warnings:
         parse_gin_arguments(args, bindings=["MODEL_DIR=''"])  # required by gin, used by nothing here
-        parts = parts_of(experiments.made(), args.split)
+        experiment = experiments.made()
+        if experiment.train is not None:
+            make_schedule(experiment.train.optimizer, experiment.train.steps)  # raises where they do not fit
+        parts = parts_of(experiment, args.split)
     with progress.bars() as show:
         report = scan.check(parts, limit=args.limit, examples=args.examples, warnings=warnings, progress=show)
     folder = Path(args.output)

@@ -55,7 +55,8 @@ def explain(error: BaseException) -> Failure | None:
 
 def _disk(error: BaseException) -> Failure | None:
     if reason := storage_errors.reason(error):
-        place = next((one.filename for one in storage_errors.chain(error) if getattr(one, "filename", None)), None)
+        places = (getattr(one, "filename", None) for one in storage_errors.chain(error))
+        place = next((place for place in places if place), None)
         where = f" ({place})" if place else ""
         return Failure(
             f"A file cannot be written or read: {reason}{where}. Make room or mend the disk, or write to another "

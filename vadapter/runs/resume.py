@@ -114,8 +114,8 @@ def compare(run: Mapping[str, Any], former: Description | None, now: Description
     changes.allowed += _nested(old, new, "objective") + _evaluation_changes(old, new)
     if "optimizer" in old:
         unset = dict.fromkeys(field.name for field in dataclasses.fields(OptimizerConfig))
-        both = [{**unset, **dict(settings["optimizer"])} for settings in (old, new)]
-        changes.allowed += [_line(f"OptimizerConfig.{path}", a, b) for path, a, b in _differences(*both)]
+        before, after = ({**unset, **dict(settings["optimizer"])} for settings in (old, new))
+        changes.allowed += [_line(f"OptimizerConfig.{path}", a, b) for path, a, b in _differences(before, after)]
     changes.other_run = list(dict.fromkeys(changes.other_run))  # lengths are recorded twice
     return changes
 
@@ -140,8 +140,7 @@ def _data_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for task in sorted(before.keys() | after.keys()):
         was, is_now = before.get(task), after.get(task)
         if was is None or is_now is None:
-            count = (was or is_now)["records"]
-            found.append(f"the data {'lost' if is_now is None else 'gained'} {task}, {count} records")
+            found.append(f"the data {'lost' if is_now is None else 'gained'} the records of {task}")
         elif was["records"] != is_now["records"]:
             found.append(_line(f"the number of records of {task}", was["records"], is_now["records"]))
         elif was["sha256"] and is_now["sha256"] and was["sha256"] != is_now["sha256"]:

@@ -183,12 +183,12 @@ class _Run:
     def done(self) -> dict[str, Any] | None:
         """Returns `done.json` if this step is the one that it is about; a file that was cut counts as none."""
         path = self.folder / "done.json"
-        done = files.read_json(path)
-        if done is None and path.exists():
-            self.console.line(f"{path} was cut or is no JSON: the run counts as not finished.")
-        keys = ("step", "seconds", "metrics", "evals")
-        whole = isinstance(done, dict) and all(key in done for key in keys)
-        return done if whole and done["step"] == self.step else None
+        done = files.read_record(path)
+        if not {"step", "seconds", "metrics", "evals"} <= done.keys():
+            if path.exists():
+                self.console.line(f"{path} was cut or is no JSON: the run counts as not finished.")
+            return None
+        return done if done["step"] == self.step else None
 
     def announce(self) -> None:
         """Prints the table of parts and writes `model-info.txt`."""

@@ -59,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
     with _warnings() as warnings:
         parse_gin_arguments(args, bindings=["MODEL_DIR=''"])  # required by gin, used by nothing here
         experiment = experiments.made()
-        if experiment.train is not None:
-            make_schedule(experiment.train.optimizer, experiment.train.steps)  # raises where they do not fit
         parts = parts_of(experiment, args.split)
+        if experiment.train.steps > 1:  # runs/eval.gin, which trains nothing, has one
+            make_schedule(experiment.train.optimizer, experiment.train.steps)  # raises where they do not fit
     with progress.bars() as show:
         report = scan.check(parts, limit=args.limit, examples=args.examples, warnings=warnings, progress=show)
     folder = Path(args.output)

@@ -8,9 +8,11 @@
 # States: none, running, done, failed STATUS, stopped, lost (the host was started anew meanwhile), other (another
 # command is running).
 #
-# The command's exit status says what follows: 0 done; 2 a user's error and 130 an interruption, which are final; any
-# other (a crash, a lost neighbour, 143 told to stop by the machine) starts it again, up to HOST_RESTARTS times.
+# The command's exit status says what follows (docs/reliability.md): 0 done; those of FINAL would come again, or somebody
+# wanted them; any other (a crash, a lost neighbour, 143 told to stop by the machine) starts it again. It gives up after
+# HOST_RESTARTS starts without a newer checkpoint.
 set -euo pipefail
+FINAL=" 2 3 130 " # as vadapter/base/exit_codes.py has them
 
 folder="$HOME/.vadapter-run"
 log="$HOME/vadapter.log"
@@ -54,6 +56,25 @@ recorded() {
   [[ "$(command_line "$@")" == "$(cat "$folder/command" 2>/dev/null)" ]]
 }
 
+# Step of the newest finished checkpoint in the MODEL_DIR of a command, or -1.
+newest_checkpoint() { # ARGUMENT...
+  local argument line model_dir="" newest=-1
+  for argument in "$@"; do
+    if [[ "$argument" =~ ^--gin\.MODEL_DIR=[\'\"](.+)[\'\"]$ ]]; then model_dir="${BASH_REMATCH[1]%/}"; fi
+  done
+  while read -r line; do
+    [[ "$line" =~ /checkpoint_([0-9]+)/ ]] || continue
+    if [[ "${BASH_REMATCH[1]}" -gt "$newest" ]]; then newest="${BASH_REMATCH[1]}"; fi
+  done < <(
+    case "$model_dir" in
+      "") ;;
+      gs://*) timeout 120 gcloud storage ls "$model_dir/checkpoint_*/commit_success.txt" ;;
+      *) printf '%s\n' "$model_dir"/checkpoint_*/_CHECKPOINT_METADATA ;;
+    esac 2>/dev/null
+  )
+  echo "$newest"
+}
+
 start() {
   exec 9>"$folder/lock"
   if ! flock --timeout 1 9; then
@@ -71,12 +92,13 @@ start() {
 }
 
 supervise() {
-  local variables=() status crashes=0 child="" stopping=0
+  local variables=() status starts=0 child="" stopping=0 best step
   while [[ "$1" != -- ]]; do
     variables+=("$1")
     shift
   done
   shift
+  best="$(newest_checkpoint "$@")"
   trap 'stopping=1; kill -TERM "$child" 2>/dev/null || true' TERM INT
   while true; do
     env "${variables[@]}" "$HOME/vadapter-env/bin/vadapter" "$@" &
@@ -88,13 +110,13 @@ supervise() {
       wait "$child" || status=$?
     done
     if [[ "$stopping" == 1 ]]; then settle stopped; fi
-    case "$status" in
-      0) settle "done" ;;
-      2 | 130) settle "failed $status" ;;
-    esac
-    crashes=$((crashes + 1))
-    if [[ "$crashes" -gt "$HOST_RESTARTS" ]]; then settle "failed $status"; fi
-    echo "host.sh: the command ended with status $status; start $crashes of $HOST_RESTARTS again in $HOST_PAUSE s"
+    if [[ "$status" == 0 ]]; then settle "done"; fi
+    if [[ "$FINAL" == *" $status "* ]]; then settle "failed $status"; fi
+    step="$(newest_checkpoint "$@")"
+    if [[ "$step" -gt "$best" ]]; then best="$step" starts=0; fi
+    starts=$((starts + 1))
+    if [[ "$starts" -gt "$HOST_RESTARTS" ]]; then settle "failed $status"; fi
+    echo "host.sh: the command ended with status $status; start $starts of $HOST_RESTARTS since step $best in $HOST_PAUSE s"
     sleep "$HOST_PAUSE" &
     child="$!"
     wait "$child" || true

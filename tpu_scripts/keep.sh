@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Keeps a run going until it is done: asks for the TPU, sets it up, launches the command, and watches. When the TPU is
 # taken away (spot) or fails, it is deleted, asked for anew, and the run goes on from its last checkpoint. Gives up
-# after a user's error, or after RESTARTS fresh starts without a newer checkpoint. Let it run where it stays up, such as
+# after a final exit status (docs/reliability.md), such as a user's error, or after RESTARTS fresh starts without a newer checkpoint. Let it run where it stays up, such as
 # in tmux on a small VM. It may itself be stopped and started again at any time, and the run does not notice.
 #
 # Usage: tpu_scripts/keep.sh [--delete] [--dry_run] [--env=FILE] -- COMMAND [ARGUMENT...]
@@ -103,10 +103,11 @@ watch_hosts() {
     $'\ndone\n') finish ;;
     *$'\n'other$'\n'*) fail "another command is running on the hosts. Stop it with stop.sh, or let it end." ;;
     *$'\n'none$'\n'* | *$'\n'lost$'\n'*) begin ;; # before `failed 2`: the others may have missed a replaced host
-    *$'\nfailed 2\n'*)
+    *$'\nfailed 2\n'* | *$'\nfailed 3\n'* | *$'\nfailed 130\n'*) # final, as in host.sh
       if [[ "$launched" == 1 ]]; then
         call stop || true
-        fail "the command ended with a user's error (status 2). Read logs.sh, change it, and call keep.sh again."
+        fail "the command ended: $(grep failed <<<"$states" | tr '\n' ' ')(2 is a user's error, 3 its answer is no, 130 " \
+          "somebody interrupted it). Read logs.sh, change it, and call keep.sh again."
       fi
       begin # that was before this call, and may be put right
       ;;

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.data.files import picture
+from vadapter.base import exit_codes
 from vadapter.cli.main import main
 
 MODEL = ["--gin_file=experiments/own_stage1.gin", "--gin.ENCODER_WEIGHTS='none'", "--gin.TINY_WEIGHTS='none'"]
@@ -57,7 +58,7 @@ def test_the_sizes_are_the_models(photos):
 
 def test_corrupt_media_exit_with_1_and_are_named(photos, capsys):
     (photos / "b.png").write_bytes(b"")
-    assert check(photos) == 1
+    assert check(photos) == exit_codes.NO
     printed = capsys.readouterr().out
     assert "SPOILS A RUN" in printed and "b.png" in printed
     assert [(p["kind"], p["spoils"]) for p in report(photos)["problems"]] == [("corrupt", True)]
@@ -66,7 +67,7 @@ def test_corrupt_media_exit_with_1_and_are_named(photos, capsys):
 
 def test_overlap_exits_with_1_and_one_split_alone_does_not(photos, capsys):
     write(photos, "validation", {"image": "a.png", "caption": "a field", "id": "the same"})
-    assert check(photos) == 1
+    assert check(photos) == exit_codes.NO
     assert "the same" in capsys.readouterr().out
     assert check(photos, "--split=train") == 0
 
@@ -79,7 +80,7 @@ def test_lines_that_are_left_out_are_named(photos, capsys):
 
 
 def test_too_long_texts_only_exit_with_1(photos, capsys):
-    assert check(photos, "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 1}") == 1
+    assert check(photos, "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 1}") == exit_codes.NO
     assert "TASK_FEATURE_LENGTHS" in capsys.readouterr().out
 
 
@@ -99,3 +100,9 @@ def test_an_experiment_without_a_model_is_refused(photos, capsys):
         == 2
     )
     assert "MODEL = None" in capsys.readouterr().err
+
+
+def test_a_warm_up_longer_than_the_run_is_told_before_the_data_are_read(photos, capsys):
+    assert check(photos, "--gin.TRAIN_STEPS=30", "--gin.OptimizerConfig.warmup_steps=50") == exit_codes.USER
+    assert "The warm-up of 50 steps must be shorter than the run of 30 steps" in capsys.readouterr().err
+    assert not (photos / "out").exists()

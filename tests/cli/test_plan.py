@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from tests.planning import plans_made
-from vadapter.base import trees
+from vadapter.base import exit_codes, trees
 from vadapter.base.errors import UserError
 from vadapter.cli import plan as command
 from vadapter.cli.main import main
@@ -61,7 +61,7 @@ def test_a_plan_is_printed_and_written_with_nothing_but_a_recipe_and_a_topology(
 
 def test_what_does_not_fit_ends_with_status_1_and_says_what_helps(compiler, capsys):
     compiler[0]["all"] = 20 * GIB
-    assert plan() == 1
+    assert plan() == exit_codes.NO
     printed = " ".join(capsys.readouterr().out.split())
     assert "does not fit" in printed and "4.25 GiB are missing" in printed and "What would help" in printed
 
@@ -90,7 +90,7 @@ def test_ctrl_c_shows_what_is_known(compiler, monkeypatch, capsys):
 
     original = planner.Planner.outcome
     monkeypatch.setattr(planner.Planner, "outcome", interrupted)
-    assert plan("--search") == 1
+    assert plan("--search") == exit_codes.NO
     printed = capsys.readouterr()
     assert "It was interrupted." in printed.out and "Interrupted" in printed.err
 

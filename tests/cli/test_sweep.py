@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vadapter.base import exit_codes
 from vadapter.cli.main import main
 
 RATE = "OptimizerConfig.learning_rate"
@@ -73,7 +74,7 @@ def test_gin_files_that_changed_are_refused(folder, capsys):
     """The folder of a sweep keeps what the gin files said."""
     (folder / "arm.gin").write_text('include "experiments/scenes_perceiver.gin"\nTRAIN_STEPS = 3\n')
     given = ["sweep", "--out=out", "--arm=a=arm.gin", *WEIGHTS]
-    assert main(given) == 1  # the weights are not there: the run fails, and the sweep is begun
+    assert main(given) == exit_codes.NO  # the weights are not there: the run fails, and the sweep is begun
     assert "FAILED: vadapter: error:" in capsys.readouterr().out
     (folder / "arm.gin").write_text('include "experiments/scenes_perceiver.gin"\nTRAIN_STEPS = 4\n')
     assert main(given) == 2

@@ -1,6 +1,7 @@
 """What keeps a command running on a TPU host, with a `vadapter` that does what a test says."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tpu_scripts.scripts import FOLDER
+from vadapter.base import exit_codes
 
 pytestmark = pytest.mark.slow
 
@@ -24,9 +26,9 @@ class Host:
         (home / "vadapter-dist").mkdir()
         shutil.copy(FOLDER / "host.sh", home / "vadapter-dist")
 
-    def do(self, *argv: str) -> subprocess.CompletedProcess:
+    def do(self, *argv: str, **more: str) -> subprocess.CompletedProcess:
         command = ["bash", str(self.home / "vadapter-dist" / "host.sh"), *argv]
-        environment = {**os.environ, "HOME": str(self.home), "HOST_PAUSE": "0", "HOST_RESTARTS": "2"}
+        environment = {**os.environ, "HOME": str(self.home), "HOST_PAUSE": "0", "HOST_RESTARTS": "2", **more}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
     def state(self, *command: str) -> str:
@@ -48,6 +50,9 @@ class Host:
         ('[[ "$(wc -l <calls)" == 2 ]] || exit 1', 2, "done"),
         ("kill -SEGV $$", 3, "failed 139"),
         ("exit 143", 3, "failed 143"),
+        ("exit 75", 3, "failed 75"),
+        ("exit 3", 1, "failed 3"),
+        ("exit 130", 1, "failed 130"),
     ],
 )
 def test_a_command_is_started_again_after_a_crash_only(tmp_path, vadapter, calls, state):
@@ -58,6 +63,45 @@ def test_a_command_is_started_again_after_a_crash_only(tmp_path, vadapter, calls
     assert host.state("train", "a  b") == state
     assert host.state("train", "a", "b") == "none"
     assert host.calls() == ["train a  b"] * calls
+
+
+@pytest.mark.parametrize("status", [143, 1, 139])
+def test_only_starts_without_a_newer_checkpoint_count(tmp_path, status):
+    save = '[[ "$n" -gt 6 ]] || { mkdir -p "$step"; touch "$step/_CHECKPOINT_METADATA"; }'
+    host = Host(tmp_path, f'n="$(wc -l <calls)"; step=run/checkpoint_$n\n{save}\nexit {status}')
+    command = ("train", f'--gin.MODEL_DIR="{tmp_path}/run"')
+    host.do("start", "--", *command)
+    host.wait()
+    assert host.state(*command) == f"failed {status}"
+    assert len(host.calls()) == 6 + 2  # six with progress, and HOST_RESTARTS after the last of them
+
+
+def test_a_checkpoint_in_a_bucket_counts_as_progress(tmp_path):
+    host = Host(tmp_path, "exit 1")
+    cloud = tmp_path / "bin" / "gcloud"
+    cloud.parent.mkdir()
+    cloud.write_text(
+        f'#!/usr/bin/env bash\nn="$(cat {tmp_path}/calls 2>/dev/null | wc -l)"\n'
+        '[[ "$n" -gt 3 ]] && n=3\necho "gs://b/run/checkpoint_$n/commit_success.txt"\n'
+    )
+    cloud.chmod(0o755)
+    command = ("train", "--gin.MODEL_DIR='gs://b/run'")
+    host.do(
+        "start",
+        f"PATH={cloud.parent}:{os.environ['PATH']}",
+        "--",
+        *command,
+        PATH=f"{cloud.parent}:{os.environ['PATH']}",
+    )
+    host.wait()
+    assert len(host.calls()) == 3 + 2
+
+
+def test_the_scripts_have_the_final_statuses_of_the_commands():
+    final = {str(code) for code in exit_codes.FINAL if code}
+    host, keep = ((FOLDER / name).read_text() for name in ("host.sh", "keep.sh"))
+    assert set(re.search(r'^FINAL="(.*)"', host, re.MULTILINE)[1].split()) == final
+    assert set(re.findall(r"nfailed (\d+)", keep)) == final
 
 
 def test_a_host_passes_variables_and_its_own_file_on(tmp_path):

@@ -178,6 +178,13 @@ def test_a_users_error_ends_it(scenario, former):
     assert scenario.asked() == [*BEGIN, "stop"]
 
 
+@pytest.mark.parametrize("status", ["3", "130"])
+def test_a_final_status_ends_it_as_on_the_hosts(scenario, status):
+    done = scenario.play("keep", *TRAIN, states=["ACTIVE"], hosts=["none", f"running,failed {status}"])
+    assert done.returncode == 2 and f"failed {status}" in done.stderr
+    assert scenario.asked() == [*BEGIN, "stop"]
+
+
 def test_another_run_is_left_alone(scenario):
     done = scenario.play("keep", *TRAIN, states=["ACTIVE"], hosts=["other"])
     assert done.returncode == 2

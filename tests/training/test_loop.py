@@ -35,7 +35,9 @@ def config(**changes):
     return TrainConfig(**{**fields, **changes})
 
 
-def run(model_dir, data=small.batches, evaluators=(), objective=None, data_info=None, placed=None, step=None, **changes):
+def run(
+    model_dir, data=small.batches, evaluators=(), objective=None, data_info=None, placed=None, step=None, **changes
+):
     placed, settings = placed or small.partitioner(), config(**changes)
     model = small.Model()
     program = settings.program(model, small.batch(0), objective or small.objective(model), placed)

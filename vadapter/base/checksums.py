@@ -12,7 +12,7 @@ from concurrent import futures
 
 from etils import epath
 
-from vadapter.base import json_files
+from vadapter.base import files
 
 FILE = "checksums.json"
 # Orbax changes its marks of a finished checkpoint last.
@@ -24,10 +24,10 @@ _PIECE = 4 << 20
 
 def write(folder: epath.Path) -> None:
     """Writes `checksums.json`: the size and the CRC-32 of each file in a folder, which are complete."""
-    files = list_files(folder)
+    listed = list_files(folder)
     with futures.ThreadPoolExecutor(_THREADS) as pool:
-        sums = pool.map(lambda path: [path.stat().length, _crc32(path)], files.values())
-    (folder / FILE).write_text(json.dumps({"crc32": dict(zip(files, sums, strict=True))}) + "\n")
+        sums = pool.map(lambda path: [path.stat().length, _crc32(path)], listed.values())
+    (folder / FILE).write_text(json.dumps({"crc32": dict(zip(listed, sums, strict=True))}) + "\n")
 
 
 def damage(folder: epath.Path, share: tuple[int, int] = (0, 1)) -> str | None:
@@ -41,22 +41,22 @@ def damage(folder: epath.Path, share: tuple[int, int] = (0, 1)) -> str | None:
         What is wrong, such as "params/d/1e68 has changed since it was written"; None if nothing is.
     """
     try:
-        recorded = json_files.read_object(folder / FILE).get("crc32")
+        recorded = files.read_object(folder / FILE).get("crc32")
     except FileNotFoundError:
         return f"{FILE} is missing"
     except (ValueError, OSError) as e:
         return f"{FILE} {e}"
     if not isinstance(recorded, dict):
         return f"{FILE} has no checksums"
-    files = list_files(folder)
-    if missing := sorted(recorded.keys() - files.keys()):
+    listed = list_files(folder)
+    if missing := sorted(recorded.keys() - listed.keys()):
         return f"{missing[0]} is missing"
-    if more := sorted(files.keys() - recorded.keys()):
+    if more := sorted(listed.keys() - recorded.keys()):
         return f"{more[0]} was not written with it"
     with futures.ThreadPoolExecutor(_THREADS) as pool:
-        read = [i % share[1] == share[0] for i in range(len(files))]
-        wrong = list(pool.map(_difference, files.values(), map(recorded.get, files), read))
-    return next((f"{name} {why}" for name, why in zip(files, wrong, strict=True) if why), None)
+        read = [i % share[1] == share[0] for i in range(len(listed))]
+        wrong = list(pool.map(_difference, listed.values(), map(recorded.get, listed), read))
+    return next((f"{name} {why}" for name, why in zip(listed, wrong, strict=True) if why), None)
 
 
 def _difference(path: epath.Path, recorded: object, read: bool) -> str | None:

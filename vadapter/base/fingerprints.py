@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 from etils import epath
 
+from vadapter.base import files
+
 FILE = "sha256.json"
 
 
@@ -48,7 +50,7 @@ def combine(hashes: Mapping[str, ArrayHash]) -> str:
 def save(folder: str, step: int, hashes: Mapping[str, ArrayHash]) -> None:
     """Records the hashes of a checkpoint's parameters in its MODEL_DIR."""
     record = {"step": step, "parameters": {path: dataclasses.asdict(one) for path, one in sorted(hashes.items())}}
-    (epath.Path(folder) / FILE).write_text(json.dumps(record, indent=1) + "\n")
+    files.write_json(epath.Path(folder) / FILE, record, indent=1)
 
 
 def load(folder: str, step: int) -> dict[str, ArrayHash] | None:

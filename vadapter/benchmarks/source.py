@@ -50,6 +50,10 @@ class BenchmarkSource(RandomAccessSource):
     def num_examples(self, split: str) -> int:
         return self._parts[split].num_examples(split)
 
+    def fingerprint(self, split: str) -> str:
+        """That of the built data set."""
+        return self._parts[split].fingerprint(split)
+
     def read(self, split: str, indices: np.ndarray) -> list[Record]:
         part = self._parts[split]
         found = part.read(split, indices)

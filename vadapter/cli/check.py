@@ -4,7 +4,7 @@ vadapter check --gin_file=experiments/own_stage1.gin --gin.TRAIN_JSONL='"photos/
   --gin.ENCODER_WEIGHTS='"demo/vit"' --gin.TINY_WEIGHTS='"demo/tiny"'
 
 It takes the gin files of `vadapter train`, so that it checks the very task, vocabulary, lengths and model of the run.
-The exit status is 1 where something would spoil the run. MODEL_DIR is not needed and nothing is written there.
+The exit status is 3 where something would spoil the run. MODEL_DIR is not needed and nothing is written there.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vadapter.base import exit_codes
 from vadapter.base.errors import UserError
 from vadapter.cli.arguments import add_gin_arguments, parse_gin_arguments
 
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks, writes the two files, prints a summary; returns 1 where something would spoil a run."""
+    """Checks, writes the two files, prints a summary; returns `exit_codes.NO` where something would spoil a run."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported
     for option in ("limit", "examples"):
         if getattr(args, option) < 0:
@@ -52,11 +53,15 @@ def run(args: argparse.Namespace) -> int:
     from vadapter.base import progress
     from vadapter.data.check import check_page, scan
     from vadapter.recipes import experiments
+    from vadapter.training.optimizers import make_schedule
 
     experiments.register()
     with _warnings() as warnings:
         parse_gin_arguments(args, bindings=["MODEL_DIR=''"])  # required by gin, used by nothing here
-        parts = parts_of(experiments.made(), args.split)
+        experiment = experiments.made()
+        parts = parts_of(experiment, args.split)
+        if experiment.train.steps > 1:  # runs/eval.gin, which trains nothing, has one
+            make_schedule(experiment.train.optimizer, experiment.train.steps)  # raises where they do not fit
     with progress.bars() as show:
         report = scan.check(parts, limit=args.limit, examples=args.examples, warnings=warnings, progress=show)
     folder = Path(args.output)
@@ -65,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     check_page.write(report, folder / "check.html", f"Data check of {parts[0].config.mixture}")
     _print(report)
     print(f"Wrote {folder / 'check.html'} and {folder / 'check.json'}.")
-    return int(report.spoils)
+    return exit_codes.NO if report.spoils else exit_codes.DONE
 
 
 def parts_of(experiment: "Experiment", split: str | None = None) -> list["Part"]:

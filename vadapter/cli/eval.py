@@ -44,12 +44,11 @@ def run(args: argparse.Namespace) -> None:
 
     import jax
 
-    from vadapter.base import buckets
     from vadapter.base.errors import UserError
     from vadapter.cli import arguments, processes
     from vadapter.cli.arguments import parse_gin_arguments
     from vadapter.recipes import experiments
-    from vadapter.runs import bundle
+    from vadapter.runs import bundle, folder
     from vadapter.runs.evaluate import evaluate
     from vadapter.runs.experiment import Parts
 
@@ -57,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("A bundle is left as it is. Say with --output where to write the results of its evaluation.")
     if args.num_examples < 0:
         raise UserError(f"--num_examples is {args.num_examples}; expected 0, for none, or more.")
-    buckets.check(args.output or "")
+    if args.output is not None:
+        folder.check(args.output, "--output")
     experiments.register()
     if args.bundle:
         description = bundle.read(args.bundle).description

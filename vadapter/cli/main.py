@@ -1,6 +1,8 @@
 """The command `vadapter`. Help answers at once: a command's module is imported when it is chosen, jax when it runs."""
 
 import argparse
+import contextlib
+import difflib
 import importlib
 import os
 import sys
@@ -9,8 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import vadapter
+from vadapter.base import exit_codes, quiet
 from vadapter.base.errors import UserError
-from vadapter.cli import modules
+from vadapter.cli import failures, modules, unknown_arguments
 
 GIN_FLAG = "--gin."
 
@@ -53,9 +56,18 @@ def _front_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vadapter {vadapter.__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("command", metavar="COMMAND", help="see below", choices=[command.name for command in COMMANDS])
+    parser.add_argument("command", metavar="COMMAND", help="see below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its own arguments")
     return parser
+
+
+def _command(name: str) -> Command:
+    names = [command.name for command in COMMANDS]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        meant = f"Did you mean {near[0]}? " if near else ""
+        raise UserError(f"There is no command {name}. {meant}The commands are {', '.join(names)}.")
+    return COMMANDS[names.index(name)]
 
 
 def _command_parser(command: Command) -> tuple[argparse.ArgumentParser, object]:
@@ -76,54 +88,47 @@ def rewrite_gin_flags(argv: Sequence[str]) -> list[str]:
     return [f"--gin_bindings={arg.removeprefix(GIN_FLAG)}" if arg.startswith(GIN_FLAG) else arg for arg in argv]
 
 
-def _message(error: BaseException) -> str | None:
-    """The paragraph for a user's mistake, or None if the error is not the user's."""
-    if isinstance(error, UserError):
-        return str(error).split("\n  In call to configurable")[0]
-    if "gin" in sys.modules:
-        from vadapter.recipes import gin_front as config
-
-        if config.is_gin_error(error):
-            return config.explain(error)
-    return None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit status.
+    """Runs a command line and returns its exit status, one of `vadapter.base.exit_codes`.
 
-    0: done. 1: a bug, after its traceback; or what a command says by it (`check`, `plan`). 2: a user's mistake, the
-    same again next time. 130: interrupted. 143: stopped, and it goes on when started again: `train` that was told to
-    stop (SIGTERM) and has saved, or processes of a run that did not all come.
-
-    One process of many ends at once after an error, without returning (`hosts.stop_after_error`).
+    A bug is raised: after its traceback the status is 1. One process of many ends at once after an error, without
+    returning (`hosts.stop_after_error`).
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads data here; its start-up log is noise.
+    quiet.import_quietly("tensorflow")
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
         front = _front_parser().parse_args(argv)
-        command = next(c for c in COMMANDS if c.name == front.command)
-        parser, run = _command_parser(command)
-        args = parser.parse_args(rewrite_gin_flags(front.arguments))
+        parser, run = _command_parser(_command(front.command))
+        args, unknown = parser.parse_known_args(rewrite_gin_flags(front.arguments))
+        if unknown:
+            raise UserError(unknown_arguments.message(unknown, parser))
         modules.import_modules(args.module)
         status = run(args)  # type: ignore[operator]
-        return int(status or 0)
+        sys.stdout.flush()  # here, where it can be told that nobody reads it any more
+        return int(status or exit_codes.DONE)
     except SystemExit as error:  # argparse: help, version, or a message that it has printed
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except KeyboardInterrupt:
-        print("vadapter: interrupted", file=sys.stderr)
-        _stop_after_error(130)
-        return 130
-    except Exception as error:
-        message = _message(error)
-        if message is None:
-            _stop_after_error(1, error)
+    except (Exception, KeyboardInterrupt) as error:
+        failure = failures.explain(error)
+        if failure is None:
+            _stop_after_error(exit_codes.BUG, error)
             raise
         if debug:
             traceback.print_exc()
-        print(f"vadapter: error: {message}", file=sys.stderr)
-        status = getattr(error, "exit_status", UserError.exit_status)
-        _stop_after_error(status)
-        return status
+        _say(failure)
+        _stop_after_error(failure.status)
+        return failure.status
+
+
+def _say(failure: failures.Failure) -> None:
+    if failure.status == exit_codes.PIPE:  # what is still to be printed goes nowhere, without a second error
+        with contextlib.suppress(OSError, ValueError):  # it is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif failure.status == exit_codes.INTERRUPTED:
+        print(f"vadapter: {failure.message}", file=sys.stderr)
+    else:
+        print(f"vadapter: error: {failure.message}", file=sys.stderr)
 
 
 def _stop_after_error(status: int, bug: BaseException | None = None) -> None:

@@ -7,12 +7,14 @@ their places in the gin files need no values. With --search it also looks for a 
 
 vadapter plan --gin_file=experiments/paper_stage2.gin --topology=v5e:8x8 --search
 
-Needs libtpu: pip install 'vadapter[tpu]'. Exit status 1 says that nothing fits.
+Needs libtpu: pip install 'vadapter[tpu]'. Exit status 3 says that nothing fits.
 """
 
 import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from vadapter.base import exit_codes
 
 if TYPE_CHECKING:
     from vadapter.planning.plans import Plan
@@ -43,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints and writes the plan; returns 1 if it does not fit."""
+    """Prints and writes the plan; returns `exit_codes.NO` if it does not fit."""
     from pathlib import Path
 
     from vadapter.planning.topologies import Topology, prepare
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             "Compiling the generation of text", lambda: planned.with_decode(train, decoding, args.decode_rows)
         )
     _report(plan, search, args)
-    return 0 if plan.fits else 1
+    return exit_codes.DONE if plan.fits else exit_codes.NO
 
 
 def waited(what: str, work: Callable[[], Any]) -> Any:

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vadapter.base import exit_codes
 from vadapter.base.errors import UserError
 from vadapter.cli.arguments import add_gin_arguments
 
 if TYPE_CHECKING:
     from vadapter.runs.sweep import Arm, Run, Sweep
 
-_STOPPED = 143  # as of vadapter train
 _OWN = ("MODEL_DIR", "SEED")  # macros that the sweep sets
 
 
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains and prints a table. Returns 0; 1 where a run failed; 143 where some were stopped and go on next time."""
+    """Trains and prints a table. Returns 0; 3 where a run failed; 143 where some were stopped and go on next time."""
     from vadapter.runs.sweep import check_same
     from vadapter.runs.sweep_run import StoppedError, SweepRunner
 
@@ -103,11 +103,11 @@ def run(args: argparse.Namespace) -> int:
         lines = runner.run(args.workers, environment)
     except StoppedError:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return _STOPPED
+        return exit_codes.STOPPED
     _print_table(sweep, lines)
     print(f"\nResults: {out}/results.jsonl, {out}/results.parquet\nA page of them: vadapter report {out}")
     statuses = {line["status"] for line in lines}
-    return 1 if "failed" in statuses else _STOPPED if "paused" in statuses else 0
+    return exit_codes.NO if "failed" in statuses else exit_codes.STOPPED if "paused" in statuses else exit_codes.DONE
 
 
 # --- what was asked for ---------------------------------------------------------------------------------------------

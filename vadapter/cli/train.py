@@ -9,10 +9,9 @@ vadapter train --bundle=owl --gin_file=experiments/own_stage2.gin --gin.MODEL_DI
 
 import argparse
 
+from vadapter.base import exit_codes
 from vadapter.cli.arguments import add_gin_arguments, parse_gin_arguments
-from vadapter.recipes.gin_front import save_config
-
-_TOLD_TO_STOP = 143  # a shell's status of what SIGTERM ended: whoever watches starts it again
+from vadapter.recipes.gin_front import macro, save_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Trains, evaluates and writes MODEL_DIR. Returns the exit status: 0, or 143 when told to stop before the end."""
     from vadapter.cli import processes
     from vadapter.recipes import experiments
-    from vadapter.runs import train
+    from vadapter.runs import folder, train
 
     experiments.register()
     if args.bundle:
@@ -36,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if args.step is not None:
         args.gin_bindings.append(f"Experiment.resume_step={args.step}")
     parse_gin_arguments(args)
+    folder.check(macro("MODEL_DIR", "runs/train"))  # before data are made or read
     processes.join()
     result = train.run(processes.first_process_first(experiments.made), accepted=save_config)
-    return _TOLD_TO_STOP if result.interrupted else 0
+    return exit_codes.STOPPED if result.interrupted else exit_codes.DONE

@@ -33,3 +33,13 @@ def describe(mixture: str) -> dict[str, Any]:
         "prompt_format": vocabulary.format.name,
         "prompts": templates,
     }
+
+
+def contents(mixture: str, split: str) -> dict[str, Any]:
+    """Returns what tells the records of a split from others, by task, wherever they lie.
+
+    Returns:
+        Of each task its `records`, and `sha256`, see `RandomAccessSource.fingerprint`; "" where its source has none.
+    """
+    tasks = [task for task in tasks_of(mixture) if task.num_examples(split)]
+    return {t.name: {"records": t.num_examples(split), "sha256": t.records.fingerprint(split)} for t in tasks}

@@ -17,6 +17,7 @@ from etils import epath
 from gin import config as gin_config
 
 from vadapter.base.errors import UserError
+from vadapter.base.files import write_text
 from vadapter.recipes import gin_errors, gin_files
 from vadapter.recipes.gin_errors import is_gin_error
 
@@ -24,6 +25,7 @@ __all__ = [
     "config_text",
     "explain",
     "is_gin_error",
+    "macro",
     "make",
     "parse_gin",
     "register",
@@ -114,6 +116,15 @@ def _parse_binding(binding: str) -> None:
         ) from error
 
 
+def macro(name: str, otherwise: Any = None) -> Any:
+    """Returns the value of a macro, or something else where it has none of its own."""
+    try:
+        value = gin.query_parameter(f"{name}/gin.macro.value")
+    except ValueError:
+        return otherwise
+    return otherwise if isinstance(value, gin_config.ConfigurableReference) else value
+
+
 def make(name: str) -> Any:
     """Returns what a registered class or function makes of the current configuration."""
     return gin.get_configurable(name)()
@@ -181,8 +192,8 @@ def save_config(model_dir: str | Path) -> None:
     """
     folder = epath.Path(model_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.gin").write_text(config_text())
-    (folder / "operative_config.gin").write_text(_without_hosts(gin.operative_config_str()))
+    write_text(folder / "config.gin", config_text())
+    write_text(folder / "operative_config.gin", _without_hosts(gin.operative_config_str()))
 
 
 def config_text() -> str:

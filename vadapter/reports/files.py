@@ -11,6 +11,7 @@ MODEL_DIR/thumbnails/00000.png  their pictures, by row number
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vadapter.base import pictures
+from vadapter.base import files, pictures
 from vadapter.base.errors import UserError
 from vadapter.reports import data
 from vadapter.reports.data import Comparison, Prediction, Run, SavedEvaluation, compare
@@ -154,7 +155,7 @@ def load_run(model_dir: str | Path, name: str | None = None, description: str = 
             f"Expected curve.jsonl or metrics.json of a training run in {str(folder)!r} and found neither. "
             "Give the MODEL_DIR of a run that has logged at least once."
         )
-    done = _read_json(folder / "done.json")
+    done = _done(folder / "done.json")
     latest: dict[str, Any] = {}
     for line in lines:
         if line.get("split") != "train":
@@ -248,30 +249,34 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
     except ValueError as e:
         raise UserError(f"{path} should be JSON and cannot be read: {e}. Delete it and evaluate again.") from e
     return content if isinstance(content, dict) else {}
 
 
+def _done(path: Path) -> dict[str, Any]:
+    """The content of a run's `done.json`; nothing where it was cut: the run then counts as not done."""
+    content = files.read_record(path)
+    if not content and path.is_file():
+        logging.warning("%s was cut or is no JSON: the run counts as not finished.", path)
+    return content
+
+
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines. A last line that is cut short, as by a killed run, is left out."""
+    """Reads JSON lines. A last line that is cut short, as by a killed run or a full disk, is left out."""
     if not path.is_file():
         return []
-    found, texts = [], path.read_text(encoding="utf-8").splitlines()
-    for number, text in enumerate(texts, 1):
-        if not text.strip():
-            continue
-        try:
-            found.append(json.loads(text))
-        except ValueError as e:
-            if number < len(texts):
-                raise UserError(f"Line {number} of {path} is not JSON: {e}. Remove that line.") from e
-    return [line for line in found if isinstance(line, dict)]
+    text = path.read_bytes().decode("utf-8", "replace")
+    found, broken = files.split_lines(text)
+    if inside := [number for number in broken if number < len(text.splitlines())]:
+        raise UserError(
+            f"Line {inside[0]} of {path} is no JSON object. Remove that line; of a training that goes on, the same "
+            "command removes it."
+        )
+    return found
 
 
 def _write(path: epath.Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(text.encode("utf-8", "replace"))
-    partial.replace(path)
+    files.write_text(path, text)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vadapter.base import files
 from vadapter.base.errors import UserError
 from vadapter.evaluation.seeds import Estimate, differences, estimate
 from vadapter.reports.data import finite
@@ -211,7 +212,7 @@ def load(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
         sweep = json.loads((folder / SWEEP).read_text())
         path = folder / TABLE
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        lines = files.split_lines(path.read_text())[0] if path.is_file() else []
     except (OSError, ValueError) as error:
         raise UserError(f"The sweep in {folder} cannot be read: {error}. Start vadapter sweep there again.") from error
     if not lines:

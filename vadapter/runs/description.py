@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 import vadapter
-from vadapter.base import resizing
+from vadapter.base import files, resizing
 from vadapter.base.errors import UserError
 from vadapter.base.paths import absolute, relative, resolve
 from vadapter.models.configuration import ModelConfig
@@ -19,7 +19,7 @@ from vadapter.models.serialization import from_json, to_json
 from vadapter.models.vit import ViTConfig
 
 if TYPE_CHECKING:
-    from vadapter.runs.experiment import Experiment
+    from vadapter.runs.experiment import Evaluation, Experiment
     from vadapter.training.optimizers import OptimizerConfig
 
 FORMAT = 1
@@ -124,7 +124,7 @@ def preprocessing(description: Description) -> dict[str, Any]:
 def save(folder: str, description: Description) -> None:
     """Writes `model.json` into a MODEL_DIR, which is made if it is not there."""
     epath.Path(folder).mkdir(parents=True, exist_ok=True)
-    (epath.Path(folder) / FILE).write_text(json.dumps(description.to_json(), indent=2) + "\n")
+    files.write_json(epath.Path(folder) / FILE, description.to_json())
 
 
 def load(folder: str) -> Description:
@@ -182,7 +182,7 @@ def _positions(encoder: ViTConfig) -> str:
 def read_json(file: str) -> Any:
     """Returns the content of a JSON file. Raises `UserError` if it is no JSON."""
     try:
-        return json.loads(epath.Path(file).read_text())
+        return json.loads(epath.Path(file).read_bytes())
     except ValueError as e:
         raise UserError(f"{file} is not valid JSON: {e}. Use the file as it was written.") from e
 
@@ -224,6 +224,20 @@ def _training(experiment: "Experiment") -> dict[str, Any]:
         "trainable": list(train.trainable),
         "optimizer": _plain(train.optimizer),
         "objective": dataclasses.asdict(experiment.objective),
+        "evaluations": {each.name: _evaluation(each) for each in experiment.evaluations},
+    }
+
+
+def _evaluation(evaluation: "Evaluation") -> dict[str, Any]:
+    """What changes the figures of an evaluation, and when they are measured."""
+    data, decoding = evaluation.data, dataclasses.asdict(evaluation.decoding)
+    return {
+        "kind": evaluation.kind,
+        "every_steps": evaluation.every_steps,
+        "benchmark": evaluation.benchmark,
+        "metrics": list(evaluation.metrics),
+        "data": {"mixture": data.mixture, "split": data.split, "limit": data.eval_limit},
+        **({"decoding": decoding} if evaluation.kind == "generation" else {}),
     }
 
 

@@ -229,6 +229,15 @@ def remembered(batches: Callable[[], Iterator[Any]], limit: int = 1 << 28) -> Ca
 
 
 def data_info(experiment: Experiment) -> Mapping[str, Any]:
-    """What fixes the order and content of the training data, for the checkpoint."""
+    """What fixes the order and content of the training data, for the checkpoint. Its tasks are registered by now."""
+    from vadapter.data import mixture_description
+
     data = experiment.data
-    return {"mixture": data.mixture, "split": data.split, "seed": data.seed, "batch_size": data.batch_size}
+    return {
+        "mixture": data.mixture,
+        "split": data.split,
+        "seed": data.seed,
+        "batch_size": data.batch_size,
+        "lengths": dict(data.lengths),
+        "contents": mixture_description.contents(data.mixture, data.split),
+    }

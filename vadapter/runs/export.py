@@ -1,7 +1,6 @@
 """Makes a bundle of a run's checkpoint."""
 
 import dataclasses
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -11,7 +10,7 @@ import numpy as np
 from etils import epath
 from flax import linen as nn
 
-from vadapter.base import trees
+from vadapter.base import files, trees
 from vadapter.base.errors import UserError
 from vadapter.base.paths import relative, resolve
 from vadapter.models.vlm import VLM, VLMConfig
@@ -84,8 +83,7 @@ def _read(offer: Offer, names: Mapping[str, str]) -> dict[str, np.ndarray]:
 
 def _outcome(model_dir: str, step: int) -> dict[str, Any]:
     """How the training ended, if it ended at this step."""
-    file = epath.Path(model_dir) / "done.json"
-    done = json.loads(file.read_text()) if file.exists() else {}
+    done = files.read_record(epath.Path(model_dir) / "done.json")
     return {key: done[key] for key in ("metrics", "evals", "seconds")} if done.get("step") == step else {}
 
 

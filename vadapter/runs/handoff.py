@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vadapter.base import fingerprints, trees
+from vadapter.base import files, fingerprints, trees
 from vadapter.base.array_types import Array
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
@@ -196,7 +196,7 @@ def start(
     facts = work.run(batches, say)
     if jax.process_index() == 0:
         epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
-        (epath.Path(model_dir) / RECORD).write_text(json.dumps(facts, indent=1) + "\n")
+        files.write_json(epath.Path(model_dir) / RECORD, facts, indent=1)
     say(f"Hand-off: {_sentence(facts)}.")
     return trees.unflatten(work.flat)
 

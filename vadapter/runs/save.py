@@ -1,13 +1,17 @@
 """Keeps what a loop of one's own has trained as a run that `load`, `export` and the commands can read."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
+
+import jax
 
 from vadapter.base.errors import UserError
 from vadapter.base.paths import absolute, relative
 from vadapter.data.rows import formats
 from vadapter.data.rows import vocabulary as vocabularies
-from vadapter.runs import description
+from vadapter.runs import description, lock
+from vadapter.runs import folder as folders
 from vadapter.runs.batches import for_model
 from vadapter.runs.description import Description, Text
 from vadapter.training.checkpoints import Checkpointer
@@ -44,8 +48,9 @@ def save(
 
     Raises:
         UserError: a frozen parameter is in none of the references, so that the run could not be read again; or the
-            vocabulary cannot be read.
+            vocabulary cannot be read; or the folder cannot be written to, or another process trains in it.
     """
+    folders.check(model_dir, "model_dir")
     folder = os.fspath(model_dir)
     frozen = len(program.shapes) - len(program.storage.trained)
     if sum(reference.frozen for reference in references) < frozen:
@@ -68,10 +73,12 @@ def save(
         "trainable": list(program.trainable),
         "frozen_dtype": program.frozen_dtype,
     }
-    with Checkpointer(folder) as checkpointer:
-        checkpointer.save(state, record)
-        checkpointer.finish()
     config = program.model.config  # pyright: ignore[reportAttributeAccessIssue]
     training = {"steps": int(state.step), "trainable": list(program.trainable)}
     resize = resize or for_model(config).resize
-    description.save(folder, Description(config, text, resize, program.frozen_dtype, training))
+    with lock.held(folder) if jax.process_index() == 0 else contextlib.nullcontext():
+        with Checkpointer(folder) as checkpointer:
+            checkpointer.save(state, record)
+            checkpointer.finish()
+        if jax.process_index() == 0:
+            description.save(folder, Description(config, text, resize, program.frozen_dtype, training))

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import math
 import os
 import queue
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
+from vadapter.base import exit_codes, files
 from vadapter.base.errors import UserError
 from vadapter.runs import sweep_table
 from vadapter.runs.sweep import FILE, Arm, Run, Setting, Sweep, edges, ranked, to_json
@@ -22,7 +22,7 @@ from vadapter.runs.sweep_table import LOG, Line, loss_at
 LOCK = "sweep.lock"
 WORKER = "{worker}"
 # Of a training that was told to stop, by itself or by a signal: the same command goes on with it.
-_STOPPED = (130, 143, -signal.SIGTERM, -signal.SIGINT)
+_STOPPED = (exit_codes.INTERRUPTED, exit_codes.STOPPED, -signal.SIGTERM, -signal.SIGINT)
 Command = Callable[[Run, int | None], Sequence[str]]
 Say = Callable[[str], None]
 
@@ -52,7 +52,7 @@ class _Workers:
             with log.open("ab") as written:
                 with self.guard:
                     if self.stopping:
-                        return 143
+                        return exit_codes.STOPPED
                     # In a group of its own: Ctrl-C reaches the sweep alone, which lets its trainings save. They hold
                     # the sweep's lock with it, also where it is killed and they live on.
                     process = subprocess.Popen(
@@ -128,10 +128,10 @@ class SweepRunner:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         with _locked(self.out) as lock:
-            (self.out / FILE).write_text(json.dumps(to_json(self.sweep), indent=2) + "\n")
+            files.write_json(self.out / FILE, to_json(self.sweep))
             for folder, text in self.configurations.items():
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / "config.gin").write_text(text)
+                files.write_text(folder / "config.gin", text)
             self.workers = _Workers(workers, environment or {}, lock)
             if self.retry:
                 self.failed.clear()
@@ -216,8 +216,8 @@ class SweepRunner:
         folder = self.out / run.folder
         folder.mkdir(parents=True, exist_ok=True)
         status = self.workers.run(self.command(run, until), folder / LOG)
-        paused = status == 143 and until is not None and not self.workers.stopping
-        if status and status not in _STOPPED and not (folder / "done.json").is_file():
+        paused = status == exit_codes.STOPPED and until is not None and not self.workers.stopping
+        if status and status not in _STOPPED and not files.read_record(folder / "done.json"):
             self.failed[run.key] = (status, _last_line(folder / LOG))
         self.write()
         found = self._line(run)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vadapter.base import files
 from vadapter.reports.files import load_curve
 from vadapter.runs.sweep import Run, Sweep
 
@@ -18,14 +19,14 @@ Line = dict[str, Any]
 def read(out: Path) -> list[Line]:
     """Returns the lines that a former call left; none where there is no table."""
     path = out / JSONL
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return files.split_lines(path.read_bytes().decode("utf-8", "replace"))[0] if path.is_file() else []
 
 
 def line(sweep: Sweep, run: Run, out: Path) -> Line:
     """Returns what a run's folder says. Its status is `done`, `paused` (it has begun), `waiting`, or `failed`: it
     finished without the loss that chooses."""
     folder = out / run.folder
-    done, made_with = _json(folder / "done.json"), _json(folder / "environment.json")
+    done, made_with = (files.read_record(folder / name) for name in ("done.json", "environment.json"))
     curve = load_curve(folder, sweep.validation)
     evals = done.get("evals", {})
     best = min(curve, key=lambda point: point[1], default=(None, None))
@@ -80,9 +81,7 @@ def _scalar(evals: Mapping[str, Mapping[str, float]], name: str) -> float | None
 def write(out: Path, lines: Sequence[Line]) -> None:
     """Writes `results.jsonl` and `results.parquet`, each in place of the former one at once."""
     text = "".join(json.dumps(_finite(found), allow_nan=False) + "\n" for found in lines)
-    partial = out / f"{JSONL}.partial"
-    partial.write_text(text)
-    partial.replace(out / JSONL)
+    files.write_text(out / JSONL, text)
     _write_parquet(out / PARQUET, lines)
 
 
@@ -112,11 +111,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The content of a file; nothing where it is missing or was cut short."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}

@@ -1,22 +1,25 @@
 """Trains: the parts are made, the parameters are found, the loop runs."""
 
+import contextlib
 import dataclasses
-import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
-from vadapter.base import buckets, versions
+from vadapter.base import files, storage_errors, versions
+from vadapter.base.errors import UserError
 from vadapter.base.host_memory import keep_freed_memory
 from vadapter.data import tasks
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.rows import formats
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import MeshConfig
-from vadapter.runs import bundle, description, handoff, warm_start
+from vadapter.runs import bundle, description, folder, handoff, lock, resume, warm_start
 from vadapter.runs.experiment import Evaluation, Experiment, Parts, data_info
 from vadapter.runs.handoff import Handoff
 from vadapter.runs.load import load
@@ -32,74 +35,139 @@ def run(experiment: Experiment, *, accepted: Callable[[str], None] | None = None
     """Trains an experiment. A run that was stopped goes on where it was.
 
     Writes into `model_dir` what `training.loop.train` writes, `model.json`, and `environment.json`: the versions and
-    devices of the latest session.
+    devices of the latest session. Nothing is written before everything is accepted. While it trains it holds the
+    folder's lock (`vadapter.runs.lock`).
 
     Args:
         experiment: what to train.
         accepted: is called with `model_dir`, in the first process only, when everything is made and nothing was
             refused: the moment to keep one's own record of the run.
+
+    Raises:
+        UserError: something does not fit, another process trains in `model_dir`, or its disk took no more
+            (`storage_errors.StorageError`).
     """
-    buckets.check(experiment.model_dir)
+    folder.check(experiment.model_dir)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(storage_errors.told_once())
+        try:
+            _lock(experiment.model_dir, stack)
+            return _run(experiment, accepted, stack)
+        except Exception as error:
+            if (reason := storage_errors.reason(error)) and not isinstance(error, UserError):
+                raise _stopped_by(reason, experiment.model_dir) from error
+            raise
+
+
+def _run(
+    experiment: Experiment, accepted: Callable[[str], None] | None, stack: contextlib.ExitStack
+) -> loop.TrainResult:
     parts = Parts(experiment)
     evaluators, loader = parts.evaluators(), parts.loader
-
-    def fresh() -> tuple[Any, list[Reference]]:
-        start_by = None if experiment.bundle else experiment.handoff  # a bundle gives the adapter's values
-        if start_by:  # what is wrong with it is told before weights are read
-            trained = parts.program.storage.trained
-            handoff.check(start_by, getattr(experiment.model, "adapter", None), experiment.data.mixture, trained)
-        params, references = initialize.initial_params(
-            parts.program,
-            jax.random.key(experiment.seed),
-            sources=experiment.sources,
-            model_dir=experiment.model_dir,
-        )
-        if start_by:
-            params = handoff.start(
-                start_by,
-                params,
-                parts.program,
-                experiment.data,
-                loader.batches,
-                references=references,
-                model_dir=experiment.model_dir,
-            )
-        if experiment.bundle:
-            started_from = bundle.read(experiment.bundle)
-            params, record = warm_start.warm_start(
-                params, references, started_from, parts.program, experiment.model, experiment.model_dir
-            )
-            references.append(record)
-        return params, references
-
-    described = description.describe(experiment)
-    if checkpoints.steps(experiment.model_dir):
-        description.check_same_pictures(experiment.model_dir, described)
+    described, data = description.describe(experiment), data_info(experiment)
+    say = initialize.print_once
+    finished = resume.check(
+        experiment.model_dir, described, data, experiment.train.steps, say, back_to=experiment.resume_step
+    )
+    if jax.process_index() == 0:
+        folder.check_room(experiment.model_dir, _checkpoint_bytes(parts))
     start = initialize.begin(
         parts.program,
         experiment.model_dir,
-        fresh,
+        lambda: _fresh(experiment, parts),
         sources=experiment.sources,
         others=[_bundle(experiment.bundle, experiment.model_dir)] if experiment.bundle else [],
-        data_info=data_info(experiment),
+        data_info=data,
         step=experiment.resume_step,
     )
-    if jax.process_index() == 0:
+    # Of a finished run nothing is written, but what an older version did not write or a full disk has cut.
+    whole = files.read_json(epath.Path(experiment.model_dir) / description.FILE) is not None
+    if jax.process_index() == 0 and not (finished and whole):
         if accepted is not None:
             accepted(experiment.model_dir)
         description.save(experiment.model_dir, described)
-        made_with = json.dumps(versions.machine(), indent=2)
-        (epath.Path(experiment.model_dir) / "environment.json").write_text(made_with + "\n")
+        files.write_json(epath.Path(experiment.model_dir) / "environment.json", versions.machine())
+
+    def batches(step: int) -> Any:
+        return stack.enter_context(contextlib.closing(loader.batches(step)))  # its threads end with an error too
+
     return loop.train(
         experiment.train,
         program=parts.program,
         start=start,
-        batches=loader.batches,
+        batches=batches,
         model_dir=experiment.model_dir,
         evaluators=evaluators,
         flops=parts.flops(),
+    )
+
+
+def _fresh(experiment: Experiment, parts: Parts) -> tuple[Any, list[Reference]]:
+    """The parameters of a new run, and where they are from."""
+    start_by = None if experiment.bundle else experiment.handoff  # a bundle gives the adapter's values
+    if start_by:  # what is wrong with it is told before weights are read
+        trained = parts.program.storage.trained
+        handoff.check(start_by, getattr(experiment.model, "adapter", None), experiment.data.mixture, trained)
+    params, references = initialize.initial_params(
+        parts.program,
+        jax.random.key(experiment.seed),
+        sources=experiment.sources,
+        model_dir=experiment.model_dir,
+    )
+    if start_by:
+        params = handoff.start(
+            start_by,
+            params,
+            parts.program,
+            experiment.data,
+            parts.loader.batches,
+            references=references,
+            model_dir=experiment.model_dir,
+        )
+    if experiment.bundle:
+        started_from = bundle.read(experiment.bundle)
+        params, record = warm_start.warm_start(
+            params, references, started_from, parts.program, experiment.model, experiment.model_dir
+        )
+        references.append(record)
+    return params, references
+
+
+def _lock(model_dir: str, stack: contextlib.ExitStack) -> None:
+    """Takes the folder's lock in the first process, and ends all of them where that is refused."""
+    refused: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            stack.enter_context(lock.held(model_dir, say=initialize.print_once))
+        except Exception as error:  # told to the others first
+            refused = error
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        told = bool(multihost_utils.broadcast_one_to_all(np.int32(refused is not None)))
+        if told and refused is None:
+            raise UserError(f"The first process of this run may not write into {model_dir}; its message says why.")
+    if refused is not None:
+        raise refused
+
+
+def _checkpoint_bytes(parts: Parts) -> int:
+    state = parts.program.abstract_state
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state) if hasattr(x, "dtype"))
+
+
+def _stopped_by(reason: str, model_dir: str) -> storage_errors.StorageError:
+    """What to say where the disk of a run took no more."""
+    try:
+        steps = checkpoints.steps(model_dir)
+    except Exception:  # the disk is gone altogether
+        steps = []
+    last = f"Its last good checkpoint is that of step {steps[-1]}" if steps else "It has no checkpoint yet"
+    return storage_errors.StorageError(
+        f"The run {model_dir} had to end: {reason}. {last}. Make room or mend the disk, and give the same command "
+        "again, which goes on from there; or start in a MODEL_DIR on another disk."
     )
 
 

@@ -143,10 +143,12 @@ def begin(
     step, went_back_to, going_back = _choose(model_dir, newest, step, say)
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
         run = checkpointer.run(step)
-        if run.get("data", {}) != dict(data_info or {}):
+        former, data = run.get("data", {}), dict(data_info or {})
+        both = former.keys() & data.keys()  # an older version recorded fewer
+        if any(former[key] != data[key] for key in both):
             raise UserError(
-                f"{what} was trained on the data {run.get('data')}; it is now given {dict(data_info or {})}. Give it "
-                "the former data settings, or start a new run in another MODEL_DIR."
+                f"{what} was trained on the data {former}; it is now given {data}. Give it the former data settings, "
+                "or start a new run in another MODEL_DIR."
             )
         state = program.restore(checkpointer, step)
     references = [Reference.from_json(r) for r in run["sources"]]
@@ -161,7 +163,7 @@ def begin(
         dropped = checkpoints.drop_after(model_dir, step)
         say(f"Going back to step {step}: deleted {', '.join(f'checkpoint_{s}' for s in dropped)}.")
     say(f"Resuming {model_dir} at step {step}.")
-    return Start(state, kept, tuple(references), run.get("data", {}), run.get("seconds", 0.0), went_back_to)
+    return Start(state, kept, tuple(references), {**former, **data}, run.get("seconds", 0.0), went_back_to)
 
 
 def _choose(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vadapter.base import checksums, json_files
+from vadapter.base import checksums, files
 from vadapter.base.array_types import Array, PyTree
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
@@ -34,7 +34,7 @@ def is_finished(checkpoint: epath.Path) -> bool:
     On a disk an unfinished checkpoint has another name. In a bucket, where folders cannot be renamed, it has not.
     """
     try:
-        mark = json_files.read_object(checkpoint / checksums.MARK)
+        mark = files.read_object(checkpoint / checksums.MARK)
     except (OSError, ValueError):  # absent, or just being written
         return False
     return isinstance(mark.get("commit_timestamp_nsecs"), int)

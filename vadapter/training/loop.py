@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import jax
 from etils import epath
 from flax import linen as nn
 
-from vadapter.base import quantization, trees
+from vadapter.base import files, quantization, trees
 from vadapter.base.array_types import PyTree
 from vadapter.base.errors import UserError
 from vadapter.base.evaluator import Evaluator
@@ -71,10 +70,11 @@ class TrainConfig:
         """Returns the program of the step; see `Program`.
 
         Raises:
-            UserError: there are no steps to make.
+            UserError: there are no steps to make, or none between two lines of metrics.
         """
-        if self.steps < 1:
-            raise UserError(f"TrainConfig: steps={self.steps} must be 1 or more.")
+        for name in ("steps", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"TrainConfig: {name}={getattr(self, name)} must be 1 or more.")
         return Program(
             model,
             example,
@@ -158,8 +158,6 @@ class _Run:
         evaluators: Sequence[Evaluator],
         stack: contextlib.ExitStack,
     ):
-        if config.log_every < 1:
-            raise UserError(f"TrainConfig: log_every={config.log_every} must be 1 or more.")
         self.config, self.program, self.evaluators = config, program, evaluators
         self.folder = epath.Path(model_dir)
         self.first = jax.process_index() == 0
@@ -185,10 +183,14 @@ class _Run:
         self.evals: dict[str, dict[str, float]] = {}
 
     def done(self) -> dict[str, Any] | None:
-        """Returns `done.json` if this step is the one that it is about."""
+        """Returns `done.json` if this step is the one that it is about; a file that was cut counts as none."""
         path = self.folder / "done.json"
-        done = json.loads(path.read_text()) if path.exists() else None
-        return done if done and done["step"] == self.step else None
+        done = files.read_record(path)
+        if not {"step", "seconds", "metrics", "evals"} <= done.keys():
+            if path.exists():
+                self.console.line(f"{path} was cut or is no JSON: the run counts as not finished.")
+            return None
+        return done if done["step"] == self.step else None
 
     def announce(self) -> None:
         """Prints the table of parts and writes `model-info.txt`."""
@@ -201,7 +203,7 @@ class _Run:
                 for kind, tree in (("trained", self.state.params), ("frozen ", self.frozen))
                 for path, x in ((path, quantization.values(leaf)) for path, leaf in trees.flatten(tree).items())
             ]
-            (self.folder / "model-info.txt").write_text("\n".join([table, "", *lines, ""]))
+            files.write_text(self.folder / "model-info.txt", "\n".join([table, "", *lines, ""]))
 
     def all_params(self) -> dict[str, Any]:
         """Returns trained and frozen parameters as one tree."""
@@ -317,4 +319,4 @@ class _Run:
         done["trainable_params"] = sum(r.parameters for r in self.rows if r.trainable)
         done["total_params"] = sum(r.parameters for r in self.rows)
         if self.first:
-            (self.folder / "done.json").write_text(json.dumps(done, indent=2) + "\n")
+            files.write_json(self.folder / "done.json", done)

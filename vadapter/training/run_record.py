@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from vadapter.base import json_files
+from vadapter.base import files
 
 FORMAT = 1
 FILE = "run/metadata"
@@ -41,7 +41,7 @@ def read(checkpoint: epath.Path) -> dict[str, Any]:
         ValueError: it is missing or damaged; the message says how. Another format's is not looked into.
     """
     try:
-        found = json_files.read_object(checkpoint / FILE)
+        found = files.read_object(checkpoint / FILE)
     except FileNotFoundError as e:
         raise ValueError(f"{FILE} is missing") from e
     except OSError as e:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from vadapter.base import files
 from vadapter.base.evaluator import EvalResult
 from vadapter.base.paths import is_remote
 
@@ -19,13 +20,18 @@ class CurveFile:
 
     Args:
         path: of the file.
-        resume_step: lines of later steps, written before a run was interrupted, are dropped.
+        resume_step: lines of later steps, written before a run was interrupted, are dropped; so are lines that are no
+            JSON, such as the last one when a disk was full.
     """
 
     def __init__(self, path: str, resume_step: int):
         self._path = epath.Path(path)
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        self._lines = [line for line in lines if json.loads(line)["step"] <= resume_step]
+        text = self._path.read_bytes().decode("utf-8", "replace") if self._path.exists() else ""
+        found, broken = files.split_lines(text)
+        if broken:
+            print(f"{path}: dropped {len(broken)} lines that are no JSON, the first is line {broken[0]}.", flush=True)
+        kept = [x for x in found if isinstance(x.get("step"), int) and x["step"] <= resume_step]
+        self._lines = [json.dumps(line) for line in kept]
         self._write_all()
 
     def add(self, step: int, split: str, values: Mapping[str, Any]) -> None:
@@ -38,7 +44,7 @@ class CurveFile:
                 f.write(self._lines[-1] + "\n")
 
     def _write_all(self) -> None:
-        self._path.write_text("".join(line + "\n" for line in self._lines))
+        files.write_text(self._path, "".join(line + "\n" for line in self._lines))
 
 
 class MetricWriter:
@@ -84,7 +90,7 @@ class MetricWriter:
             folder = self._model_dir / "inference_eval"
             folder.mkdir(parents=True, exist_ok=True)
             lines = (json.dumps(r, ensure_ascii=False) for r in result.records)
-            (folder / f"{name}-{step}.jsonl").write_text("".join(line + "\n" for line in lines))
+            files.write_text(folder / f"{name}-{step}.jsonl", "".join(line + "\n" for line in lines))
         if not self._tensorboard:
             return
         writer = self._writer(f"training_eval/{name}")

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from vadapter.base.errors import UserError
-from vadapter.data.reading import video
+from vadapter.data.reading import contents, video
 from vadapter.data.reading.sources import Medium, RandomAccessSource
 from vadapter.data.rows.sizes import Shape
 
@@ -52,6 +52,10 @@ class ArrayRecordSource(RandomAccessSource):
 
     def num_examples(self, split: str) -> int:
         return self._builder.info.splits[split].num_examples
+
+    def fingerprint(self, split: str) -> str:
+        """Of what the builder wrote down: its configuration, and numbers and bytes of its records."""
+        return contents.of_split(self._builder, split)
 
     @functools.cache  # noqa: B019 sources live as long as the process
     def _reader(self, split: str) -> Any:

@@ -14,8 +14,8 @@ import numpy as np
 
 from vadapter.base import trees
 from vadapter.base.errors import UserError
-from vadapter.base.paths import is_remote, resolve
-from vadapter.data.reading import storage
+from vadapter.base.paths import is_remote, relative, resolve
+from vadapter.data.reading import contents, storage
 from vadapter.data.reading.records import Record, RecordSource, clean, text_of, without_nulls
 
 MEDIA_KEYS = ("image", "video")
@@ -62,6 +62,7 @@ class JsonlSource(RecordSource):
         found = {s: [x.record for x in some if (x.media, x.asks) == (media, question)] for s, some in lines.items()}
         self._records = {split: records for split, records in found.items() if records}
         self._name = f"{name}, {media} {'question' if question else 'caption'}"
+        self._folder = os.path.dirname(name if is_remote(name) else os.path.abspath(os.path.expanduser(name)))
         self.splits = tuple(self._records)
 
     def __str__(self) -> str:
@@ -72,6 +73,12 @@ class JsonlSource(RecordSource):
 
     def read(self, split: str, indices: np.ndarray) -> list[Record]:
         return [self._records[split][int(i)] for i in indices]
+
+    def fingerprint(self, split: str) -> str:
+        """Covers texts and the names of media, relative to the file; pictures are not read."""
+        return contents.of_values(
+            (relative(r.path, self._folder), r.captions, r.question, r.answers) for r in self._records[split]
+        )
 
 
 def read_splits(

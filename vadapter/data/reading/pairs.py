@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vadapter.base.errors import UserError
-from vadapter.data.reading import storage, video
+from vadapter.data.reading import contents, shards, storage, video
 from vadapter.data.reading.pair_formats import Fields
 from vadapter.data.reading.pair_readers import Reader, open_files
 from vadapter.data.reading.records import Record, RecordSource
@@ -38,6 +38,7 @@ class PairsSource(RecordSource):
         self.media, self.resize, self.frame_sampling = fields.kind, resize, frame_sampling
         reader = open_files(train, format, fields, cache_dir)
         first = train if isinstance(train, str) else train[0]
+        self._files = {"train": shards.expand(train)}
         self._name = first
         self.threads = threads or storage.default_threads(first)
         held = 0 if validation or holdout <= 0 else min(max(round(holdout * len(reader)), 1), len(reader) - 1)
@@ -47,6 +48,7 @@ class PairsSource(RecordSource):
         if validation:
             other = open_files(validation, format, fields, cache_dir)
             self._parts["validation"] = (other, 0, len(other))
+            self._files["validation"] = shards.expand(validation)
         for each in {id(r): r for r, _, _ in self._parts.values()}.values():
             self._check_share(each, max_bad_share)
             self.left_out += each.left_out
@@ -72,6 +74,11 @@ class PairsSource(RecordSource):
     def read(self, split: str, indices: np.ndarray) -> list[Record]:
         reader, start, _ = self._parts[split]
         return reader.read(np.asarray(indices) + start)
+
+    def fingerprint(self, split: str) -> str:
+        """See `contents.of_files`."""
+        _, start, stop = self._parts[split]
+        return contents.of_values([contents.of_files(self._files.get(split) or self._files["train"]), start, stop])
 
     @functools.cache  # noqa: B019 sources live as long as the process
     def blocks(self, split: str) -> np.ndarray | None:

@@ -120,6 +120,13 @@ class RandomAccessSource(abc.ABC):
         """Returns sizes of runs of records that are cheap to read together only; None where any order is cheap."""
         return None
 
+    def fingerprint(self, split: str) -> str:
+        """Returns what tells the contents of a split from others, wherever they lie; "" where that is not known.
+
+        It is asked for when a run starts, so it has to be cheap.
+        """
+        return ""
+
     def read_some(self, split: str, indices: np.ndarray) -> tuple[list[Any], list[str]]:
         """Reads records; of those that cannot be read, the error and in their place a copy of a good one."""
         try:

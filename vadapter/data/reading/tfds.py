@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from vadapter.base.errors import UserError
-from vadapter.data.reading import images
+from vadapter.data.reading import contents, images
 from vadapter.data.reading.sources import Medium, RandomAccessSource
 from vadapter.data.rows import formats
 from vadapter.data.rows import vocabulary as vocabularies
@@ -62,6 +62,10 @@ class TfdsSource(RandomAccessSource):
 
     def num_examples(self, split: str) -> int:
         return self._builder.info.splits[split].num_examples
+
+    def fingerprint(self, split: str) -> str:
+        """Of what the builder wrote down: its configuration, and numbers and bytes of its records."""
+        return contents.of_split(self._builder, split)
 
     def read(self, split: str, indices: np.ndarray) -> list[Record]:
         return self._records(split).__getitems__([int(i) for i in indices])

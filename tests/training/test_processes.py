@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import types
 
 import numpy as np
@@ -146,6 +147,12 @@ def test_a_bundle_says_the_same_in_two_processes(two, capsys):
 
 
 def test_a_command_that_is_told_to_stop_says_so_by_its_status(tmp_path, monkeypatch):
-    for interrupted, status in ((True, 143), (False, 0)):
-        monkeypatch.setattr(train, "run", lambda _, accepted, end=interrupted: types.SimpleNamespace(interrupted=end))
+    for interrupted, number, status in (
+        (True, None, 143),
+        (True, signal.SIGTERM, 143),
+        (True, signal.SIGINT, 130),
+        (False, None, 0),
+    ):
+        end = types.SimpleNamespace(interrupted=interrupted, signal=number)
+        monkeypatch.setattr(train, "run", lambda _, accepted, end=end: end)
         assert main(processes.command(tmp_path, "any")) == status

@@ -9,6 +9,7 @@ vadapter train --bundle=owl --gin_file=experiments/own_stage2.gin --gin.MODEL_DI
 
 import argparse
 
+from vadapter.base import signals
 from vadapter.cli.arguments import add_gin_arguments, parse_gin_arguments
 from vadapter.recipes.gin_front import save_config
 
@@ -22,7 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, evaluates and writes MODEL_DIR. Returns the exit status: 0, or 143 when told to stop before the end."""
+    """Trains, evaluates and writes MODEL_DIR.
+
+    Returns the exit status: 0; when told to stop before the end, 130 after Ctrl-C and 143 otherwise.
+    """
+    with signals.Signals(own_process=True):
+        return _train(args)
+
+
+def _train(args: argparse.Namespace) -> int:
     from vadapter.cli import processes
     from vadapter.recipes import experiments
     from vadapter.runs import train
@@ -33,4 +42,4 @@ def run(args: argparse.Namespace) -> int:
     parse_gin_arguments(args)
     processes.join()
     result = train.run(processes.first_process_first(experiments.made), accepted=save_config)
-    return _TOLD_TO_STOP if result.interrupted else 0
+    return (128 + result.signal if result.signal else _TOLD_TO_STOP) if result.interrupted else 0

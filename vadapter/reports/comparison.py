@@ -32,7 +32,7 @@ def results_json(comparison: Comparison) -> dict[str, Any]:
             **{name: finite(value) for name, value in run.scores.items()},
             "steps_to_baseline": run.steps_to_baseline,
             "seconds": finite(run.seconds),
-            "seconds_by_use": dict(run.time),
+            "goodput": finite(run.goodput),
         }
         for run in comparison.runs
     }

@@ -54,7 +54,7 @@ class Evaluation:
 
 def main(folder: str, place: str) -> int:
     steps = 3 if place in ("evaluation", "deaf") else 1_000_000
-    with signals.Signals(own_process=True):
+    with signals.Signals(own_process=True) as told:
         settings = TrainConfig(
             steps=steps,
             trainable=("adapter/.*", "head/.*"),
@@ -68,7 +68,8 @@ def main(folder: str, place: str) -> int:
         evaluators = [Evaluation(place == "deaf", folder)] if steps == 3 else []
         data = batches_that_hang({"start": 0, "data": 3}.get(place))
         found = train(settings, program=program, start=start, batches=data, model_dir=folder, evaluators=evaluators)
-    return 128 + found.signal if found.signal else 0
+        told.leave(128 + found.signal if found.signal else 0)
+    return 0
 
 
 if __name__ == "__main__":

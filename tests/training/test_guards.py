@@ -171,7 +171,18 @@ def test_a_reference_that_cannot_be_used(tmp_path, content, message):
         run(tmp_path / "run", reference_curve=str(path))
 
 
-@pytest.mark.parametrize("settings", [dict(spike_factor=1.0), dict(spike_factor=2.0, spike_window=2)])
-def test_settings_of_spikes_that_make_no_sense(tmp_path, settings):
-    with pytest.raises(UserError, match="spike_"):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(spike_factor=1.0),
+        dict(spike_window=2),
+        dict(max_skipped_steps=-1),
+        dict(max_rollbacks=-1),
+        dict(data_patience=-1),
+        dict(reference_tolerance=float("nan")),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path, settings):
+    (name,) = settings
+    with pytest.raises(UserError, match=f"{name}=.* must be"):
         run(tmp_path, **settings)

@@ -87,8 +87,9 @@ def test_each_process_reads_its_own_rows_and_each_record_counts_once(two):
 
 def test_processes_that_are_told_to_stop_agree_on_the_step(two):
     folder, (a, b), _ = two
-    assert a["taken"] == b["taken"]
-    assert a["taken"]["interrupted"]
+    assert a["taken"]["step"] == b["taken"]["step"]
+    assert a["taken"]["interrupted"] and b["taken"]["interrupted"]
+    assert (a["taken"]["signal"], b["taken"]["signal"]) == (None, signal.SIGINT)  # Ctrl-C on one of them
     assert checkpoints.steps(str(folder / "taken")) == [a["taken"]["step"]]
 
 

@@ -32,13 +32,11 @@ class Signals:
 
     Attributes:
         first: number of the signal that came first while they were held, or None.
-        stuck: set where a thread hangs that the end of Python would wait for. The process then ends without it.
     """
 
     def __init__(self, own_process: bool):
         self.own_process = own_process
         self.first: int | None = None
-        self.stuck = False
         self._former: dict[int, Any] = {}
         self._former_descriptor: int | None = None
         self._saved: Callable[[], str] | None = None
@@ -67,10 +65,17 @@ class Signals:
         for number, former in self._former.items():
             if number != signal.SIGTERM or not is_one_of_many():
                 signal.signal(number, former)
-        if self.stuck and self.own_process and self.first is not None:
-            with contextlib.suppress(OSError):
+
+    def leave(self, status: int) -> None:
+        """Ends a process of its own that was told to stop; otherwise it returns.
+
+        An ordinary end of Python waits for all threads, of which one may read a file that never comes. One process of
+        many takes leave of the others, so it ends the ordinary way.
+        """
+        if self.own_process and self.first is not None and status and not is_one_of_many():
+            with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
-            _leave(128 + self.first)
+            _leave(status)
 
     def hold(self, saved: Callable[[], str], agreed: Callable[[], bool] | None = None) -> None:
         """From now on the first signal waits until the run asks for it.

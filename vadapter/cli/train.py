@@ -27,8 +27,10 @@ def run(args: argparse.Namespace) -> int:
 
     Returns the exit status: 0; when told to stop before the end, 130 after Ctrl-C and 143 otherwise.
     """
-    with signals.Signals(own_process=True):
-        return _train(args)
+    with signals.Signals(own_process=True) as told:
+        status = _train(args)
+        told.leave(status)
+        return status
 
 
 def _train(args: argparse.Namespace) -> int:

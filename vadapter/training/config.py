@@ -68,6 +68,17 @@ class TrainConfig:
     reference_curve: str | None = None
     reference_tolerance: float = 0.1
 
+    def check(self) -> None:
+        """Refuses settings of the loop that make no sense.
+
+        Raises:
+            UserError: a number is too small.
+        """
+        lowest = {"log_every": 1, "max_skipped_steps": 0, "data_patience": 0, "max_rollbacks": 0}
+        for name, least in (lowest | {"reference_tolerance": 0}).items():
+            if not getattr(self, name) >= least:
+                raise UserError(f"TrainConfig: {name}={getattr(self, name)} must be {least} or more.")
+
     def program(
         self, model: nn.Module, example: Any, objective: Objective, partitioner: Partitioner, boxed: PyTree = None
     ) -> Program:

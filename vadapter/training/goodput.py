@@ -30,6 +30,10 @@ class Goodput:
         self._clock = clock
         self._last = clock()
 
+    def begin(self) -> None:
+        """The time until now is not the run's."""
+        self._last = self._clock()
+
     def lap(self, kind: str) -> None:
         """The time since the last lap was of this kind."""
         now = self._clock()

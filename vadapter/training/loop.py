@@ -104,8 +104,7 @@ class _Run:
         evaluators: Sequence[Evaluator],
         stack: contextlib.ExitStack,
     ):
-        if config.log_every < 1:
-            raise UserError(f"TrainConfig: log_every={config.log_every} must be 1 or more.")
+        config.check()
         self.config, self.program, self.evaluators = config, program, evaluators
         self.folder = epath.Path(model_dir)
         self.first = jax.process_index() == 0
@@ -176,6 +175,7 @@ class _Run:
 
     def train(self, batches: Callable[[int], Iterator[Any]], flops: flops_lib.FlopsOf | None) -> TrainResult:
         self.started = time.perf_counter()
+        self.goodput.begin()
         interrupted = False
         if self.step < self.config.steps:
             found = batches(self.step)

@@ -74,8 +74,6 @@ class Feed:
     def close(self) -> None:
         """Ends the thread and closes the iterator. One that hangs is left alone."""
         if self._waiting:
-            if current := signals.current():
-                current.stuck = True
             return
         self._wanted.put(False)
         self._thread.join()

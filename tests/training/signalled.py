@@ -37,9 +37,8 @@ def batches_that_hang(at: int | None):
 
 
 class Evaluation:
-    name, every_steps = "val", None
-
     def __init__(self, deaf: bool, folder: str):
+        self.name, self.every_steps = "val", None
         rows = small.batches(0)
         self.batches = (lambda: rows) if deaf else waiting.watched(lambda: rows, "the data", 0, folder)
         self.deaf = deaf

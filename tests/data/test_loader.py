@@ -70,6 +70,22 @@ def test_the_global_batch_does_not_depend_on_the_number_of_hosts(count):
             np.testing.assert_array_equal(np.concatenate([getattr(h[step], name) for h in hosts]), values)
 
 
+def test_the_records_of_a_batch_are_named_without_reading_it(monkeypatch):
+    from vadapter.data.order.loader import Loader
+
+    read, finish = [], Loader._finish
+
+    def remember(self, group, found, real=None):
+        read.append([example["id"] for example in found.examples])
+        return finish(self, group, found, real)
+
+    monkeypatch.setattr(Loader, "_finish", remember)
+    take(4, mixture="scenes_images")
+    assert [loader(mixture="scenes_images").record_ids(step) for step in range(4)] == read
+    second_of_two = loader(1, 2, mixture="scenes_images")  # names the rows of both
+    assert second_of_two.batches().record_ids(3) == read[3]
+
+
 def test_seeds_differ_and_epochs_differ():
     a, b = take(1)[0], take(1, seed=1)[0]
     assert (a.media != b.media).any()

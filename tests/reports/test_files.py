@@ -57,6 +57,19 @@ def test_an_unfinished_run_is_reported_as_far_as_it_went(tmp_path):
     assert run.steps == 20 and run.seconds is None and run.trainable_params is None
 
 
+@pytest.mark.parametrize(
+    ("found", "goodput"),
+    [({"steps": 30.0, "compile": 10.0}, 0.75), ({}, None), ("much", None), ({"steps": None, "data": "x"}, None)],
+)
+def test_the_share_of_time_that_updates_took(tmp_path, found, goodput):
+    make_run(tmp_path / "a")
+    (tmp_path / "a/done.json").write_text(json.dumps({"step": 20, "goodput": found}))
+    run = load_run(tmp_path / "a")
+    assert run.goodput == goodput
+    comparison.write(comparison_of_runs([tmp_path / "a"]), tmp_path / "page.html")
+    assert ("goodput" in (tmp_path / "page.html").read_text()) == (goodput is not None)
+
+
 def test_predictions_come_back(tmp_path):
     video = np.stack([PICTURE, 255 - PICTURE])
     records = [

@@ -92,6 +92,7 @@ def test_results_json():
         "vqa_accuracy": 0.68,
         "steps_to_baseline": 10,
         "seconds": 60.5,
+        "goodput": None,
     }
     assert results["arms"]["perceiver"]["steps_to_baseline"] == 20
     assert results["arms"]["paper"]["steps_to_baseline"] is None

@@ -84,7 +84,9 @@ class Dies(Exception):
     pass
 
 
-def batches_of(partitioner: Any, dies_at: int | None = None, terminated_at: int | None = None) -> Any:
+def batches_of(
+    partitioner: Any, dies_at: int | None = None, told_at: int | None = None, number: int = signal.SIGTERM
+) -> Any:
     """This process's rows of the small data."""
     from tests.training import small
 
@@ -95,8 +97,8 @@ def batches_of(partitioner: Any, dies_at: int | None = None, terminated_at: int 
         while True:
             if step == dies_at:
                 raise Dies
-            if step == terminated_at:
-                os.kill(os.getpid(), signal.SIGTERM)
+            if step == told_at:
+                os.kill(os.getpid(), number)
             rows = small.batch(step)
             local = len(rows["y"]) // shares
             yield {name: x[share * local : (share + 1) * local] for name, x in rows.items()}
@@ -108,7 +110,8 @@ def batches_of(partitioner: Any, dies_at: int | None = None, terminated_at: int 
 def train(
     folder: Path | str,
     dies_at: int | None = None,
-    terminated_at: int | None = None,
+    told_at: int | None = None,
+    number: int = signal.SIGTERM,
     steps: int = STEPS,
     devices: int | None = None,
     accumulate: int = 1,
@@ -134,7 +137,7 @@ def train(
         model = small.Model()
         program = config.program(model, small.batch(0), small.objective(model), partitioner)
         start = initialize.begin(program, str(folder), lambda: (small.params(placed=partitioner), []))
-        data = batches_of(partitioner, dies_at, terminated_at)
+        data = batches_of(partitioner, dies_at, told_at, number)
         return loop.train(config, program=program, start=start, batches=data, model_dir=str(folder))
     except Dies:
         return None
@@ -176,12 +179,12 @@ def of_two(folder: Path) -> dict[str, Any]:
 
     train(folder / "cut", dies_at=5, data=1, tensor=4)
     train(folder / "slices", dies_at=3, accumulate=2, slices=2, fsdp=2)
-    terminated_at = 2 if jax.process_index() else None
-    taken = train(folder / "taken", terminated_at=terminated_at, steps=1_000_000, data=2, fsdp=2)
+    told_at = 2 if jax.process_index() else None
+    taken = train(folder / "taken", told_at=told_at, number=signal.SIGINT, steps=1_000_000, data=2, fsdp=2)
     return {
         "data": records(data=2, fsdp=2),
         "tensor": records(data=1, tensor=4),
-        "taken": {"step": taken.step, "interrupted": taken.interrupted},
+        "taken": {"step": taken.step, "interrupted": taken.interrupted, "signal": taken.signal},
     }
 
 

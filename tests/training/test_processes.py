@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import types
 
 import numpy as np
@@ -86,8 +87,9 @@ def test_each_process_reads_its_own_rows_and_each_record_counts_once(two):
 
 def test_processes_that_are_told_to_stop_agree_on_the_step(two):
     folder, (a, b), _ = two
-    assert a["taken"] == b["taken"]
-    assert a["taken"]["interrupted"]
+    assert a["taken"]["step"] == b["taken"]["step"]
+    assert a["taken"]["interrupted"] and b["taken"]["interrupted"]
+    assert (a["taken"]["signal"], b["taken"]["signal"]) == (None, signal.SIGINT)  # Ctrl-C on one of them
     assert checkpoints.steps(str(folder / "taken")) == [a["taken"]["step"]]
 
 
@@ -146,6 +148,12 @@ def test_a_bundle_says_the_same_in_two_processes(two, capsys):
 
 
 def test_a_command_that_is_told_to_stop_says_so_by_its_status(tmp_path, monkeypatch):
-    for interrupted, status in ((True, 143), (False, 0)):
-        monkeypatch.setattr(train, "run", lambda _, accepted, end=interrupted: types.SimpleNamespace(interrupted=end))
+    for interrupted, number, status in (
+        (True, None, 143),
+        (True, signal.SIGTERM, 143),
+        (True, signal.SIGINT, 130),
+        (False, None, 0),
+    ):
+        end = types.SimpleNamespace(interrupted=interrupted, signal=number)
+        monkeypatch.setattr(train, "run", lambda _, accepted, end=end: end)
         assert main(processes.command(tmp_path, "any")) == status

@@ -9,7 +9,7 @@ vadapter train --bundle=owl --gin_file=experiments/own_stage2.gin --gin.MODEL_DI
 
 import argparse
 
-from vadapter.base import exit_codes
+from vadapter.base import exit_codes, signals
 from vadapter.cli.arguments import add_gin_arguments, parse_gin_arguments
 from vadapter.recipes.gin_front import macro, save_config
 
@@ -24,7 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, evaluates and writes MODEL_DIR. Returns the exit status: 0, or 143 when told to stop before the end."""
+    """Trains, evaluates and writes MODEL_DIR.
+
+    Returns the exit status: 0; when told to stop before the end, 130 after Ctrl-C and 143 otherwise.
+    """
+    with signals.Signals(own_process=True) as told:
+        status = _train(args)
+        told.leave(status)
+        return status
+
+
+def _train(args: argparse.Namespace) -> int:
     from vadapter.cli import processes
     from vadapter.recipes import experiments
     from vadapter.runs import folder, train
@@ -38,4 +48,6 @@ def run(args: argparse.Namespace) -> int:
     folder.check(macro("MODEL_DIR", "runs/train"))  # before data are made or read
     processes.join()
     result = train.run(processes.first_process_first(experiments.made), accepted=save_config)
-    return exit_codes.STOPPED if result.interrupted else exit_codes.DONE
+    if not result.interrupted:
+        return exit_codes.DONE
+    return 128 + result.signal if result.signal else exit_codes.STOPPED

@@ -32,6 +32,7 @@ def results_json(comparison: Comparison) -> dict[str, Any]:
             **{name: finite(value) for name, value in run.scores.items()},
             "steps_to_baseline": run.steps_to_baseline,
             "seconds": finite(run.seconds),
+            "goodput": finite(run.goodput),
         }
         for run in comparison.runs
     }
@@ -59,6 +60,7 @@ def _columns() -> list[_Column]:
         _Column("trained", "parameters that were trained", lambda r: r.trainable_params, words.count),
         _Column("steps", "optimizer steps", lambda r: r.steps, words.thousands),
         _Column("time", "of the training, on this machine", lambda r: r.seconds, words.duration),
+        _Column("goodput", "share of the time that updates took", lambda r: r.goodput, lambda v: f"{v:.0%}"),
         _Column("val. loss", "nats a token, at the end", final_loss, lambda v: f"{v:.3f}", True),
     ]
     scores = [

@@ -65,6 +65,7 @@ class Run:
         train_curve: (step, training loss); drawn only where a single run is shown.
         config_text: the run's gin configuration, as it was given.
         evaluations: what `vadapter eval` found since.
+        time: seconds by kind of use, as `done.json` has them under "goodput"; those of "steps" are the updates'.
     """
 
     name: str
@@ -81,6 +82,13 @@ class Run:
     train_curve: Curve = ()
     config_text: str = ""
     evaluations: Sequence[SavedEvaluation] = ()
+    time: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def goodput(self) -> float | None:
+        """Share of the time that was spent on updates, 0..1; None where it was not measured."""
+        whole = sum(self.time.values())
+        return self.time.get("steps", 0.0) / whole if whole > 0 else None
 
 
 @dataclasses.dataclass(frozen=True)

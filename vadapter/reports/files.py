@@ -2,7 +2,7 @@
 
 MODEL_DIR/config.gin            the configuration as it was given (written by the training command)
 MODEL_DIR/curve.jsonl           {"step", "split", "loss", ...}    (written by the loop; split: train or an evaluator)
-MODEL_DIR/done.json             step, seconds, trainable_params   (written when a run is finished)
+MODEL_DIR/done.json             step, seconds, goodput, ...       (written when a run is finished)
 MODEL_DIR/inference_eval/       records, <evaluator>-<step>.jsonl (written by the loop)
 MODEL_DIR/metrics.json          scores of `vadapter eval`         (here: `save_metrics`)
 MODEL_DIR/evaluation.html       the same as a page, with examples (`evaluation.write_page`)
@@ -179,6 +179,7 @@ def load_run(model_dir: str | Path, name: str | None = None, description: str = 
         predictions=load_predictions(folder),
         train_curve=train_curve,
         evaluations=load_evaluations(folder),
+        time=_seconds(done.get("goodput")),
         config_text=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     )
 
@@ -230,6 +231,12 @@ def _reliance(scalars: Mapping[str, Any]) -> dict[str, float] | None:
         if value is not None:
             values[kind] = value
     return values or None
+
+
+def _seconds(found: Any) -> dict[str, float]:
+    """Seconds by kind, as far as they are such."""
+    values = {str(k): _float(v) for k, v in found.items()} if isinstance(found, dict) else {}
+    return {kind: value for kind, value in values.items() if value is not None and value >= 0}
 
 
 def _float(value: Any) -> float | None:

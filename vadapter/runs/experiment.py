@@ -26,7 +26,7 @@ from vadapter.models.losses import ObjectiveConfig
 from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, make_mesh
 from vadapter.runs.batches import for_model
 from vadapter.runs.handoff import Handoff
-from vadapter.training import loop, objectives
+from vadapter.training import loop, objectives, waiting
 from vadapter.training.program import Program
 from vadapter.training.sources import Source
 
@@ -184,7 +184,12 @@ class Parts:
     def evaluator(self, evaluation: Evaluation) -> Evaluator:
         """Makes one evaluator. Raises `UserError` where the kind does not fit the model."""
         loader = self.make_loader(evaluation.data)
-        batches = remembered(loader.eval_batches)
+
+        def watched(batches: Callable[[], Iterator[Any]]) -> Callable[[], Iterator[Any]]:
+            patience = self.experiment.train.data_patience
+            return waiting.watched(batches, f"the data of {evaluation.name}", patience, self.experiment.model_dir)
+
+        batches = watched(remembered(loader.eval_batches))
         put = self.partitioner.put_batch
         common: dict[str, Any] = {"put": put, "name": evaluation.name, "every_steps": evaluation.every_steps}
         if evaluation.kind == "loss":
@@ -200,7 +205,7 @@ class Parts:
             raise UserError(f"Evaluation.kind is {evaluation.kind!r}; expected 'loss', 'generation' or 'reliance'.")
         model: Any = self.model
         generate = make_generate(model, self.partitioner, evaluation.decoding, end_ids=loader.end_ids)
-        prompts: Any = functools.partial(loader.eval_batches, for_decoding=True)
+        prompts: Any = watched(functools.partial(loader.eval_batches, for_decoding=True))
         common |= {"vocabulary": loader.vocabulary, "scoring": evaluation.scoring()}
         if evaluation.words and self.experiment.model.encoder is not None:
             sizes = {"count": evaluation.words, "most": _SOFT_TOKENS}

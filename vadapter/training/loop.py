@@ -7,86 +7,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
-from flax import linen as nn
 
-from vadapter.base import files, quantization, trees
-from vadapter.base.array_types import PyTree
+from vadapter.base import files, quantization, signals, trees
 from vadapter.base.errors import UserError
 from vadapter.base.evaluator import Evaluator
+from vadapter.base.paths import is_remote
 from vadapter.models import flops as flops_lib
-from vadapter.partitioning import Partitioner
-from vadapter.training import freezing, writing
+from vadapter.training import checkpoints, freezing, guards, preemption, writing
 from vadapter.training.checkpoints import Checkpointer
+from vadapter.training.config import TrainConfig
+from vadapter.training.goodput import Goodput
+from vadapter.training.history import History
 from vadapter.training.initialize import Start
-from vadapter.training.objectives import Objective
-from vadapter.training.optimizers import OptimizerConfig
-from vadapter.training.preemption import Preemption
 from vadapter.training.program import Program
-from vadapter.training.storage import FROZEN_DTYPE
+from vadapter.training.waiting import Feed
 from vadapter.training.window import Window
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Settings of the loop.
-
-    Attributes:
-        steps: updates in all.
-        trainable: regexes of the paths to train; the rest is frozen.
-        frozen_dtype: dtype in which frozen parameters are kept: `bfloat16`, `float32`, or `int8`, which quantises the
-            kernels of the encoder's, the decoder's and the LM adapter's layers and keeps the rest in bf16.
-        optimizer: the optimizer and its learning-rate schedule.
-        log_every: steps between two lines of metrics. Between them nothing waits for the device.
-        eval_every: steps between two calls of the evaluators that have no interval of their own; 0: at the end only.
-        checkpoint_every: steps between two checkpoints; 0: at the end only.
-        keep_checkpoints: newest to keep; while the run lasts there is one more, in case the newest proves bad. None
-            keeps all.
-        pause_at: step at which the run evaluates, saves and ends, as if told to stop; it goes on when called again with
-            another value or None. The schedule stays that of `steps`.
-        profile_steps: (first, last) updates to profile into MODEL_DIR/profile, for TensorBoard or xprof.
-        tensorboard: whether to write TensorBoard files.
-        tpu_options: options of the TPU compiler for the step, such as `{"xla_tpu_scoped_vmem_limit_kib": 32768}`, over
-            those of the type of TPU (`vadapter.training.compiler_options`); None takes one out. They change its speed
-            and memory, not what it computes. Other platforms do not see them.
-    """
-
-    steps: int = 250_000
-    trainable: tuple[str, ...] = (".*",)
-    frozen_dtype: str = FROZEN_DTYPE
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    log_every: int = 50
-    eval_every: int = 0
-    checkpoint_every: int = 0
-    keep_checkpoints: int | None = 1
-    pause_at: int | None = None
-    profile_steps: tuple[int, int] | None = None
-    tensorboard: bool = True
-    tpu_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def program(
-        self, model: nn.Module, example: Any, objective: Objective, partitioner: Partitioner, boxed: PyTree = None
-    ) -> Program:
-        """Returns the program of the step; see `Program`.
-
-        Raises:
-            UserError: there are no steps to make, or none between two lines of metrics.
-        """
-        for name in ("steps", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"TrainConfig: {name}={getattr(self, name)} must be 1 or more.")
-        return Program(
-            model,
-            example,
-            objective,
-            partitioner,
-            trainable=self.trainable,
-            frozen_dtype=self.frozen_dtype,
-            optimizer=self.optimizer,
-            steps=self.steps,
-            tpu_options=self.tpu_options,
-            boxed=boxed,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +36,9 @@ class TrainResult:
         metrics: of the last logged training interval.
         evals: scalars of each evaluator at the end, by its name.
         seconds: of all sessions of the run, from the first step's compilation to the last evaluation.
-        interrupted: whether it was told to stop before its last step; it then goes on where it was when called again.
+        interrupted: whether it was told to stop before its end; it then goes on where it was when called again.
+        signal: number of the signal that told this process, such as `signal.SIGINT`; None where another process or
+            `pause_at` did.
     """
 
     params: dict[str, Any]
@@ -108,6 +47,7 @@ class TrainResult:
     evals: dict[str, dict[str, float]]
     seconds: float
     interrupted: bool
+    signal: int | None = None
 
 
 def train(
@@ -123,20 +63,25 @@ def train(
     """Trains on from a start.
 
     Writes into `model_dir` `checkpoint_<step>/`, `model-info.txt`, `curve.jsonl`, TensorBoard files, and at the end
-    `done.json`. SIGTERM makes it save and return. A run that is done is not done again.
+    `done.json`. A run that is done is not done again.
+
+    After the first step the first SIGINT or SIGTERM makes it save and return: after the step at hand, between two
+    batches of an evaluation, or while it waits for data. Earlier, and at the second signal, the process ends at once
+    where it is a command's own, and otherwise does what it does without us (`vadapter.base.signals`).
 
     Args:
         config: settings.
         program: of the step (`TrainConfig.program`).
         start: where to begin (`initialize.begin`). Not to be used afterwards: the updates take over its memory.
         batches: gives, for a number of steps already made, an iterator over this process's rows of the batches from
-            there on. If it has `counters() -> {name: number}`, they are written as `data/<name>`.
+            there on. It is read in a thread. If it has `counters() -> {name: number}`, they are written as
+            `data/<name>`; if it has `record_ids(step) -> [id]`, bad batches are named by them.
         model_dir: folder of the run.
         evaluators: called at intervals and at the end.
         flops: counts the FLOPs of this process's rows of a batch, by part.
 
     Raises:
-        UserError: a setting does not fit, or the loss is not finite.
+        UserError: a setting does not fit, or losses are not finite (`guards`).
     """
     with contextlib.ExitStack() as stack:
         run = _Run(config, program, start, model_dir, evaluators, stack)
@@ -158,6 +103,7 @@ class _Run:
         evaluators: Sequence[Evaluator],
         stack: contextlib.ExitStack,
     ):
+        config.check()
         self.config, self.program, self.evaluators = config, program, evaluators
         self.folder = epath.Path(model_dir)
         self.first = jax.process_index() == 0
@@ -171,16 +117,35 @@ class _Run:
             "went_back_to": list(start.went_back_to),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.signals = stack.enter_context(signals.watch())
+        stack.callback(self.signals.let_go)
         self.checkpointer = stack.enter_context(Checkpointer(model_dir, config.keep_checkpoints, at=self.step))
         self.writer = writing.MetricWriter(model_dir, enabled=self.first, tensorboard=config.tensorboard)
         stack.callback(self.writer.close)
-        self.curve = writing.CurveFile(str(self.folder / "curve.jsonl"), self.step) if self.first else None
+        self._begin_history()
         self.console = stack.enter_context(writing.Console(config.steps, enabled=self.first))
-        self.preemption = stack.enter_context(Preemption())
         self.profiling = False
         self.started = time.perf_counter()
-        self.metrics: dict[str, float] = {}
         self.evals: dict[str, dict[str, float]] = {}
+        self.window = Window(program.partitioner.host_share[1])
+
+    def _begin_history(self) -> None:
+        """Reads what former sessions left in `curve.jsonl`, and opens it."""
+        config, curve = self.config, self.folder / "curve.jsonl"
+        # Many processes must decide alike, and only the first is sure to see its file.
+        history = History.read(curve, self.step if jax.process_count() == 1 else -1)
+        self.metrics = history.metrics
+        self.skips = guards.SkipGuard(config.max_skipped_steps, str(self.folder), history.skipped, write=self.first)
+        self.spikes = guards.SpikeGuard(config.spike_factor, config.spike_window, history.losses)
+        self.rollbacks = history.rollbacks
+        self.reference = None
+        if config.reference_curve is not None:
+            self.reference = guards.Reference(config.reference_curve, config.reference_tolerance)
+        saved = self.checkpointer.run(self.step) if self.step in checkpoints.steps(str(self.folder)) else {}
+        self.goodput = Goodput(saved.get("goodput"))
+        self.goodput.lose(history.last_second - self.former_seconds if self.step else 0.0, session=True)
+        self.kept_steps = self.goodput.seconds["steps"]
+        self.curve = writing.CurveFile(str(curve), self.step) if self.first else None
 
     def done(self) -> dict[str, Any] | None:
         """Returns `done.json` if this step is the one that it is about; a file that was cut counts as none."""
@@ -213,50 +178,89 @@ class _Run:
         return self.former_seconds + time.perf_counter() - self.started
 
     def train(self, batches: Callable[[int], Iterator[Any]], flops: flops_lib.FlopsOf | None) -> TrainResult:
-        config = self.config
         self.started = time.perf_counter()
+        self.goodput.begin()
         interrupted = False
-        if self.step < config.steps:
-            shares = self.program.partitioner.host_share[1]
-            iterator, window = batches(self.step), Window(shares)
-            first_step = self.step + 1
-            while self.step < config.steps and not interrupted:
-                self._update(iterator, window, flops)
-                pausing = self.step == config.pause_at and self.step < config.steps
-                interrupted = self.preemption.requested(self.step) or pausing
-                last = interrupted or self.step == config.steps
-                evaluate, save = self._due_evaluators(), self._is_due(config.checkpoint_every) or last
-                # The first step is logged by itself: its time is the compilation's.
-                if save or evaluate or self._is_due(config.log_every) or self.step == first_step:
-                    self._log(window, iterator, quiet=self.step == first_step)
-                    if save:
-                        self._save()
-                    if not last or pausing:
-                        self._evaluate(evaluate)
-                    window = Window(shares)
+        if self.step < self.config.steps:
+            found = batches(self.step)
+            feed = Feed(found, "the training data", self.config.data_patience, str(self.folder))
+            with contextlib.closing(feed):
+                interrupted = self._steps(found, feed, flops)
             self.checkpointer.wait()
-            getattr(iterator, "close", lambda: None)()
+            self.goodput.lap("checkpoint")
         if not interrupted:
-            self._evaluate(self.evaluators)
+            interrupted = not self._evaluate(self.evaluators)
         self.writer.flush()
-        result = TrainResult(self.all_params(), self.step, self.metrics, self.evals, self.seconds(), interrupted)
+        number = self.signals.first if interrupted else None
+        result = TrainResult(
+            self.all_params(), self.step, self.metrics, self.evals, self.seconds(), interrupted, number
+        )
         self._finish(result)
         return result
 
-    def _update(self, iterator: Iterator[Any], window: Window, flops: flops_lib.FlopsOf | None) -> None:
-        self._start_profile()
+    def _steps(self, batches: Iterator[Any], feed: Feed, flops: flops_lib.FlopsOf | None) -> bool:
+        """Makes the steps that are left. Returns whether it was told to stop, by a signal or by `pause_at`."""
+        config, first_step = self.config, self.step + 1
+        self.skips.records = getattr(batches, "record_ids", None)
+        while self.step < config.steps:
+            told = not self._update(feed, flops) or self.signals.asked()
+            pausing = self.step == config.pause_at and self.step < config.steps
+            last = told or pausing or self.step == config.steps
+            evaluate, save = self._due_evaluators(), self._is_due(config.checkpoint_every) or last
+            # The first step is logged by itself: its time is the compilation's.
+            if save or evaluate or self._is_due(config.log_every) or self.step == first_step:
+                self._log(batches, quiet=self.step == first_step)
+                if save:
+                    self._save()
+                if (pausing or not last) and not self._evaluate(evaluate):
+                    told = True
+                    self._save()
+                self.window.reset()
+            if self.step == first_step:
+                self._hold_signals()
+            if told or pausing:
+                return True
+        return False
+
+    def _hold_signals(self) -> None:
+        """From now on there is something to save. Processes that cannot agree on a step end at once, as before."""
+        if jax.process_count() == 1:
+            self.signals.hold(self._latest)
+        elif preemption.can_agree():
+            self.signals.hold(self._latest, preemption.Agreement())
+
+    def _latest(self) -> str:
+        """A sentence about the latest checkpoint. Also called from another thread."""
+        found = [self.checkpointer.latest()] if is_remote(self.folder) else checkpoints.steps(str(self.folder))
+        if not found or found[-1] is None:
+            return "There is no checkpoint yet: the same command starts again."
+        return f"The latest checkpoint is {self.folder}/checkpoint_{found[-1]}; the same command goes on from there."
+
+    def _latest_when_saved(self) -> str:
+        self.checkpointer.wait()
+        return self._latest()
+
+    def _update(self, feed: Feed, flops: flops_lib.FlopsOf | None) -> bool:
+        """Makes a step. Returns False where it was told to stop before it had a batch."""
+        self.goodput.lap("steps")
         try:
-            batch = next(iterator)
+            batch = next(feed)
+        except signals.Stopped:
+            return False
         except StopIteration as e:
             raise UserError(
                 f"The training data ended after {self.step} of {self.config.steps} steps. Let the data repeat, or "
                 "train fewer steps."
             ) from e
+        # While the device has steps to make, a wait costs nothing.
+        self.goodput.lap("data" if self.window.is_idle() else "steps")
+        self._start_profile()
         self.state, metrics = self.program.step(self.state, self.frozen, self.program.put(batch))
         self.step += 1
         self._stop_profile()
-        window.add(metrics, flops_lib.count(batch), sum(flops(batch).values()) if flops else 0.0)
+        self.window.add(metrics, flops_lib.count(batch), sum(flops(batch).values()) if flops else 0.0)
         self.console.step(self.step)
+        return True
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -280,35 +284,89 @@ class _Run:
             jax.profiler.stop_trace()
             self.profiling = False
 
-    def _log(self, window: Window, iterator: Any, quiet: bool) -> None:
-        values = window.close(self.step)
+    def _log(self, batches: Any, quiet: bool) -> None:
+        """Closes the window: tells its metrics, and refuses what must not be saved."""
+        if not self.window.metrics:
+            return
+        values, steps = self.window.close(self.step)
+        self.goodput.lap("compile" if quiet else "steps")
+        guards.check_parameters(self.step, values, self._latest_when_saved)
+        self.skips.look(steps, self._latest_when_saved)
+        values["skipped_steps"] = float(self.skips.total)
         if quiet:  # speeds would be those of the compiler
             values = {k: v for k, v in values.items() if not k.endswith("_per_s") and k != "mfu"}
-        if hasattr(iterator, "counters"):
-            values |= {f"data/{name}": float(x) for name, x in iterator.counters().items()}
+        if hasattr(batches, "counters"):
+            values |= {f"data/{name}": float(x) for name, x in batches.counters().items()}
         self.metrics = values
-        self.writer.scalars(self.step, values)
+        shares = {f"goodput/{kind}": share for kind, share in self.goodput.shares().items()}
+        self.writer.scalars(self.step, values | shares)
         self._add_to_curve("train", values)
         names = {"loss": "loss", "accuracy": "accuracy", "learning_rate": "lr", "grad_norm": "grad norm"}
         names |= {"steps_per_s": "steps/s", "examples_per_s": "examples/s", "tokens_per_s": "tokens/s", "mfu": "mfu"}
+        names |= {"skipped_steps": "skipped steps"}
         self.console.step(self.step, "  ".join(f"{names[k]} {values[k]:.4g}" for k in names if values.get(k)))
+        self._compare("train", values.get("loss"))
+        median = self.spikes.spike(values.get("loss"))
+        if median is not None:
+            self._roll_back(values["loss"], median)
+
+    def _roll_back(self, loss: float, median: float) -> None:
+        """Goes back to the latest checkpoint. The data since then are passed over: the step stays."""
+        what = f"The loss up to step {self.step} is {loss:.4g}, {loss / median:.1f} times the median of those before"
+        self.checkpointer.wait()
+        latest = self.checkpointer.latest()
+        if latest is None:
+            self.console.line(f"WARNING: {what}. There is no checkpoint to go back to, so the run goes on.")
+            return
+        if self.rollbacks >= self.config.max_rollbacks:
+            raise UserError(
+                f"{what}, and the run has gone back {self.rollbacks} times already (TrainConfig.max_rollbacks). "
+                f"{self._latest()} Lower the learning rate, set OptimizerConfig.clip_norm, or raise spike_factor."
+            )
+        self.rollbacks += 1
+        jax.tree.map(lambda x: x.delete(), self.state)  # there may be no room for two
+        state = self.program.restore(self.checkpointer, latest)
+        self.state = state.replace(step=jax.device_put(np.int32(self.step), state.step.sharding))  # pyright: ignore
+        self.goodput.lap("restart")
+        self.goodput.lose(self.goodput.seconds["steps"] - self.kept_steps)
+        self._add_to_curve("rollback", {"to": latest, "spike": loss, "median": median})
+        self.console.line(
+            f"{what}. The run goes on from the parameters of checkpoint_{latest} and passes over the data since then."
+        )
+
+    def _compare(self, split: str, loss: float | None) -> None:
+        if self.reference and (line := self.reference.compare(self.step, split, loss)):
+            self.console.line(line)
 
     def _add_to_curve(self, split: str, values: Mapping[str, float]) -> None:
         if self.curve:
             self.curve.add(self.step, split, {"seconds": round(self.seconds(), 3), **values})
 
-    def _evaluate(self, evaluators: Sequence[Evaluator]) -> None:
-        for evaluator in evaluators:
-            result = evaluator(self.all_params())
-            scalars = {k: float(v) for k, v in result.scalars.items()}
-            self.evals[evaluator.name] = scalars
-            self.writer.evaluation(self.step, evaluator.name, result)
-            self._add_to_curve(evaluator.name, scalars)
-            summary = "  ".join([*(f"{k} {v:.4g}" for k, v in scalars.items()), *result.notes])
-            self.console.line(f"step {self.step}/{self.config.steps}  {evaluator.name}: {summary}")
+    def _evaluate(self, evaluators: Sequence[Evaluator]) -> bool:
+        """Evaluates. Returns False where it was told to stop, and left what it was at."""
+        try:
+            for evaluator in evaluators:
+                self.goodput.lap("steps")
+                result = evaluator(self.all_params())
+                scalars = {k: float(v) for k, v in result.scalars.items()}
+                self.evals[evaluator.name] = scalars
+                self.writer.evaluation(self.step, evaluator.name, result)
+                self._add_to_curve(evaluator.name, scalars)
+                summary = "  ".join([*(f"{k} {v:.4g}" for k, v in scalars.items()), *result.notes])
+                self.console.line(f"step {self.step}/{self.config.steps}  {evaluator.name}: {summary}")
+                self._compare(evaluator.name, scalars.get("loss"))
+                self.goodput.lap("evaluation")
+        except signals.Stopped:
+            self.goodput.lap("evaluation")
+            return False
+        return True
 
     def _save(self) -> None:
-        self.checkpointer.save(self.state, {**self.record, "seconds": self.seconds()})
+        self.goodput.lap("steps")
+        self.kept_steps = self.goodput.seconds["steps"]
+        record = {**self.record, "seconds": self.seconds(), "goodput": self.goodput.to_json()}
+        self.checkpointer.save(self.state, record)
+        self.goodput.lap("checkpoint")
 
     def _finish(self, result: TrainResult) -> None:
         if result.interrupted:
@@ -318,5 +376,8 @@ class _Run:
         done = {k: getattr(result, k) for k in ("step", "seconds", "metrics", "evals")}
         done["trainable_params"] = sum(r.parameters for r in self.rows if r.trainable)
         done["total_params"] = sum(r.parameters for r in self.rows)
+        done["skipped_steps"] = self.skips.total
+        done["goodput"] = self.goodput.to_json()
         if self.first:
             files.write_json(self.folder / "done.json", done)
+        self.console.line(f"Done: {self.step} steps. The time went into {self.goodput.summary()}.")

@@ -1,43 +1,27 @@
-"""Notice of the machine being taken away (SIGTERM): the loop saves and ends in good order."""
-
-import signal
-import threading
-from types import FrameType
-from typing import Any
+"""When a run of many processes is told to stop, all of them stop at one point."""
 
 import jax
 
 
-class Preemption:
-    """Context manager that turns SIGTERM into a flag. Outside of the main thread it does nothing.
+class Agreement:
+    """Agrees with the other processes on where to stop. All of them must call it at the same points.
 
-    With several processes all of them agree on the step at which to stop (jax's sync point).
+    jax tells all processes of a SIGTERM that one of them got, and names the point: one that none has reached yet.
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        self._former: Any = None
-        self._installed = False
+        self._points = 0
 
-    def __enter__(self) -> "Preemption":
-        # With several processes jax.distributed handles the signal.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._former = signal.signal(signal.SIGTERM, self._handle)
-            self._installed = True
-        return self
+    def __call__(self) -> bool:
+        """Whether to stop at this point."""
+        from jax.experimental import multihost_utils
 
-    def __exit__(self, *_: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGTERM, self._former)
+        self._points += 1
+        return multihost_utils.reached_preemption_sync_point(self._points)
 
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        del signum, frame
-        self._asked = True
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop after `step`."""
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
+def can_agree() -> bool:
+    """Whether jax tells processes of each other's signals; JAX_ENABLE_PREEMPTION_SERVICE=false turns that off."""
+    from jax._src import distributed  # jax has no public way to ask
 
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
+    return jax.process_count() > 1 and distributed.global_state.preemption_sync_manager is not None

@@ -91,7 +91,10 @@ def make_train_step(
 
     Metrics are f32 scalars: `loss` and `z_loss` (nats a target), `accuracy` (share of targets with the highest logit),
     `weights` (the sum of the target weights), `grad_norm` (before clipping) and `grad_norm/<part>`, `param_norm` (of
-    the trainable parameters, before the update) and `learning_rate`.
+    the trainable parameters, after the update), `learning_rate` and `skipped`.
+
+    Where the loss or the gradient is not finite, `skipped` is 1: parameters and optimizer state stay as they are, and
+    only the step is counted.
 
     Args:
         objective: of (all parameters, batch); one with a method `at(step)` is asked for that of each step.
@@ -107,18 +110,25 @@ def make_train_step(
     def train_step(state: TrainState, frozen: PyTree, batch: Any) -> tuple[TrainState, Metrics]:
         here = at_step(objective, state.step)
         sums, gradients = loss_and_gradients(here, state.params, frozen, batch, accumulate)
-        updates, opt_state = optimizer.transform.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
         norms = norm_by_part(gradients)
         weight = jnp.maximum(sums.weight_sum, 1e-6)
+        loss, grad_norm = sums.loss_sum / weight, total_norm(norms)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, opt_state = optimizer.transform.update(gradients, state.opt_state, state.params)
+        updated = optax.apply_updates(state.params, updates), opt_state
+        # Elementwise, so it is a part of the update and happens in place.
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state)
+        )
         metrics = {
-            "loss": sums.loss_sum / weight,
+            "loss": loss,
             "accuracy": sums.correct_sum / weight,
             "z_loss": sums.z_sum / weight,
             "weights": sums.weight_sum,
-            "grad_norm": total_norm(norms),
-            "param_norm": optax.tree.norm(state.params),
+            "grad_norm": grad_norm,
+            "param_norm": optax.tree.norm(params),
             "learning_rate": optimizer.schedule(state.step),
+            "skipped": 1.0 - finite.astype(jnp.float32),
         }
         metrics |= {f"grad_norm/{part}": norm for part, norm in norms.items()}
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -99,8 +99,27 @@ class Loader:
         """Returns an endless iterator of the batches of steps `start_step`, `start_step + 1`, ..."""
         return BatchIterator(self, start_step)
 
+    def record_ids(self, step: int) -> list[str]:
+        """Returns the ids of the records in the batch of step 0, 1, ..., on all hosts, in the order of its rows.
+
+        They are read anew, without their media. One that cannot be read is named by its place.
+        """
+        chosen = int(self._group_schedule().at(np.asarray([step]))[0][0])
+        rows = range(self.config.batch_size)
+        plan = next(self._plans(chosen, self._group_schedule().before(step, chosen), rows))
+        ids = [""] * self.config.batch_size
+        for share in plan:
+            source, split = self._groups[chosen].tasks[share.which].records, self.config.split
+            records, errors = source.read_some(split, share.records)
+            for row, index, record, error in zip(share.rows, share.records, records, errors, strict=True):
+                ids[row] = f"{split} record {index}" if error else str(source.features(record)["id"])
+        return ids
+
+    def _group_schedule(self) -> Schedule:
+        return Schedule([sum(g.rates) for g in self._groups], seed=int(mix(self.config.seed, 1) >> np.uint64(1)))
+
     def _train_batches(self, start_step: int) -> Iterator[AnyBatch]:
-        schedule = Schedule([sum(g.rates) for g in self._groups], seed=int(mix(self.config.seed, 1) >> np.uint64(1)))
+        schedule = self._group_schedule()
         streams: dict[int, Iterator[RowBatch]] = {}
         try:
             for step in itertools.count(start_step):
@@ -114,15 +133,22 @@ class Loader:
             for stream in streams.values():
                 stream.close()  # type: ignore[attr-defined] a generator
 
-    def _plans(self, group_index: int, first_batch: int) -> Iterator[list[Share]]:
-        """Yields which records are in which rows of this host's batches `first_batch`, ... of a group."""
+    def _plans(self, group_index: int, first_batch: int, of: range | None = None) -> Iterator[list[Share]]:
+        """Yields which records are in which rows of batches `first_batch`, ... of a group.
+
+        Args:
+            group_index: of the group.
+            first_batch: of the group's batches, from 0.
+            of: rows of the global batch; default this host's.
+        """
+        of = range(self._first, self._first + self._local) if of is None else of
         group, config = self._groups[group_index], self.config
         seed = int(mix(config.seed, 2, group_index) >> np.uint64(1))
         schedule = Schedule(group.rates, seed)
         sizes = [task.num_examples(config.split) for task in group.tasks]
         blocks = [task.records.blocks(config.split) for task in group.tasks]
         for batch in itertools.count(first_batch):
-            slots = np.arange(self._first, self._first + self._local) + batch * config.batch_size
+            slots = np.asarray(of) + batch * config.batch_size
             tasks, ordinals = schedule.at(slots)
             plan = []
             for which in np.unique(tasks):
@@ -227,6 +253,9 @@ class BatchIterator:
 
     def counters(self) -> dict[str, float]:
         return self._loader.counters()
+
+    def record_ids(self, step: int) -> list[str]:
+        return self._loader.record_ids(step)
 
     def close(self) -> None:
         self._batches.close()

@@ -278,11 +278,13 @@ def test_bad_images_are_refused(name):
         images.decode(BAD[name](), 16)
 
 
-def test_the_message_shows_what_was_found_instead():
-    with pytest.raises(
-        MediaError, match=r"not a readable image of a known type: 54 bytes that begin with b'<!DOCTYPE html>"
-    ):
+def test_the_message_says_what_was_found_instead_and_shows_nothing_of_it():
+    with pytest.raises(MediaError, match="of a known type: 54 bytes that look like a page of the web") as error:
         images.decode(BAD["a page of html"]())
+    assert "DOCTYPE" not in str(error.value)
+    with pytest.raises(MediaError, match="look like text") as error:
+        images.decode(b"root:x:0:0:root:/root:/bin/bash\n")
+    assert "root" not in str(error.value)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "gif", "mp4"])

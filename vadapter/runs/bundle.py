@@ -21,6 +21,7 @@ import safetensors
 import safetensors.numpy
 
 import vadapter
+from vadapter.base import local_files
 from vadapter.base.errors import UserError
 from vadapter.runs import description as descriptions
 from vadapter.runs.card import card
@@ -185,5 +186,5 @@ def read(path: str) -> Bundle:
 def _hash(file: str) -> str:
     if not os.path.isfile(file):
         raise UserError(f"{file} is missing from its bundle. Copy or download the bundle again.")
-    with open(file, "rb") as f:
+    with local_files.open_file(file) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

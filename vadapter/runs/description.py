@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 import vadapter
-from vadapter.base import resizing
+from vadapter.base import json_text, resizing
 from vadapter.base.errors import UserError
 from vadapter.base.paths import absolute, relative, resolve
 from vadapter.models.configuration import ModelConfig
@@ -182,8 +182,8 @@ def _positions(encoder: ViTConfig) -> str:
 def read_json(file: str) -> Any:
     """Returns the content of a JSON file. Raises `UserError` if it is no JSON."""
     try:
-        return json.loads(epath.Path(file).read_text())
-    except ValueError as e:
+        return json_text.read(file)
+    except (OSError, ValueError) as e:
         raise UserError(f"{file} is not valid JSON: {e}. Use the file as it was written.") from e
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,13 @@ from vadapter.base import resizing
 from vadapter.base.errors import UserError
 from vadapter.data.reading import storage
 
-# Twice Pillow's own warning limit, where it stops too: half a gigabyte as RGB.
-MAX_PIXELS = 178_956_970
+# Where Pillow warns of a decompression bomb: a third of a gigabyte once decoded. A JPEG is decoded at a fraction of its
+# size, so a photograph may have more.
+MAX_PIXELS = 89_478_485
+MAX_BYTES = 256 << 20  # of a file
+# Passes of a progressive JPEG, and pixels that all of them go over; encoders write ten. One of thousands takes minutes.
+_MAX_PASSES, _MAX_PASSED = 1000, 2_000_000_000
+_STRIP = 1 << 22  # pixels of a picture of wide numbers that are converted at once
 # Other types are refused, whatever the files are called: Pillow would hand some, such as EPS, to other programs.
 TYPES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
 Image.init()
@@ -48,11 +54,21 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _deep_to_rgb(image: Image.Image) -> Image.Image:
     """Grey of 16 or more bits, or of floats in 0..1, 0..255 or 0..65535, to 8 bits. NaN is black."""
-    values = np.nan_to_num(np.asarray(image, np.float64), posinf=np.inf, neginf=0)
+    grey = Image.new("L", image.size)
+    rows = max(1, _STRIP // max(1, image.width))
+    boxes = [(0, y, image.width, min(y + rows, image.height)) for y in range(0, image.height, rows)]
+
+    def strips() -> Iterator[np.ndarray]:
+        for box in boxes:
+            yield np.nan_to_num(np.asarray(image.crop(box), np.float32), posinf=np.inf, neginf=0)
+
     top = 65535.0
-    if image.mode == "F" and values.size:
-        top = next((t for t in (1.0, 255.0) if values.max() <= t), top)
-    return Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F" and boxes:
+        highest = max(values.max(initial=0) for values in strips())
+        top = next((t for t in (1.0, 255.0) if highest <= t), top)
+    for box, values in zip(boxes, strips(), strict=True):
+        grey.paste(Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8)), box)
+    return grey.convert("RGB")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -72,6 +88,31 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _check_passes(data: bytes, pixels: int) -> None:
+    """Raises `MediaError` for a JPEG that takes too long. A marker cannot occur within its numbers, so counting does."""
+    passes = data.count(b"\xff\xda")
+    if passes > _MAX_PASSES or passes * pixels > _MAX_PASSED:
+        raise MediaError(f"a JPEG of {pixels} pixels in {passes} passes takes too long to decode")
+
+
+# What other files begin with. Their content itself is in no message: a record may name any file.
+_OTHERS = (
+    (("<!doctype", "<html", "<?xml", "<svg"), "look like a page of the web or XML"),
+    (("%pdf",), "look like a PDF"),
+    (("pk\3\4", "\x1f\x8b", "bz", "\xfd7z"), "look like an archive"),
+    (("{", "["), "look like JSON"),
+    (("version https://git-lfs",), "are a pointer of Git LFS"),
+)
+
+
+def _looks(data: bytes) -> str:
+    start = data[:64].lstrip().lower().decode("latin-1")
+    if start[4:8] == "ftyp" or start.startswith("\x1aE\xdf\xa3".lower()):
+        return "look like a video"
+    kind = next((kind for beginnings, kind in _OTHERS if start.startswith(beginnings)), "")
+    return kind or ("look like text" if data[:64].isascii() and b"\0" not in data[:64] else "are of no known type")
 
 
 def resize(image: Image.Image, size: int, mode: str | None = None) -> np.ndarray:
@@ -130,12 +171,14 @@ def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.
         uint8 [h, w, 3].
 
     Raises:
-        MediaError: not an image, damaged, or above `MAX_PIXELS`.
+        MediaError: not an image, damaged, or more than `MAX_BYTES` or `MAX_PIXELS`.
     """
+    if len(data) > MAX_BYTES:
+        raise MediaError(f"it has {len(data)} bytes, and at most {MAX_BYTES} are read")
     try:
         image = Image.open(io.BytesIO(data), formats=_KNOWN)
-        if image.width * image.height > MAX_PIXELS:
-            raise MediaError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+        if image.format in ("JPEG", "MPO"):
+            _check_passes(data, image.width * image.height)
         how = resizing.parse(mode)
         if size and not how.whole and image.format in ("JPEG", "MPO"):
             # Decodes large photographs at a fraction of their size, never below what is needed.
@@ -143,11 +186,15 @@ def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.
             long = max(width, height)
             needed = (size * width // long, size * height // long) if how.mode == "pad" else (size, size)
             image.draft("RGB", (max(needed[0], 1), max(needed[1], 1)))
+        if image.width * image.height > MAX_PIXELS:
+            raise MediaError(
+                f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}; make the picture smaller"
+            )
         rgb = _to_rgb(image)
     except (MediaError, UserError):
         raise
     except UnidentifiedImageError:
-        found = f"{len(data)} bytes that begin with {data[:16]!r}" if data else "an empty file"
+        found = f"{len(data)} bytes that {_looks(data)}" if data else "an empty file"
         raise MediaError(f"not a readable image of a known type: {found}") from None
     except Exception as e:  # Pillow's decoders raise many types on damaged data
         raise MediaError(f"not a readable image ({type(e).__name__}: {e})") from e
@@ -174,6 +221,6 @@ def load(path: str | Path, size: int | None = None, mode: str | None = None) -> 
         UserError: the file is missing or not a readable image.
     """
     try:
-        return decode(storage.read_file(str(path)), size, mode)
+        return decode(storage.read_file(str(path), MAX_BYTES), size, mode)
     except (OSError, MediaError) as e:
         raise UserError(f"Expected an image (JPEG, PNG, WebP) in {path}; {e}. Replace the file or leave it out.") from e

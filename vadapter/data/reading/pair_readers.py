@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vadapter.base import trees
+from vadapter.base import local_files, trees
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.data.order import schedule
@@ -100,8 +100,13 @@ class ArrayRecordReader:
 
         if remote := [f for f in files if is_remote(f)]:
             raise UserError(f"Expected local ArrayRecord files; found {remote[0]}. Mount the folder, or use tar files.")
-        if missing := [f for f in files if not os.path.exists(f)]:
-            raise UserError(f"Expected {len(files)} files; {missing[0]} is missing. Correct the names.")
+        for file in files:
+            try:
+                local_files.check(file)
+            except FileNotFoundError as e:
+                raise UserError(f"Expected {len(files)} files; {file} is missing. Correct the names.") from e
+            except OSError as e:
+                raise UserError(f"Expected ArrayRecord files; {e}. Correct the names.") from e
         try:
             self._source = array_record_data_source.ArrayRecordDataSource(list(files))
             self._count = len(self._source)

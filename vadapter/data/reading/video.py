@@ -9,7 +9,7 @@ import bisect
 import io
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vadapter.base import local_files
 from vadapter.base.errors import UserError
 from vadapter.data.reading import images
 from vadapter.data.reading.images import MediaError
@@ -25,9 +26,13 @@ SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".m
 SAMPLING = ("uniform", "centre", "random")
 MAX_SECONDS = 60.0  # of work on one clip
 MAX_FRAME_PIXELS = 8192 * 8192
+MAX_FRAMES = 2_000_000  # of a clip, 18 hours of them
 # Of larger files the packets are not all read, and the duration in the file is believed.
 MAX_SCANNED_BYTES = 1 << 28
 _IO_TIMEOUT = 30.0
+# A file of another kind, such as a playlist, would have FFmpeg open what it names: files of this machine, or addresses.
+_FORMATS = "mov,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,ogg,flv,asf,webp_pipe,apng,ivf,m4v,h264,hevc,mjpeg,mxf,dv,nut,rm"
+_OPTIONS = {"format_whitelist": _FORMATS}
 
 
 def check_sampling(sampling: str) -> None:
@@ -118,18 +123,16 @@ def decode(
     import av
 
     check_sampling(sampling)
-    length = len(source) if isinstance(source, bytes) else None
     try:
-        length = os.path.getsize(str(source)) if length is None else length
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), timeout=_IO_TIMEOUT) as file:
+        length = local_files.check(source).st_size if not isinstance(source, bytes) else len(source)
+        opened = io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.path.abspath(source)}"
+        with av.open(opened, timeout=_IO_TIMEOUT, options=_OPTIONS) as file:
             clip = _Clip(file, length <= MAX_SCANNED_BYTES)
-            found = clip.frames(clip.wanted(num_frames, sampling, seed))
-            pixels = {id(f): _pixels(f, size, mode) for f in found}
+            return clip.frames(clip.wanted(num_frames, sampling, seed), lambda frame: _pixels(frame, size, mode))
     except MediaError:
         raise
     except Exception as e:  # FFmpeg's errors are of many types
         raise MediaError(f"not a readable video ({type(e).__name__}: {e})") from e
-    return np.stack([pixels[id(f)] for f in found])
 
 
 class _Clip:
@@ -175,6 +178,8 @@ class _Clip:
             if when is None or not packet.size or packet.is_discard:
                 continue
             times.append(when)
+            if len(times) > MAX_FRAMES:
+                raise MediaError(f"has more than {MAX_FRAMES} frames")
             end = max(end, when + (packet.duration or 0))
             if packet.is_keyframe:
                 keys.append(when)
@@ -207,20 +212,28 @@ class _Clip:
             return [int(first + i * step) for i in range(count)]
         return [int(t) for t in sample_times(start, float(start + duration), count, sampling, seed)]
 
-    def frames(self, wanted: list[int]) -> list[Any]:
-        """Returns for each time the frame that is visible then, or the nearest that can be decoded."""
+    def frames(self, wanted: list[int], pixels: Callable[[Any], np.ndarray]) -> np.ndarray:
+        """Returns for each time the frame that is visible then, or the nearest that can be decoded.
+
+        Args:
+            wanted: ascending times.
+            pixels: makes an array of a frame. Frames are not kept, as they may be large.
+        """
         self._exact = set(wanted) & set(self._times)
         for seek in (True, False):  # without, where the file's index leads astray
-            found = self._frames(wanted, seek)
+            found = self._frames(wanted, seek, pixels)
             if found is not None:
-                return found
+                return np.stack(found)
         raise MediaError("has no frame that can be decoded")
 
-    def _frames(self, wanted: list[int], seek: bool) -> list[Any] | None:
+    def _frames(
+        self, wanted: list[int], seek: bool, pixels: Callable[[Any], np.ndarray]
+    ) -> list[np.ndarray] | None:
         """`frames`; None if seeking went wrong, or nothing could be decoded."""
         if not self._go_to_start():
             return None
-        found, position, last = [], None, None
+        found: list[np.ndarray] = []
+        position, last, before = None, None, None
         decoded = self._decoded()
         current = next(decoded, None)
         for when in wanted:
@@ -235,7 +248,8 @@ class _Clip:
             taken = current if last is None else last
             if taken is None:
                 return None
-            found.append(taken)
+            found.append(found[-1] if taken is before else pixels(taken))
+            before = taken
         return found
 
     def _far(self, position: int | None, when: int) -> bool:

@@ -212,6 +212,8 @@ def _lines(file: str) -> Iterator[tuple[int, str]]:
         number = 0
         while line := content.readline(MAX_LINE_BYTES + 1):
             number += 1
+            if len(line) > MAX_LINE_BYTES and b"\0" in line:
+                raise OSError(f"line {number} has NUL bytes, so it is no text")
             if len(line) > MAX_LINE_BYTES:
                 while line and not line.endswith(b"\n"):
                     line = content.readline(1 << 20)

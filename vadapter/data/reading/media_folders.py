@@ -38,7 +38,10 @@ class MediaFolders:
             raise MediaError(refusal)
         if is_remote(path):
             return
-        real = os.path.realpath(path)
+        try:
+            real = os.path.realpath(path)
+        except (OSError, ValueError) as e:  # a NUL, or what the file system cannot name
+            raise MediaError(f"{path!r} names no file ({e})") from None
         if not any(_inside(real, os.path.realpath(root)) for root in self.roots if not is_remote(root)):
             raise MediaError(self._outside(f"{path} is a link to {real}, which", real))
 

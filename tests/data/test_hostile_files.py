@@ -213,7 +213,9 @@ def test_a_large_file_is_no_picture_and_is_not_read(tmp_path):
     assert peak() - before < 64 << 20
 
 
-@pytest.mark.parametrize("name", ["a\0.png", "\0", "a" * 5000, "\ud800.png", "", "/", ".", "..", "~", "a/b/c.png", "http://[", "://"])
+@pytest.mark.parametrize(
+    "name", ["a\0.png", "\0", "a" * 5000, "\ud800.png", "", "/", ".", "..", "~", "a/b/c.png", "http://[", "://"]
+)
 @pytest.mark.parametrize("media", ["image", "video"])
 def test_an_odd_path_is_a_bad_record(tmp_path, name, media):
     picture(tmp_path / "b.png")

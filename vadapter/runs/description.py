@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 import vadapter
-from vadapter.base import json_text, resizing
+from vadapter.base import json_text, resizing, typed
 from vadapter.base.errors import UserError
 from vadapter.base.paths import absolute, relative, resolve
 from vadapter.models.configuration import ModelConfig
@@ -91,14 +91,24 @@ class Description:
             )
         try:
             text, model = record["text"], from_json(record["model"], where)
-            return cls(
-                model=model,
-                text=None if text is None else Text(**text),
-                resize=record["preprocessing"].get("resize", "stretch"),
-                frozen_dtype=record["frozen_dtype"],
-                training=record["training"],
-            )
-        except (KeyError, TypeError, AttributeError) as e:
+            fields = {
+                "model": model,
+                "text": None if text is None else Text(**text),
+                "resize": record["preprocessing"].get("resize", "stretch"),
+                "frozen_dtype": record["frozen_dtype"],
+                "training": record["training"],
+            }
+            if problem := typed.wrong(cls, {k: v for k, v in fields.items() if k != "training"}) or (
+                typed.wrong(Text, text) if text else ""
+            ):
+                raise TypeError(problem)
+            resizing.parse(fields["resize"])
+            if (text and min(map(text["lengths"].__getitem__, ("inputs", "targets"))) < 1) or not model.parts:
+                raise ValueError("lengths without room")
+            return cls(**fields)
+        except (KeyError, TypeError, AttributeError, ValueError) as e:
+            if isinstance(e, UserError):
+                raise
             raise UserError(f"{where} is not as vadapter writes it ({e}). Use the file as it was written.") from e
 
     def moved(self, old: str, new: str) -> "Description":

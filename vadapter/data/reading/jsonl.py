@@ -202,7 +202,9 @@ def _read(
     if len(bad) > _BAD_NAMED:
         logging.warning("left out %d more lines of %s", len(bad) - _BAD_NAMED, file)
     if unknown:
-        logging.warning("%s: fields that are not used: %s", file, ", ".join(sorted(name[:80] for name in unknown)[:_FIELDS_SHOWN]))
+        logging.warning(
+            "%s: fields that are not used: %s", file, ", ".join(sorted(name[:80] for name in unknown)[:_FIELDS_SHOWN])
+        )
     return tuple(good), tuple(bad), tuple(outside)
 
 

@@ -111,7 +111,9 @@ def make_record(id_: str, media: Any, captions: Any, folder: str) -> Record:
         return Record(id_, error="has no caption")
     if isinstance(parts[0], str):
         if "://" in parts[0] and parts[0].startswith("http"):
-            return Record(id_, captions=texts, error=f"has the address {parts[0][:200]} instead of a file: download it first")
+            return Record(
+                id_, captions=texts, error=f"has the address {parts[0][:200]} instead of a file: download it first"
+            )
         return Record(id_, path=os.path.join(folder, parts[0]), captions=texts)
     return Record(id_, tuple(parts), captions=texts)
 

@@ -31,7 +31,9 @@ MAX_FRAMES = 2_000_000  # of a clip, 18 hours of them
 MAX_SCANNED_BYTES = 1 << 28
 _IO_TIMEOUT = 30.0
 # A file of another kind, such as a playlist, would have FFmpeg open what it names: files of this machine, or addresses.
-_FORMATS = "mov,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,ogg,flv,asf,webp_pipe,apng,ivf,m4v,h264,hevc,mjpeg,mxf,dv,nut,rm"
+_FORMATS = (
+    "mov,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,ogg,flv,asf,webp_pipe,apng,ivf,m4v,h264,hevc,mjpeg,mxf,dv,nut,rm"
+)
 _OPTIONS = {"format_whitelist": _FORMATS}
 
 
@@ -226,9 +228,7 @@ class _Clip:
                 return np.stack(found)
         raise MediaError("has no frame that can be decoded")
 
-    def _frames(
-        self, wanted: list[int], seek: bool, pixels: Callable[[Any], np.ndarray]
-    ) -> list[np.ndarray] | None:
+    def _frames(self, wanted: list[int], seek: bool, pixels: Callable[[Any], np.ndarray]) -> list[np.ndarray] | None:
         """`frames`; None if seeking went wrong, or nothing could be decoded."""
         if not self._go_to_start():
             return None

@@ -48,6 +48,7 @@ setup(
         "etils[epath]>=1.13",
         "flax>=0.12",
         "gin-config>=0.5,<0.6",
+        "google-crc32c>=1.5",
         "jax>=0.10",
         "jaxtyping>=0.3",
         "jinja2>=3.1",

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, features
+from PIL import Image, ImageCms, PngImagePlugin, features
 
 from vadapter.base import resizing
 from vadapter.data.reading import images
@@ -291,3 +291,19 @@ def test_the_message_says_what_was_found_instead_and_shows_nothing_of_it():
 def test_the_content_tells_the_type_not_the_ending(tmp_path, ending):
     (tmp_path / f"a.{ending}").write_bytes(encode(plain(), "WEBP", lossless=True))
     np.testing.assert_array_equal(images.load(tmp_path / f"a.{ending}", 16)[8, 8], RED)
+
+
+def test_a_jpeg_that_lacks_its_end_mark_alone_is_read():
+    for options in ({}, {"progressive": True}, {"subsampling": 0}):
+        data = encode(Image.effect_noise((70, 50), 60).convert("RGB"), "JPEG", **options)
+        for cut in (data[:-2], data[:-1]):
+            np.testing.assert_array_equal(images.decode(cut), images.decode(data))
+        for missing in (30, 200, len(data) // 2):
+            with pytest.raises(MediaError):
+                images.decode(data[: -2 - missing])
+
+
+def test_a_png_with_a_long_compressed_text_is_read():
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("a", "x" * 3_000_000, zip=True)
+    np.testing.assert_array_equal(images.decode(encode(plain(), "PNG", pnginfo=texts), 16)[8, 8], RED)

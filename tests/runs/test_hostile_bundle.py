@@ -87,9 +87,10 @@ def test_a_malformed_bundle_is_a_paragraph(changed, place, value):
     assert "bundle" in refusal(changed(place, value))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[", "[]", "null", "[" * 100_000, '{"format": 1}', '{"format": 1, "model": {}}', "\0"]
-)
+NO_BUNDLES = ["", "[", "[]", "null", "[" * 100_000, '{"format": 1}', '{"format": 1, "model": {}}', "\0"]
+
+
+@pytest.mark.parametrize("text", NO_BUNDLES, ids=lambda text: text[:12])
 def test_a_bundle_that_is_no_bundle_is_a_paragraph(tmp_path, text):
     (tmp_path / "bundle.json").write_text(text)
     assert "bundle.json" in refusal(tmp_path)

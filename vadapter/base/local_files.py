@@ -1,7 +1,8 @@
 """Local files that a user names, opened so that none can hang the process or fill its memory.
 
 Only regular files are opened: a FIFO, a socket or a terminal would be waited for without end, and a device such as
-/dev/zero has none. The opening itself does not wait, so that a file that changes between look and opening is refused too.
+/dev/zero has none. The opening itself does not wait, so that a file that changes
+between look and opening is refused too.
 """
 
 import os

@@ -116,5 +116,6 @@ def lines_of(path: str) -> Iterator[str]:
             yield from filter(None, map(str.strip, file))
     except OSError as e:
         raise UserError(
-            f"Handoff.texts: {path} cannot be read ({e.strerror or e}). Give a text file, one text a line, or leave it out."
+            f"Handoff.texts: {path} cannot be read ({e.strerror or e}). Give a text file, one text a line, or "
+            "leave it out."
         ) from e

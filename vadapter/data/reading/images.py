@@ -26,6 +26,8 @@ if "PILLOW_BLOCKS_MAX" not in os.environ:
     # Pillow keeps so many freed blocks of pixels, of 16 MB at most. Otherwise each picture is new memory from the
     # system, which costs a seventh of the time of decoding it.
     Image.core.set_blocks_max(8)
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_PNG, _PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"zTXt", b"iTXt", b"iCCP")
 _KNOWN = [t for t in TYPES if t in Image.OPEN]  # not every Pillow is built with all
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
@@ -91,10 +93,23 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _check_passes(data: bytes, pixels: int) -> None:
-    """Raises `MediaError` for a JPEG that takes too long. A marker cannot occur within its numbers, so counting does."""
+    """Raises `MediaError` for a JPEG that takes too long. Its numbers hold no marker."""
     passes = data.count(b"\xff\xda")
     if passes > _MAX_PASSES or passes * pixels > _MAX_PASSED:
         raise MediaError(f"a JPEG of {pixels} pixels in {passes} passes takes too long to decode")
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its compressed texts and colour profile: nothing here reads them, and Pillow refuses long ones."""
+    if not data.startswith(_PNG) or not any(kind in data for kind in _PNG_TEXTS):
+        return data
+    kept, at = [_PNG], len(_PNG)
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in _PNG_TEXTS:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 # What other files begin with. Their content itself is in no message: a record may name any file.
@@ -162,6 +177,8 @@ def _center_crop(image: Image.Image, size: int, shorter: int, filter: Image.Resa
 def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.ndarray:
     """Decodes the bytes of an image file of one of `TYPES`, found by its content.
 
+    A JPEG that lacks its end mark alone is read: many cameras and copies leave it out.
+
     Args:
         data: the whole file.
         size: width and height of the result; None keeps the image's own.
@@ -173,10 +190,26 @@ def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.
     Raises:
         MediaError: not an image, damaged, or more than `MAX_BYTES` or `MAX_PIXELS`.
     """
+    try:
+        return _decode(data, size, mode)
+    except MediaError:
+        if not data.startswith(_JPEG) or data.endswith(_JPEG_END):
+            raise
+        # What stands between the last number and the end mark is passed over. If numbers were missing, it would be
+        # taken for them, and the pictures would differ.
+        body = data.removesuffix(_JPEG_END[:1])
+        found = [_decode(body + filling * 256 + _JPEG_END, size, mode) for filling in (b"\x55", b"\xaa", b"\0", b"\xc6")]
+        if any(not np.array_equal(found[0], other) for other in found[1:]):
+            raise
+        return found[0]
+
+
+def _decode(data: bytes, size: int | None, mode: str | None) -> np.ndarray:
+    """`decode`, as Pillow does it."""
     if len(data) > MAX_BYTES:
         raise MediaError(f"it has {len(data)} bytes, and at most {MAX_BYTES} are read")
     try:
-        image = Image.open(io.BytesIO(data), formats=_KNOWN)
+        image = Image.open(io.BytesIO(_without_texts(data)), formats=_KNOWN)
         if image.format in ("JPEG", "MPO"):
             _check_passes(data, image.width * image.height)
         how = resizing.parse(mode)

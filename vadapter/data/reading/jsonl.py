@@ -17,10 +17,10 @@ from vadapter.base.paths import is_remote, resolve
 from vadapter.data.reading import media_folders, storage
 from vadapter.data.reading.media_folders import MediaFolders
 from vadapter.data.reading.records import Record, RecordSource, clean, text_of, without_nulls
+from vadapter.data.reading.shard_index import MAX_LINE_BYTES
 
 MEDIA_KEYS = ("image", "video")
 _KNOWN = {*MEDIA_KEYS, "caption", "question", "answers", "id"}
-MAX_LINE_BYTES = 4 << 20
 _SHOWN = 500  # characters of what is wrong with a line
 _FIELDS_SHOWN = 10
 _BAD_NAMED = 20  # lines of a file in the log
@@ -163,8 +163,8 @@ def read_jsonl(path: str, max_bad_share: float = 0.01, folders: MediaFolders | N
     if outside and 2 * len(outside) > len(bad):
         raise UserError(
             f"Expected the media of {file} in its folder, {os.path.dirname(file)}; {len(outside)} of "
-            f"{len(good) + len(bad)} lines name others, such as {outside[0]}. If you trust the file, allow their folder "
-            f"with {SETTING} = [{media_folders.common(outside)!r}]; otherwise correct the paths."
+            f"{len(good) + len(bad)} lines name others, such as {outside[0]}. If you trust the file, allow their "
+            f"folder with {SETTING} = [{media_folders.common(outside)!r}]; otherwise correct the paths."
         )
     raise UserError(
         f"Expected in {file} lines of the form {{'image' or 'video': path, 'caption': text}} or {{'image' or "

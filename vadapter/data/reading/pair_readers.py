@@ -23,6 +23,7 @@ from vadapter.data.reading.pair_formats import (
 )
 from vadapter.data.reading.records import Record, make_record
 
+MAX_RECORD_BYTES = 1 << 30
 FORMATS = ("tar", "tfrecord", "array_record", "parquet", "jsonl")
 
 
@@ -82,8 +83,14 @@ class RangeReader:
     def _one(self, i: int) -> Record:
         which, number = self._places.find(i)
         index, file = self._indexes[which], self._places.files[which]
-        raw = storage.read_range(file, int(index.offsets[number]), int(index.sizes[number]))
-        id_ = self._places.name(which, number)
+        id_, size = self._places.name(which, number), int(index.sizes[number])
+        if size > MAX_RECORD_BYTES:
+            return Record(id_, error=f"has {size} bytes, and at most {MAX_RECORD_BYTES} are read")
+        checked = shard_index.CHECKSUM_BYTES if self._format == "tfrecord" else 0
+        raw = storage.read_range(file, int(index.offsets[number]), size + checked)
+        if checked and not shard_index.is_whole(raw):
+            return Record(id_, error="its checksum is not that of its content: the file was damaged or changed")
+        raw = raw[:size]
         if self._format == "tar":
             return parse_tar(raw, id_, self._fields)
         parse = parse_example if self._format == "tfrecord" else parse_line

@@ -17,19 +17,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vadapter.base import local_files
+from vadapter.base import local_files, resizing
 from vadapter.base.errors import UserError
 from vadapter.data.reading import images
 from vadapter.data.reading.images import MediaError
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ogv", ".ts")
 SAMPLING = ("uniform", "centre", "random")
+_MAX_RATIO = 8  # of the sides of a pixel; anamorphic films have up to 2
 MAX_SECONDS = 60.0  # of work on one clip
 MAX_FRAME_PIXELS = 8192 * 8192
 MAX_FRAMES = 2_000_000  # of a clip, 18 hours of them
-# Of larger files the packets are not all read, and the duration in the file is believed.
+# Of larger files the packets are not all read: only those behind the last key frame, for the end.
 MAX_SCANNED_BYTES = 1 << 28
 _IO_TIMEOUT = 30.0
+_LAST = 1 << 50  # a time behind the end of any clip
 # A file of another kind, such as a playlist, would have FFmpeg open what it names: files of this machine, or addresses.
 _FORMATS = (
     "mov,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,ogg,flv,asf,webp_pipe,apng,ivf,m4v,h264,hevc,mjpeg,mxf,dv,nut,rm"
@@ -130,7 +132,8 @@ def decode(
         opened = io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.path.abspath(source)}"
         with av.open(opened, timeout=_IO_TIMEOUT, options=_OPTIONS) as file:
             clip = _Clip(file, length <= MAX_SCANNED_BYTES)
-            return clip.frames(clip.wanted(num_frames, sampling, seed), lambda frame: _pixels(frame, size, mode))
+            wanted = clip.wanted(num_frames, sampling, seed)
+            return clip.frames(wanted, lambda frame: _pixels(frame, size, mode, clip.pixel_ratio))
     except MediaError:
         raise
     except Exception as e:  # FFmpeg's errors are of many types
@@ -147,6 +150,7 @@ class _Clip:
         self._stream = _video_stream(file)
         self._stream.thread_count = 1
         self._at_start = True
+        self.pixel_ratio = _pixel_ratio(self._stream)
         context = self._stream.codec_context
         if context.width * context.height > MAX_FRAME_PIXELS:
             raise MediaError(f"frames of {context.width}x{context.height} pixels are more than {MAX_FRAME_PIXELS}")
@@ -190,6 +194,12 @@ class _Clip:
             end = times[-1] + max((times[-1] - times[0]) // max(len(times) - 1, 1), 1)
         return times, sorted(keys), end
 
+    def _find_end(self) -> int:
+        """Returns the time at which the last frame ends, 0 where the file cannot be searched."""
+        if not self._seek(_LAST):
+            return 0
+        return self._scan()[2]
+
     def wanted(self, count: int, sampling: str, seed: int) -> list[int]:
         """Returns the ascending times of the frames to take."""
         if not self._times:
@@ -202,10 +212,11 @@ class _Clip:
         return [times[max(bisect.bisect_right(times, moment) - 1, 0)] for moment in moments]
 
     def _believed(self, count: int, sampling: str, seed: int) -> list[int]:
-        """`wanted`, from the duration and the rate that the file states."""
+        """`wanted`, from the rate that the file states, and from its end, or else the duration that it states."""
         stream, base = self._stream, Fraction(self._stream.time_base)
-        duration = stream.duration or (self._file.duration or 0) / (1_000_000 * base)
         start = stream.start_time or 0
+        stated = stream.duration or (self._file.duration or 0) / (1_000_000 * base)
+        duration = max(self._find_end() - start, 0) or stated
         if duration <= 0:
             raise MediaError(f"states no duration, and has more than {MAX_SCANNED_BYTES} bytes to look for it")
         if sampling == "centre":
@@ -300,15 +311,44 @@ def _video_stream(file: Any) -> Any:
     raise MediaError("has no video stream")
 
 
-def _pixels(frame: Any, size: int, mode: str | None) -> np.ndarray:
-    """One frame, turned upright (phones write the rotation beside the frames) and resized."""
+def _pixels(frame: Any, size: int, mode: str | None, ratio: float = 1.0) -> np.ndarray:
+    """One frame with square pixels, turned upright (phones write the rotation beside the frames) and resized.
+
+    Args:
+        frame: decoded.
+        size, mode: see `decode`.
+        ratio: width over height of its pixels.
+    """
     if frame.width * frame.height > MAX_FRAME_PIXELS:
         raise MediaError(f"frames of {frame.width}x{frame.height} pixels are more than {MAX_FRAME_PIXELS}")
     image: Image.Image = frame.to_image()
+    if ratio != 1 and resizing.parse(mode).mode != "stretch":
+        image = image.resize((max(1, round(image.width * ratio)), image.height), Image.Resampling.BICUBIC)
+    if (mirrored := _mirrored(frame)) is not None:
+        return images.resize(image.transpose(mirrored), size, mode)
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     if turns:
         image = image.rotate(90 * turns, expand=True)
     return images.resize(image, size, mode)
+
+
+def _mirrored(frame: Any) -> Image.Transpose | None:
+    """How a frame is turned whose display matrix mirrors it, of which `rotation` says a half only; None of others."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = np.frombuffer(bytes(data)[:20], "<i4").astype(np.float64)
+            if a * d - b * c >= 0:
+                return None
+            if abs(a) + abs(d) > abs(b) + abs(c):
+                return Image.Transpose.FLIP_LEFT_RIGHT if a < 0 else Image.Transpose.FLIP_TOP_BOTTOM
+            return Image.Transpose.TRANSPOSE if b > 0 else Image.Transpose.TRANSVERSE
+    return None
+
+
+def _pixel_ratio(stream: Any) -> float:
+    """Width over height of a pixel, 1 where the file says nothing or nonsense."""
+    ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    return float(ratio) if ratio and 1 / _MAX_RATIO <= ratio <= _MAX_RATIO else 1.0
 
 
 def load(path: str | Path, num_frames: int, size: int, mode: str | None = None) -> np.ndarray:

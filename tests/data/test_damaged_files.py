@@ -176,5 +176,5 @@ def test_a_tfrecord_with_a_changed_byte_is_a_bad_record(tmp_path, caplog):
     data[data.rindex(caption(1).encode())] ^= 1
     path.write_bytes(data)
     register(files)
-    assert [bool(row["valid"]) for row in rows() if row["id"]] == [True, False, True]
+    assert [bool(row["valid"]) for row in rows()][:3] == [True, False, True]
     assert "its checksum is not that of its content" in caplog.text

@@ -198,7 +198,9 @@ def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.
         # What stands between the last number and the end mark is passed over. If numbers were missing, it would be
         # taken for them, and the pictures would differ.
         body = data.removesuffix(_JPEG_END[:1])
-        found = [_decode(body + filling * 256 + _JPEG_END, size, mode) for filling in (b"\x55", b"\xaa", b"\0", b"\xc6")]
+        found = [
+            _decode(body + filling * 256 + _JPEG_END, size, mode) for filling in (b"\x55", b"\xaa", b"\0", b"\xc6")
+        ]
         if any(not np.array_equal(found[0], other) for other in found[1:]):
             raise
         return found[0]

@@ -1,5 +1,6 @@
 """What reads files of others: each target takes the bytes of one, and may raise `UserError` or `MediaError` only."""
 
+import copy
 import dataclasses
 import functools
 import io
@@ -90,7 +91,7 @@ def changed_json(seed: object) -> st.SearchStrategy[bytes]:
                     if left_out:
                         del inner[key]
                     else:
-                        inner[key] = value
+                        inner[key] = copy.deepcopy(value)
                     break
                 inner = inner[key]
         return json.dumps(made).encode()

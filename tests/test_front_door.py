@@ -124,6 +124,7 @@ def test_a_bundle_is_evaluated_on_pictures_as_it_was_trained(folder, tmp_path):
     (tmp_path / "own.jsonl").write_text(f'{{"image": "{folder / "photo.png"}", "caption": "a red circle"}}\n')
     files = ["--gin_file=runs/eval.gin", "--gin_file=data/jsonl.gin", "--gin.EVALUATIONS=[@val/Evaluation()]"]
     files += [f"--gin.{name}_JSONL={str(tmp_path / 'own.jsonl')!r}" for name in ("TRAIN", "VALIDATION")]
+    files += [f"--gin.jsonl_task.media_folders=[{str(folder)!r}]"]
     files += ["--gin.BATCH_SIZE=8", "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 16}"]
 
     def loss(*more):

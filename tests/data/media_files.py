@@ -21,6 +21,7 @@ def movie(
     options: dict | None = None,
     audio: bool = False,
     pixels=None,
+    pixel: Fraction = Fraction(1, 1),
 ):
     """Writes a video whose frame i is grey `shades[i]`, and returns the path.
 
@@ -35,6 +36,7 @@ def movie(
         options: of the container.
         audio: adds a silent audio stream.
         pixels: uint8 [h, w, 3] of every frame instead of grey.
+        pixel: width over height of a pixel.
     """
     import av
 
@@ -42,6 +44,8 @@ def movie(
     with av.open(str(path), "w", options=options or {}) as file:
         stream: Any = file.add_stream(codec or CODECS[ending], rate=1000 if times else rate)
         stream.width, stream.height = size
+        if pixel != 1:
+            stream.codec_context.sample_aspect_ratio = pixel
         stream.pix_fmt = "rgb8" if ending == "gif" else "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.gop_size = keys_every
         stream.codec_context.time_base = Fraction(1, 1000 if times else rate)

@@ -167,3 +167,14 @@ def test_a_picture_is_never_joined_with_the_text_of_another(tmp_path, names, cap
 def test_other_members_may_have_one_ending(tmp_path):
     members = [("x.png", png(1), {}), ("x.a.npy", b"1", {}), ("x.b.npy", b"2", {}), ("x.txt", b"words", {})]
     assert read(tar_with(tmp_path / "a.tar", *members)) == [caption(0), "words", caption(1)]
+
+
+def test_a_tfrecord_with_a_changed_byte_is_a_bad_record(tmp_path, caplog):
+    files = write(tmp_path, "tfrecord", 3, 1)
+    path = tmp_path / "web-000.tfrecord"
+    data = bytearray(path.read_bytes())
+    data[data.rindex(caption(1).encode())] ^= 1
+    path.write_bytes(data)
+    register(files)
+    assert [bool(row["valid"]) for row in rows()][:3] == [True, False, True]
+    assert "its checksum is not that of its content" in caplog.text

@@ -192,8 +192,8 @@ def test_a_file_is_read_and_complained_about_once_a_process(folder, caplog, monk
     from vadapter.data import tasks
     from vadapter.data.reading import storage
 
-    opened, read = [], storage.read_file
-    monkeypatch.setattr(storage, "read_file", lambda path: opened.append(path) or read(path))
+    opened, read = [], storage.open_file
+    monkeypatch.setattr(storage, "open_file", lambda path: opened.append(path) or read(path))
     lines = [{"image": "a.jpg", "caption": f"take {i}", "licence": "mine"} for i in range(300)]
     path = write(folder, *lines[:100], "{not json", *lines[100:], {"image": "a.jpg"})
     with caplog.at_level(logging.WARNING):

@@ -1,6 +1,7 @@
 """Videos of many kinds, odd and broken ones: the right frames or a `MediaError`, soon."""
 
 import struct
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -45,6 +46,48 @@ def test_rotation_flags(tmp_path, degrees):
     assert side.mean() > 240 and frame.mean() < 150
 
 
+# What a player shows of a picture whose upper left quarter is light, by the display matrix a, b, c, d.
+MATRICES = {
+    (1, 0, 0, 1): (0, 0),
+    (-1, 0, 0, 1): (0, 1),  # mirrored left and right
+    (1, 0, 0, -1): (1, 0),
+    (-1, 0, 0, -1): (1, 1),
+    (0, 1, -1, 0): (0, 1),
+    (0, -1, 1, 0): (1, 0),
+    (0, 1, 1, 0): (0, 0),
+    (0, -1, -1, 0): (1, 1),
+}
+
+
+@pytest.mark.parametrize("matrix", MATRICES, ids=str)
+def test_a_display_matrix_may_mirror(tmp_path, matrix):
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:24, :32] = 255
+    pixels[:12, 16:32] = 0  # no mirror maps it to itself
+    path = movie(tmp_path / "a.mp4", [0] * 3, pixels=pixels)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    a, b, c, d = (value << 16 for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(bytes(data))
+    turned = np.asarray(matrix, float).reshape(2, 2)
+    expected = np.zeros((16, 16))
+    for y in range(16):
+        for x in range(16):
+            there = np.asarray([x - 7.5, y - 7.5]) @ turned + 7.5
+            expected[int(there[1]), int(there[0])] = pixels[int(y * 3 + 1), int(x * 4 + 2), 0]
+    found = video.decode(path, 1, 16)[0].mean(-1)
+    assert np.abs(found - expected).mean() < 20
+
+
+def test_pixels_that_are_not_square(tmp_path):
+    pixels = np.full((48, 48, 3), 200, np.uint8)
+    path = movie(tmp_path / "a.mp4", [0] * 3, pixels=pixels, size=(48, 48), pixel=Fraction(2, 1))
+    padded = video.decode(path, 1, 16, "pad")[0].mean((1, 2))
+    assert padded[:3].max() < 5 and padded[6:10].min() > 150  # twice as wide as high
+    assert video.decode(path, 1, 16)[0].mean() > 150
+
+
 @pytest.mark.parametrize("size", [(17, 13), (2, 2), (400, 2), (33, 17)])
 def test_odd_frame_sizes(tmp_path, size):
     path = movie(tmp_path / "a.mkv", [90] * 4, size=size, codec="ffv1")
@@ -68,7 +111,17 @@ def test_wrong_durations_do_not_matter(tmp_path, factor):
     np.testing.assert_allclose(frames.mean((1, 2, 3)), [40, 100, 160, 220], atol=6)
 
 
-def test_of_very_large_files_the_duration_is_believed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("factor", [0, 0.1, 10])
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_of_very_large_files_the_end_is_looked_for(tmp_path, monkeypatch, factor, ending):
+    path = movie(tmp_path / f"a.{ending}", LIGHTER, keys_every=2)
+    monkeypatch.setattr(video, "MAX_SCANNED_BYTES", 1)
+    if ending == "mp4":
+        with_duration(path, factor)
+    np.testing.assert_allclose(video.decode(path, 4, 16).mean((1, 2, 3)), [40, 100, 160, 220], atol=6)
+
+
+def test_of_very_large_files_a_duration_that_is_believed_does_no_harm(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "MAX_SCANNED_BYTES", 1)
     path = movie(tmp_path / "a.mp4", LIGHTER, keys_every=2)
     np.testing.assert_allclose(video.decode(path, 4, 16).mean((1, 2, 3)), [40, 100, 160, 220], atol=6)

@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from vadapter.base import json_text
 from vadapter.base.paths import is_remote
 
 _LARGEST = 64 << 20  # bytes of a JSON file; what vadapter writes has a hundredth of it
@@ -59,9 +60,7 @@ def read_object(path: epath.PathLike, largest: int = _LARGEST) -> dict[str, Any]
     if (size := file.stat().length) > largest:
         raise ValueError(f"has {size:,} bytes, more than the {largest:,} that are read")
     try:
-        found = json.loads(file.read_bytes().decode())
-    except RecursionError as e:
-        raise ValueError("is nested too deeply") from e
+        found = json_text.loads(file.read_bytes())
     except ValueError as e:  # also of a wrong encoding
         raise ValueError(f"is no JSON ({e})") from e
     if not isinstance(found, dict):
@@ -72,7 +71,7 @@ def read_object(path: epath.PathLike, largest: int = _LARGEST) -> dict[str, Any]
 def read_json(path: epath.PathLike) -> Any:
     """Returns the content of a JSON file; None where there is no file, or one that is cut or is no JSON."""
     try:
-        return json.loads(epath.Path(path).read_bytes())
+        return json_text.loads(epath.Path(path).read_bytes())
     except (FileNotFoundError, ValueError):
         return None
 
@@ -92,7 +91,7 @@ def split_lines(text: str) -> tuple[list[dict[str, Any]], list[int]]:
     found, broken = [], []
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            content = json.loads(line) if line.strip() else {}
+            content = json_text.loads(line) if line.strip() else {}
         except ValueError:
             content = None
         if not isinstance(content, dict):

@@ -15,6 +15,7 @@ from flax import traverse_util
 from vadapter.base.errors import UserError
 
 Tree = Mapping[str, Any]
+_COMPARED = 200  # characters of a name: comparing takes the square of them
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def merge(*trees: Tree) -> dict[str, Any]:
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     """Returns the up to `n` names of `known` that look most like `name`."""
-    return difflib.get_close_matches(name, list(known), n=n, cutoff=0.0)
+    return difflib.get_close_matches(name[:_COMPARED], list(known), n=n, cutoff=0.0)
 
 
 def match(patterns: Sequence[str], paths: Iterable[str], what: str = "pattern") -> dict[str, int]:

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from vadapter.base import local_files
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.base.quiet import quiet
@@ -127,7 +128,7 @@ def _example(i: int, entry: Entry, plain: bool) -> tuple[int, dict[str, Any]]:
         "domain": item.domain,
         "captions": list(item.captions),
         "answers": list((item.plain_answers or item.answers) if plain else item.answers),
-        "file": epath.Path(entry.path).read_bytes() if entry.path else b"",
+        "file": local_files.content_of(entry.path) if entry.path else b"",
         "at": entry.at,
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from vadapter.base import json_text, local_files
 from vadapter.base.errors import UserError
 
 
@@ -71,7 +72,10 @@ def read_text(path: epath.Path) -> str:
     Raises:
         UserError: it is empty, or in another encoding.
     """
-    data = path.read_bytes()
+    try:
+        data = local_files.content_of(path)
+    except OSError as e:
+        raise UserError(f"Expected an annotation file in {path}; {e}. Put the official file there.") from e
     if not data.strip():
         raise UserError(f"Expected an annotation file in {path}; found an empty one. Download it again.")
     try:
@@ -103,12 +107,16 @@ def read_json(path: epath.Path, kind: type, unique: bool = False) -> Any:
         return made
 
     try:
-        value = json.loads(read_text(path), object_pairs_hook=check if unique else None)
+        value = json_text.loads(read_text(path), object_pairs_hook=check if unique else None)
     except json.JSONDecodeError as e:
         raise UserError(
             f"Expected JSON in {path}; it ends or breaks at line {e.lineno}, column {e.colno} ({e.msg}). The file is "
             "probably cut off: download it again."
         ) from e
+    except UserError:
+        raise
+    except ValueError as e:  # nested too deeply, or a number of thousands of digits
+        raise UserError(f"Expected JSON in {path}; {e}. Download it again.") from e
     if not isinstance(value, kind):
         names = {dict: "an object {...}", list: "a list [...]"}
         raise UserError(

@@ -37,6 +37,10 @@ def import_modules(names: Sequence[str]) -> None:
             raise
         except Exception as error:
             raise UserError(_reason(name, error)) from error
+    if names:
+        from vadapter.recipes import gin_files
+
+        gin_files.allow_imports(names)
 
 
 def _reason(name: str, error: Exception) -> str:

@@ -13,7 +13,7 @@ import seqio
 from vadapter.base.errors import UserError
 from vadapter.data import seqio_tasks
 from vadapter.data.reading import storage, video
-from vadapter.data.reading.jsonl import MEDIA_KEYS, JsonlSource, read_splits
+from vadapter.data.reading.jsonl import MEDIA_KEYS, JsonlSource, folders_of, read_splits
 from vadapter.data.reading.pair_formats import Fields
 from vadapter.data.reading.pairs import PairsSource
 from vadapter.data.reading.sources import RandomAccessSource
@@ -93,6 +93,7 @@ def jsonl_task(
     vocabulary: str = "",
     prompt_format: str = formats.PLAIN,
     max_bad_share: float = 0.01,
+    media_folders: str | Sequence[str] = (),
 ) -> str:
     """Registers a user's own images and videos, listed in JSONL files (see `jsonl.read_jsonl`), and returns `name`.
 
@@ -114,6 +115,8 @@ def jsonl_task(
             "scenes" is the 512-piece vocabulary of the demo's models, which writes any text.
         prompt_format: `plain`; `chat`, the turns of the vocabulary's family; or a name of `formats.FORMATS`.
         max_bad_share: share of the lines that may be malformed.
+        media_folders: folders that images and videos may lie in beside those of the JSONL files: for absolute paths,
+            `..`, links that lead out, and addresses. `["/"]` is all of this machine.
 
     Raises:
         UserError: `train` or `vocabulary` is not given or not readable, too many lines are bad, a prompt is not a
@@ -130,8 +133,9 @@ def jsonl_task(
         for media in MEDIA_KEYS
         for asks in (False, True)
     }
-    lines = read_splits(train, validation, holdout=holdout, max_bad_share=max_bad_share)
-    reading: dict[str, Any] = {"threads": storage.default_threads(train), "name": train}
+    folders = folders_of([train, validation], media_folders)
+    lines = read_splits(train, validation, holdout=holdout, max_bad_share=max_bad_share, folders=folders)
+    reading: dict[str, Any] = {"folders": folders, "threads": storage.default_threads(train), "name": train}
     reading |= {"resize": resize, "frame_sampling": frame_sampling}
     used: list[tuple[str, float]] = []
     for (media, asks), text in texts.items():
@@ -163,6 +167,7 @@ def pairs_task(
     cache_dir: str = "",
     threads: int = 0,
     max_bad_share: float = 0.01,
+    media_folders: str | Sequence[str] = (),
 ) -> str:
     """Registers images or videos with captions in any number of files, local or gs://, and returns `name`.
 
@@ -186,6 +191,7 @@ def pairs_task(
         cache_dir: where the indexes of the files are kept, see `shards.indexes`. Hosts that share it share the work.
         threads: records that are read at once; 0 is one a core, and 32 for remote files.
         max_bad_share: share of the records that may be unusable for reasons seen without reading their media.
+        media_folders: folders that files named by records may lie in beside those of `files`; see `jsonl_task`.
 
     Raises:
         UserError: no or missing files, no vocabulary, fields that are not there, too many unusable records, a prompt
@@ -209,5 +215,6 @@ def pairs_task(
         cache_dir=cache_dir,
         threads=threads,
         max_bad_share=max_bad_share,
+        media_folders=media_folders,
     )
     return add_task(name, source, [captions], vocabulary=words)

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from vadapter.base import typed
 from vadapter.base.errors import UserError
 from vadapter.models import classifier, vlm  # noqa: F401  so that the shipped configurations are registered
 from vadapter.models.configuration import REGISTRY
@@ -39,10 +40,11 @@ def from_json(record: Mapping[str, Any], where: str = "The record") -> Any:
     Raises:
         UserError: a class or a field is unknown or missing, or the values do not fit one another.
     """
-    if not isinstance(record, Mapping) or record.get(CLASS) not in REGISTRY:
-        found = record.get(CLASS) if isinstance(record, Mapping) else record
+    name = record.get(CLASS) if isinstance(record, Mapping) else None
+    if not isinstance(record, Mapping) or not isinstance(name, str) or name not in REGISTRY:
+        found = repr(name if isinstance(record, Mapping) else record)[:80]
         raise UserError(
-            f"{where} describes a model of the class {found!r}; known are {', '.join(REGISTRY.names)}. If the class is "
+            f"{where} describes a model of the class {found}; known are {', '.join(REGISTRY.names)}. If the class is "
             "your own, import the module that defines it, or name it with --module. If a newer version of vadapter "
             "wrote the file, install that one."
         )
@@ -57,7 +59,16 @@ def from_json(record: Mapping[str, Any], where: str = "The record") -> Any:
     needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
     if missing := [name for name in needed if name not in values]:
         raise UserError(f"{where} lacks {', '.join(missing)} in its {record[CLASS]}. Use the file as it was written.")
-    return kind(**values)
+    if problem := typed.wrong(kind, values):
+        raise UserError(f"{where} has a {record[CLASS]} whose {problem}. Use the file as it was written.")
+    try:
+        return kind(**values)
+    except UserError:
+        raise
+    except Exception as e:  # what a class says of values that do not fit one another
+        raise UserError(
+            f"{where} has a {record[CLASS]} that cannot be made ({e}). Use the file as it was written."
+        ) from e
 
 
 def _plain(value: Any) -> Any:

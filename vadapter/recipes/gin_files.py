@@ -5,7 +5,8 @@ read here once more: for the place of each value, and to refuse a macro that has
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -13,7 +14,7 @@ from etils import epath
 from gin import config as gin_config
 from gin import config_parser
 
-from vadapter.base import resources
+from vadapter.base import local_files, resources
 from vadapter.base.errors import UserError
 
 # The macros' former names.
@@ -21,7 +22,12 @@ RENAMED = {"ENCODER_RUN": "ENCODER_WEIGHTS", "TINY_RUN": "TINY_WEIGHTS", "LARGE_
 SAVED = ("config.gin", "operative_config.gin")  # what a run wrote; nobody misspelt a name there
 FLAG = "--gin."
 
+_MAX_BYTES, _MAX_FILES, _MAX_DEPTH = 4 << 20, 1000, 20  # of a file; files of a configuration, and how they nest
+
 _search_paths: list[Path] = []
+_imports: set[str] = set()  # modules that files may name, as --module has imported them
+_open_now: list[str] = []  # files that include one another
+_opened: list[str] = []  # since the configuration was begun
 
 
 class Place(NamedTuple):
@@ -66,8 +72,49 @@ class Statements:
         return [name for name in self.places if "." not in name]
 
 
+def allow_imports(modules: Iterable[str]) -> None:
+    """Lets gin files import modules, which do nothing then: they are imported already."""
+    _imports.update(modules)
+
+
+def check(text: str, file: str = "") -> None:
+    """Refuses text that would do more than set values, before gin reads any of it.
+
+    gin's own `import` runs a module, and with its dynamic registration a file may call whatever Python has.
+
+    Raises:
+        UserError: it imports a module that is not allowed.
+    """
+    try:
+        for statement in config_parser.ConfigParser(text, _Uses(set())):
+            if not isinstance(statement, config_parser.ImportStatement):
+                continue
+            if statement.module not in _imports:
+                raise UserError(_import_refused(statement, f"{file}, line {statement.location.line_num}"))
+    except UserError:
+        raise
+    except Exception:  # what is wrong with the form, gin says
+        return
+
+
+def _import_refused(statement: config_parser.ImportStatement, place: str) -> str:
+    if statement.module.startswith("__gin__"):
+        return (
+            f"A gin file turns on a feature of gin, {statement.module}, by which it could call any function of Python. "
+            "Expected values of what vadapter and your --module name. Remove the line, and register your parts in a "
+            f"module. Found in {place}: {statement.format()}"
+        )
+    return (
+        f"A gin file imports {statement.module}, which would run that module. Expected imports of what --module names. "
+        f"If you trust it, add --module={statement.module}; otherwise remove the line. Found in {place}: "
+        f"{statement.format()}"
+    )
+
+
 def use_search_paths(paths: Sequence[str]) -> None:
     """Lets gin find files in the working directory, then in `paths`, then in the shipped gin folder."""
+    _opened.clear()
+    _open_now.clear()
     _search_paths[:] = [*(Path(path) for path in paths), _shipped(), _shipped().parent]
     # gin's own search paths can only be added to, and its reader of Python resources logs an error for each file that
     # it does not have. gin has no public way to replace readers.
@@ -181,7 +228,7 @@ class _Uses(config_parser.ParserDelegate):
 
 
 def _read_file(path: str, found: Statements) -> None:
-    for statement in _statements(epath.Path(path).read_text(), Place(path, 1), found):
+    for statement in _statements(_content(path), Place(path, 1), found):
         if isinstance(statement, config_parser.IncludeStatement):
             _read_file(_find(statement.filename), found)
 
@@ -222,8 +269,39 @@ def _find(path: str) -> str:
     return next((str(place) for place in places if place.is_file()), path)
 
 
+class _Text(io.StringIO):
+    """A file that gin parses, under its name. While it is open, so are those that include it."""
+
+    def __init__(self, text: str, name: str):
+        super().__init__(text)
+        self.name = name
+        _open_now.append(name)
+
+    def close(self) -> None:
+        if not self.closed and _open_now[-1:] == [self.name]:
+            _open_now.pop()
+        super().close()
+
+
 def _open(path: str) -> IO[str]:
-    return epath.Path(_find(path)).open()
+    place = _find(path)
+    _opened.append(place)
+    if place in _open_now or len(_open_now) >= _MAX_DEPTH:
+        chain = " -> ".join([*_open_now, place][-4:])
+        raise UserError(f"Gin files include one another without end: {chain}. Remove one of the includes.")
+    if len(_opened) > _MAX_FILES:
+        raise UserError(f"More than {_MAX_FILES} gin files are included, the last by {_open_now[-1:]}. Include fewer.")
+    text = _content(place)
+    check(text, place)
+    return _Text(text, place)
+
+
+def _content(path: str) -> str:
+    try:
+        text = local_files.content_of(path, _MAX_BYTES).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"Expected a gin file in UTF-8 at {path}; {e}. Correct the path or the file.") from e
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _exists(path: str) -> bool:

@@ -78,8 +78,14 @@ def parse_gin(
         if complete:
             _leave_out_spare(statements)
             gin.finalize()
+    except (RecursionError, MemoryError) as error:
+        raise UserError(
+            "The gin configuration has brackets or quotes that are nested too deeply to be read. Write the value flat."
+        ) from error
+    except UserError as error:  # to which gin has added lines of where it was
+        raise UserError(str(error).split("\n")[0]) from error
     except Exception as error:
-        if isinstance(error, UserError) or not is_gin_error(error):
+        if not is_gin_error(error):
             raise
         raise UserError(explain(error)) from error
     return statements
@@ -107,6 +113,7 @@ def _parse_binding(binding: str) -> None:
     name = name.strip()
     if not name or not equals or not value.strip():
         raise UserError(f"--gin.{binding} was given; expected the form --gin.NAME=VALUE.")
+    gin_files.check(binding, f"{gin_files.FLAG}{name}")
     try:
         gin.parse_config(binding)
     except SyntaxError as error:

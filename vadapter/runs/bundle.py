@@ -21,6 +21,7 @@ import safetensors
 import safetensors.numpy
 
 import vadapter
+from vadapter.base import local_files, patterns, typed
 from vadapter.base.errors import UserError
 from vadapter.runs import description as descriptions
 from vadapter.runs.card import card
@@ -29,6 +30,7 @@ from vadapter.runs.description import Description
 FILE = "bundle.json"
 ADAPTER = "adapter.safetensors"
 CARD = "README.md"
+_MAX_REPLACEMENT = 1000  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,14 @@ class Backbone:
     def from_json(cls, record: Mapping[str, Any]) -> "Backbone":
         """Reads what `dataclasses.asdict` gives, after a passage through JSON."""
         rules = tuple((pattern, replacement) for pattern, replacement in record["rules"])
+        if problem := typed.wrong(cls, {**record, "rules": rules, "parts": {}}):
+            raise TypeError(problem)
+        for part, count in record["parts"].items():
+            if isinstance(count, bool) or not isinstance(count, int):
+                raise TypeError(f"{part} has {repr(count)[:80]} parameters")
+        if any(len(replacement) > _MAX_REPLACEMENT for _, replacement in rules):
+            raise ValueError("a rule whose replacement is too long")
+        patterns.check((pattern for pattern, _ in rules), "A backbone")
         return cls(**{**record, "rules": rules})
 
 
@@ -168,15 +178,20 @@ def read(path: str) -> Bundle:
     record = descriptions.read_json(file)
     description = Description.from_json(record, file)
     try:
-        return Bundle(
-            folder=path,
-            description=description,
-            backbones=tuple(Backbone.from_json(backbone) for backbone in record["backbones"]),
-            sha256=record["adapter"]["sha256"],
-            step=record["step"],
-            frozen=tuple(record["adapter"]["frozen"]),
-        )
-    except (KeyError, TypeError, ValueError) as e:
+        fields = {
+            "folder": path,
+            "description": description,
+            "backbones": tuple(Backbone.from_json(backbone) for backbone in record["backbones"]),
+            "sha256": record["adapter"]["sha256"],
+            "step": record["step"],
+            "frozen": tuple(record["adapter"]["frozen"]),
+        }
+        if problem := typed.wrong(Bundle, {**fields, "step": 0}) or ("" if type(fields["step"]) is int else "step"):
+            raise TypeError(problem)
+        return Bundle(**fields)
+    except UserError as e:
+        raise UserError(f"{file}: {e}") from e
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise UserError(
             f"{file} is not as vadapter {vadapter.__version__} writes it ({e}). Export the bundle again."
         ) from e
@@ -185,5 +200,5 @@ def read(path: str) -> Bundle:
 def _hash(file: str) -> str:
     if not os.path.isfile(file):
         raise UserError(f"{file} is missing from its bundle. Copy or download the bundle again.")
-    with open(file, "rb") as f:
+    with local_files.open_file(file) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -4,14 +4,13 @@ Whoever has it needs neither the gin files nor the data that the model was train
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 import vadapter
-from vadapter.base import files, resizing
+from vadapter.base import files, json_text, resizing, typed
 from vadapter.base.errors import UserError
 from vadapter.base.paths import absolute, relative, resolve
 from vadapter.models.configuration import ModelConfig
@@ -91,14 +90,24 @@ class Description:
             )
         try:
             text, model = record["text"], from_json(record["model"], where)
-            return cls(
-                model=model,
-                text=None if text is None else Text(**text),
-                resize=record["preprocessing"].get("resize", "stretch"),
-                frozen_dtype=record["frozen_dtype"],
-                training=record["training"],
-            )
-        except (KeyError, TypeError, AttributeError) as e:
+            fields = {
+                "model": model,
+                "text": None if text is None else Text(**text),
+                "resize": record["preprocessing"].get("resize", "stretch"),
+                "frozen_dtype": record["frozen_dtype"],
+                "training": record["training"],
+            }
+            if problem := typed.wrong(cls, {k: v for k, v in fields.items() if k != "training"}) or (
+                typed.wrong(Text, text) if text else ""
+            ):
+                raise TypeError(problem)
+            resizing.parse(fields["resize"])
+            if (text and min(map(text["lengths"].__getitem__, ("inputs", "targets"))) < 1) or not model.parts:
+                raise ValueError("lengths without room")
+            return cls(**fields)
+        except (KeyError, TypeError, AttributeError, ValueError) as e:
+            if isinstance(e, UserError):
+                raise
             raise UserError(f"{where} is not as vadapter writes it ({e}). Use the file as it was written.") from e
 
     def moved(self, old: str, new: str) -> "Description":
@@ -182,8 +191,8 @@ def _positions(encoder: ViTConfig) -> str:
 def read_json(file: str) -> Any:
     """Returns the content of a JSON file. Raises `UserError` if it is no JSON."""
     try:
-        return json.loads(epath.Path(file).read_bytes())
-    except ValueError as e:
+        return json_text.read(file)
+    except (OSError, ValueError) as e:
         raise UserError(f"{file} is not valid JSON: {e}. Use the file as it was written.") from e
 
 

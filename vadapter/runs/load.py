@@ -66,8 +66,7 @@ def _load_run(path: str, step: int | None, given: Mapping[str, str], partitioner
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
         references = [Reference.from_json(r) for r in checkpointer.run(step)["sources"]]
     vocabulary = find_vocabulary(description.text, model_dir, given.values()) if description.text else None
-    model = description.model.make()
-    boxed = abstract_params(model, description.model.example_batch())
+    model, boxed = _made(description, model_dir)
     found = _replaced(references, given, trees.flatten(nn.unbox(boxed)), model_dir)
     restored = initialize.restore(model_dir, boxed, partitioner, step, found)
     return TrainedModel(model, restored.params, partitioner, description, vocabulary, step, model_dir)
@@ -84,12 +83,25 @@ def _load_bundle(bundle: Bundle, given: Mapping[str, str], partitioner: Partitio
     references = [_locate(backbone, bundle, given) for backbone in bundle.backbones]
     folders = [*given.values(), *(reference.path for reference in references)]
     vocabulary = find_vocabulary(description.text, bundle.folder, folders) if description.text else None
-    model = description.model.make()
-    boxed = abstract_params(model, description.model.example_batch())
+    model, boxed = _made(description, bundle.folder)
     arrays = bundle.arrays()
     storage = Storage.of(boxed, partitioner, arrays.keys() - set(bundle.frozen), description.frozen_dtype)
     params = initialize.assemble(arrays, references, boxed, storage, f"The bundle {bundle.folder}")
     return TrainedModel(model, params, partitioner, description, vocabulary, bundle.step, bundle.folder)
+
+
+def _made(description: Description, where: str) -> tuple[nn.Module, Any]:
+    """The module of a description and the shapes of its parameters, of which nothing is made."""
+    try:
+        model = description.model.make()
+        return model, abstract_params(model, description.model.example_batch())
+    except UserError:
+        raise
+    except Exception as e:  # whatever modules raise on sizes that do not fit one another
+        raise UserError(
+            f"The model that {where} describes cannot be made: its values do not fit one another "
+            f"({type(e).__name__}: {str(e).splitlines()[0][:300] if str(e) else ''}). Use the file as it was written."
+        ) from e
 
 
 def _replaced(

@@ -1,11 +1,13 @@
 """Places of a text where two tokenisers begin a piece at the same character, to fit a map between two LMs on."""
 
 import dataclasses
+import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
+from vadapter.base import local_files
 from vadapter.base.errors import UserError
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.loader import Loader
@@ -110,9 +112,10 @@ def texts_of(data: LoaderConfig, sizes: Sizes) -> Iterator[str]:
 def lines_of(path: str) -> Iterator[str]:
     """Yields the lines of a text file that have text. Raises `UserError` where it cannot be read."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with io.TextIOWrapper(local_files.open_file(path), encoding="utf-8", errors="replace") as file:
             yield from filter(None, map(str.strip, file))
     except OSError as e:
         raise UserError(
-            f"Handoff.texts: {path} cannot be read ({e.strerror}). Give a text file, one text a line, or leave it out."
+            f"Handoff.texts: {path} cannot be read ({e.strerror or e}). Give a text file, one text a line, or "
+            "leave it out."
         ) from e

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vadapter.base import fingerprints, trees
+from vadapter.base import fingerprints, patterns, trees
 from vadapter.base.errors import UserError
 from vadapter.training import checkpoints, freezing
 
@@ -61,6 +61,7 @@ class Reference:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Reference":
         """Reads `to_json`'s dict."""
+        patterns.check((pattern for pattern, _ in record["rules"]), f"The checkpoint's record of {record['path']}")
         return cls(**{**record, "rules": tuple((a, b) for a, b in record["rules"])})
 
 

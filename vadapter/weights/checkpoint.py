@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vadapter.base import json_text
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.weights import files_gguf, files_orbax, files_t5x, gguf_tokenizer
@@ -174,8 +174,7 @@ def _orbax(folder: str, item: str) -> Checkpoint:
 
 def _json(path: str) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = json_text.read(path)
     except (OSError, ValueError) as e:
         raise UserError(f"{path} is no JSON: {e}. Fetch it again.") from e
     if not isinstance(content, dict):

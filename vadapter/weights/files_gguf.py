@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from vadapter.base import local_files
 from vadapter.base.errors import UserError
 from vadapter.weights.gguf_header import Header, StoredTensor, damaged, read_header
 from vadapter.weights.tensors import TensorInfo
@@ -134,7 +135,7 @@ class GgufFiles:
         stored = self._stored[name]
         # Read and not mapped, as pages of a mapped file that were read stay resident.
         try:
-            with open(stored.file, "rb") as file:
+            with local_files.open_file(stored.file) as file:
                 file.seek(stored.offset + start)
                 found = np.fromfile(file, np.uint8, count)
         except OSError as e:

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 from numpy.lib import format as npy
 
+from vadapter.base import local_files
 from vadapter.base.errors import UserError
 from vadapter.weights.tensors import TensorInfo
 
@@ -34,7 +35,7 @@ class NpzFile:
         self._fortran: dict[str, bool] = {}
         self._cursor: _Cursor | None = None
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(local_files.open_file(path))
             for member in self._zip.namelist():
                 name = member.removesuffix(".npy")
                 with self._zip.open(member) as file:

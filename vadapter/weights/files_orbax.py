@@ -1,12 +1,12 @@
 """Orbax checkpoints of parameters, OCDBT or a folder for each array, in zarr 2 or 3: read by TensorStore, lazily."""
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from vadapter.base import json_text
 from vadapter.base.errors import UserError
 from vadapter.weights.tensors import TensorInfo
 
@@ -101,8 +101,7 @@ def _metadata(folder: str) -> tuple[dict[str, Any], bool]:
     """The entries of a checkpoint's tree, and whether its arrays are in zarr 3."""
     path = os.path.join(folder, METADATA)
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = json_text.read(path)
         return content["tree_metadata"], bool(content.get("use_zarr3", False))
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is no list of the arrays of an Orbax checkpoint: {e!r}. Fetch it again.") from e

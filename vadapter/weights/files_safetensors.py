@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from vadapter.base import local_files
 from vadapter.base.errors import UserError
 from vadapter.weights.tensors import TensorInfo
 
@@ -66,6 +67,7 @@ class SafetensorsFiles:
 
 def _headers(path: str) -> dict[str, TensorInfo]:
     try:
+        local_files.check(path)  # the library would wait for a FIFO
         with safe_open(path, framework="np") as file:
             # A key of one that is open; the views are of the header alone.
             slices: dict[str, Any] = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

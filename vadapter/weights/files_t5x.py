@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vadapter.base import local_files
 from vadapter.base.errors import UserError
 from vadapter.weights import files_orbax
 
@@ -22,8 +23,7 @@ def open_legacy(folder: str) -> files_orbax.StoredArrays:
 
     path = os.path.join(folder, FILE)
     try:
-        with open(path, "rb") as file:
-            content = serialization.msgpack_restore(file.read())
+        content = serialization.msgpack_restore(local_files.read_bytes(path))
         target = content["optimizer"]["target"]
         leaves = dict(_leaves(target))
     except Exception as e:  # msgpack and flax raise what they like on what is no msgpack.

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vadapter.base import local_files
 from vadapter.base.errors import UserError
 
 _MAGIC = b"GGUF"
@@ -65,8 +66,12 @@ def read_header(path: str) -> Header:
     Raises:
         UserError: it is no GGUF file, of a version or byte order that is not read, cut off or damaged.
     """
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
+    try:
+        opened = local_files.open_file(path)
+    except OSError as e:
+        raise UserError(f"{path} cannot be read as a GGUF file ({e}). Give another file.") from e
+    with opened as file:
+        size = os.fstat(file.fileno()).st_size
         _check_start(path, file.read(len(_LFS)), size)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:

@@ -6,7 +6,6 @@ address (HF_ENDPOINT), and no network at all with HF_HUB_OFFLINE=1. Nothing else
 
 import dataclasses
 import errno
-import json
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from vadapter.base import json_text
 from vadapter.base.errors import UserError
 from vadapter.weights import files_gguf
 from vadapter.weights.checkpoint import INDEX, PICKLES, SINGLE
@@ -309,8 +309,7 @@ def _top(name: str, ending: str) -> bool:
 
 def _json(path: str) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = json_text.read(path)
     except (OSError, ValueError) as e:
         raise UserError(f"{path} is no JSON: {e}. Remove it, and import again.") from e
     return content if isinstance(content, dict) else {}

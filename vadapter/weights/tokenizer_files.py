@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from etils import epath
 
+from vadapter.base import local_files
 from vadapter.base.errors import UserError
 
 FOLDER = "tokenizer"
@@ -50,7 +51,7 @@ def copy(files: Mapping[str, str | bytes], folder: str) -> dict[str, str]:
     target.mkdir(parents=True)
     hashes = {}
     for name, file in files.items():
-        content = file if isinstance(file, bytes) else epath.Path(file).read_bytes()
+        content = file if isinstance(file, bytes) else local_files.content_of(file)
         hashes[name] = hashlib.sha256(content).hexdigest()
         (target / name).write_bytes(content)
     return hashes

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,13 @@ from vadapter.base import resizing
 from vadapter.base.errors import UserError
 from vadapter.data.reading import storage
 
-# Twice Pillow's own warning limit, where it stops too: half a gigabyte as RGB.
-MAX_PIXELS = 178_956_970
+# Where Pillow warns of a decompression bomb: a third of a gigabyte once decoded. A JPEG is decoded at a fraction of its
+# size, so a photograph may have more.
+MAX_PIXELS = 89_478_485
+MAX_BYTES = 256 << 20  # of a file
+# Passes of a progressive JPEG, and pixels that all of them go over; encoders write ten. One of thousands takes minutes.
+_MAX_PASSES, _MAX_PASSED = 1000, 2_000_000_000
+_STRIP = 1 << 22  # pixels of a picture of wide numbers that are converted at once
 # Other types are refused, whatever the files are called: Pillow would hand some, such as EPS, to other programs.
 TYPES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
 Image.init()
@@ -20,6 +26,8 @@ if "PILLOW_BLOCKS_MAX" not in os.environ:
     # Pillow keeps so many freed blocks of pixels, of 16 MB at most. Otherwise each picture is new memory from the
     # system, which costs a seventh of the time of decoding it.
     Image.core.set_blocks_max(8)
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_PNG, _PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"zTXt", b"iTXt", b"iCCP")
 _KNOWN = [t for t in TYPES if t in Image.OPEN]  # not every Pillow is built with all
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
@@ -48,11 +56,21 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _deep_to_rgb(image: Image.Image) -> Image.Image:
     """Grey of 16 or more bits, or of floats in 0..1, 0..255 or 0..65535, to 8 bits. NaN is black."""
-    values = np.nan_to_num(np.asarray(image, np.float64), posinf=np.inf, neginf=0)
+    grey = Image.new("L", image.size)
+    rows = max(1, _STRIP // max(1, image.width))
+    boxes = [(0, y, image.width, min(y + rows, image.height)) for y in range(0, image.height, rows)]
+
+    def strips() -> Iterator[np.ndarray]:
+        for box in boxes:
+            yield np.nan_to_num(np.asarray(image.crop(box), np.float32), posinf=np.inf, neginf=0)
+
     top = 65535.0
-    if image.mode == "F" and values.size:
-        top = next((t for t in (1.0, 255.0) if values.max() <= t), top)
-    return Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F" and boxes:
+        highest = max(values.max(initial=0) for values in strips())
+        top = next((t for t in (1.0, 255.0) if highest <= t), top)
+    for box, values in zip(boxes, strips(), strict=True):
+        grey.paste(Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8)), box)
+    return grey.convert("RGB")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -72,6 +90,44 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _check_passes(data: bytes, pixels: int) -> None:
+    """Raises `MediaError` for a JPEG that takes too long. Its numbers hold no marker."""
+    passes = data.count(b"\xff\xda")
+    if passes > _MAX_PASSES or passes * pixels > _MAX_PASSED:
+        raise MediaError(f"a JPEG of {pixels} pixels in {passes} passes takes too long to decode")
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its compressed texts and colour profile: nothing here reads them, and Pillow refuses long ones."""
+    if not data.startswith(_PNG) or not any(kind in data for kind in _PNG_TEXTS):
+        return data
+    kept, at = [_PNG], len(_PNG)
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in _PNG_TEXTS:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+# What other files begin with. Their content itself is in no message: a record may name any file.
+_OTHERS = (
+    (("<!doctype", "<html", "<?xml", "<svg"), "look like a page of the web or XML"),
+    (("%pdf",), "look like a PDF"),
+    (("pk\3\4", "\x1f\x8b", "bz", "\xfd7z"), "look like an archive"),
+    (("{", "["), "look like JSON"),
+    (("version https://git-lfs",), "are a pointer of Git LFS"),
+)
+
+
+def _looks(data: bytes) -> str:
+    start = data[:64].lstrip().lower().decode("latin-1")
+    if start[4:8] == "ftyp" or start.startswith("\x1aE\xdf\xa3".lower()):
+        return "look like a video"
+    kind = next((kind for beginnings, kind in _OTHERS if start.startswith(beginnings)), "")
+    return kind or ("look like text" if data[:64].isascii() and b"\0" not in data[:64] else "are of no known type")
 
 
 def resize(image: Image.Image, size: int, mode: str | None = None) -> np.ndarray:
@@ -121,6 +177,8 @@ def _center_crop(image: Image.Image, size: int, shorter: int, filter: Image.Resa
 def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.ndarray:
     """Decodes the bytes of an image file of one of `TYPES`, found by its content.
 
+    A JPEG that lacks its end mark alone is read: many cameras and copies leave it out.
+
     Args:
         data: the whole file.
         size: width and height of the result; None keeps the image's own.
@@ -130,12 +188,32 @@ def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.
         uint8 [h, w, 3].
 
     Raises:
-        MediaError: not an image, damaged, or above `MAX_PIXELS`.
+        MediaError: not an image, damaged, or more than `MAX_BYTES` or `MAX_PIXELS`.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=_KNOWN)
-        if image.width * image.height > MAX_PIXELS:
-            raise MediaError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+        return _decode(data, size, mode)
+    except MediaError:
+        if not data.startswith(_JPEG) or data.endswith(_JPEG_END):
+            raise
+        # What stands between the last number and the end mark is passed over. If numbers were missing, it would be
+        # taken for them, and the pictures would differ.
+        body = data.removesuffix(_JPEG_END[:1])
+        found = [
+            _decode(body + filling * 256 + _JPEG_END, size, mode) for filling in (b"\x55", b"\xaa", b"\0", b"\xc6")
+        ]
+        if any(not np.array_equal(found[0], other) for other in found[1:]):
+            raise
+        return found[0]
+
+
+def _decode(data: bytes, size: int | None, mode: str | None) -> np.ndarray:
+    """`decode`, as Pillow does it."""
+    if len(data) > MAX_BYTES:
+        raise MediaError(f"it has {len(data)} bytes, and at most {MAX_BYTES} are read")
+    try:
+        image = Image.open(io.BytesIO(_without_texts(data)), formats=_KNOWN)
+        if image.format in ("JPEG", "MPO"):
+            _check_passes(data, image.width * image.height)
         how = resizing.parse(mode)
         if size and not how.whole and image.format in ("JPEG", "MPO"):
             # Decodes large photographs at a fraction of their size, never below what is needed.
@@ -143,11 +221,15 @@ def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.
             long = max(width, height)
             needed = (size * width // long, size * height // long) if how.mode == "pad" else (size, size)
             image.draft("RGB", (max(needed[0], 1), max(needed[1], 1)))
+        if image.width * image.height > MAX_PIXELS:
+            raise MediaError(
+                f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}; make the picture smaller"
+            )
         rgb = _to_rgb(image)
     except (MediaError, UserError):
         raise
     except UnidentifiedImageError:
-        found = f"{len(data)} bytes that begin with {data[:16]!r}" if data else "an empty file"
+        found = f"{len(data)} bytes that {_looks(data)}" if data else "an empty file"
         raise MediaError(f"not a readable image of a known type: {found}") from None
     except Exception as e:  # Pillow's decoders raise many types on damaged data
         raise MediaError(f"not a readable image ({type(e).__name__}: {e})") from e
@@ -174,6 +256,6 @@ def load(path: str | Path, size: int | None = None, mode: str | None = None) -> 
         UserError: the file is missing or not a readable image.
     """
     try:
-        return decode(storage.read_file(str(path)), size, mode)
+        return decode(storage.read_file(str(path), MAX_BYTES), size, mode)
     except (OSError, MediaError) as e:
         raise UserError(f"Expected an image (JPEG, PNG, WebP) in {path}; {e}. Replace the file or leave it out.") from e

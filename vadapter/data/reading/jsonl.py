@@ -2,24 +2,29 @@
 
 import dataclasses
 import functools
-import json
 import logging
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vadapter.base import trees
+from vadapter.base import json_text, trees
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote, relative, resolve
-from vadapter.data.reading import contents, storage
+from vadapter.data.reading import contents, media_folders, storage
+from vadapter.data.reading.media_folders import MediaFolders
 from vadapter.data.reading.records import Record, RecordSource, clean, text_of, without_nulls
+from vadapter.data.reading.shard_index import MAX_LINE_BYTES
 
 MEDIA_KEYS = ("image", "video")
 _KNOWN = {*MEDIA_KEYS, "caption", "question", "answers", "id"}
+_SHOWN = 500  # characters of what is wrong with a line
+_FIELDS_SHOWN = 10
+_BAD_NAMED = 20  # lines of a file in the log
+SETTING = "jsonl_task.media_folders"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +55,7 @@ class JsonlSource(RecordSource):
         threads: int = 1,
         resize: str | None = None,
         frame_sampling: str = "uniform",
+        folders: MediaFolders | None = None,
     ):
         """Args:
         lines: of each split, from `read_splits`: those of the kind are taken.
@@ -57,7 +63,9 @@ class JsonlSource(RecordSource):
         question: whether the records ask something.
         name: of the file, for messages.
         threads, resize, frame_sampling: see `RandomAccessSource`.
+        folders: that media may lie in; None is any.
         """
+        self.folders = folders
         self.media, self.threads, self.resize, self.frame_sampling = media, threads, resize, frame_sampling
         found = {s: [x.record for x in some if (x.media, x.asks) == (media, question)] for s, some in lines.items()}
         self._records = {split: records for split, records in found.items() if records}
@@ -81,8 +89,22 @@ class JsonlSource(RecordSource):
         )
 
 
+def folders_of(files: Sequence[str | None], others: Sequence[str] | str = ()) -> MediaFolders:
+    """Returns the folders that media of JSONL files may lie in: those of the files, and `others`."""
+    return MediaFolders.of([_place(file) for file in files if file], others, SETTING)
+
+
+def _place(file: str) -> str:
+    return file if is_remote(file) else str(Path(file).expanduser().resolve())
+
+
 def read_splits(
-    train: str, validation: str | None = None, *, holdout: float = 0.05, max_bad_share: float = 0.01
+    train: str,
+    validation: str | None = None,
+    *,
+    holdout: float = 0.05,
+    max_bad_share: float = 0.01,
+    folders: MediaFolders | None = None,
 ) -> dict[str, Sequence[Line]]:
     """Reads a user's JSONL files.
 
@@ -92,13 +114,15 @@ def read_splits(
             the file's name, is held out, so that no image is in both splits.
         holdout: see `validation`.
         max_bad_share: share of the lines that may be bad, see `read_jsonl`.
+        folders: that media may lie in; default those of the two files.
 
     Raises:
         UserError: as `read_jsonl`.
     """
-    lines = read_jsonl(train, max_bad_share)
+    folders = folders or folders_of([train, validation])
+    lines = read_jsonl(train, max_bad_share, folders)
     if validation:
-        return {"train": lines, "validation": read_jsonl(validation, max_bad_share)}
+        return {"train": lines, "validation": read_jsonl(validation, max_bad_share, folders)}
     kept, held = _hold_out(lines, holdout)
     return {"train": kept, "validation": held}
 
@@ -119,52 +143,92 @@ def _hold_out(lines: Sequence[Line], share: float) -> tuple[list[Line], list[Lin
     return parts
 
 
-def read_jsonl(path: str, max_bad_share: float = 0.01) -> Sequence[Line]:
+def read_jsonl(path: str, max_bad_share: float = 0.01, folders: MediaFolders | None = None) -> Sequence[Line]:
     """Reads and checks a JSONL file of media with captions or questions.
 
     A line is `{"image" or "video": path relative to the file, "caption": text or list of texts}` or
     `{"image" or "video": path, "question": text, "answers": list of texts}`, with an optional `"id"`. A field that is
     null is absent, and a number is its text. Files and media may lie at an address such as gs://bucket/photos. Lines of
-    another form are left out and named in the log, once a process however often the file is asked for.
+    another form, of more than `MAX_LINE_BYTES`, or with media outside of `folders` are left out and named in the log,
+    once a process however often the file is asked for.
+
+    Args:
+        path: the file.
+        max_bad_share: share of the lines that may be left out.
+        folders: that media may lie in; default the file's own.
 
     Raises:
         UserError: no such file, nothing in it, or more than `max_bad_share` of its lines are bad.
     """
-    file = path if is_remote(path) else str(Path(path).expanduser().resolve())
+    file = _place(path)
     try:
-        good, bad = _read(file, storage.version(file))
+        good, bad, outside = _read(file, storage.version(file), folders or folders_of([path]))
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"Expected a JSONL file in UTF-8 at {file}; {e}. Correct the path or the file.") from e
-    if not good or len(bad) > max_bad_share * (len(good) + len(bad)):
+    if good and len(bad) <= max_bad_share * (len(good) + len(bad)):
+        return good
+    if outside and 2 * len(outside) > len(bad):
         raise UserError(
-            f"Expected in {file} lines of the form {{'image' or 'video': path, 'caption': text}} or {{'image' or "
-            f"'video': path, 'question': text, 'answers': [texts]}}; found {len(good)} such lines and {len(bad)} others"
-            + (f", first {'; '.join(bad[:3])}" if bad else "")
-            + f". Correct them, or allow a larger share than {max_bad_share:.1%} (max_bad_share)."
+            f"Expected the media of {file} in its folder, {os.path.dirname(file)}; {len(outside)} of "
+            f"{len(good) + len(bad)} lines name others, such as {outside[0]}. If you trust the file, allow their "
+            f"folder with {SETTING} = [{media_folders.common(outside)!r}]; otherwise correct the paths."
         )
-    return good
+    raise UserError(
+        f"Expected in {file} lines of the form {{'image' or 'video': path, 'caption': text}} or {{'image' or "
+        f"'video': path, 'question': text, 'answers': [texts]}}; found {len(good)} such lines and {len(bad)} others"
+        + (f", first {'; '.join(bad[:3])}" if bad else "")
+        + f". Correct them, or allow a larger share than {max_bad_share:.1%} (max_bad_share)."
+    )
 
 
 @functools.lru_cache(maxsize=16)  # files; the tasks of a run open the same ones again and again
-def _read(file: str, version: tuple[int, int]) -> tuple[Sequence[Line], Sequence[str]]:
-    """Returns the good lines, and what is wrong with the bad ones. `version` is that of the file."""
+def _read(
+    file: str, version: tuple[int, int], folders: MediaFolders
+) -> tuple[Sequence[Line], Sequence[str], Sequence[str]]:
+    """Returns the good lines, what is wrong with the bad ones, and the media of those that lie outside of `folders`."""
     del version
     folder, name = os.path.split(file)
-    good, bad, unknown = [], [], set()
-    for number, text in enumerate(storage.read_file(file).decode("utf-8-sig").split("\n"), 1):
-        if not text.strip():
-            continue
+    good, bad, outside, unknown = [], [], [], set()
+    for number, text in _lines(file):
         try:
-            fields = json.loads(text)
-            good.append(_line(fields, f"{name}:{number}", folder))
-        except ValueError as e:
-            bad.append(f"{name}:{number}: {e}")
-            logging.warning("left out %s/%s", folder, bad[-1])
+            fields = json_text.loads(text)
+            line = _line(fields, f"{name}:{number}", folder)
+            if refusal := folders.refusal(line.record.path):
+                outside.append(line.record.path)
+                raise ValueError(refusal)
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, RecursionError) as e:
+            bad.append(f"{name}:{number}: {e}"[:_SHOWN])
+            if len(bad) <= _BAD_NAMED:
+                logging.warning("left out %s/%s", folder, bad[-1])
             continue
-        unknown |= set(fields) - _KNOWN
+        good.append(line)
+        if len(unknown) < _FIELDS_SHOWN:
+            unknown |= set(fields) - _KNOWN
+    if len(bad) > _BAD_NAMED:
+        logging.warning("left out %d more lines of %s", len(bad) - _BAD_NAMED, file)
     if unknown:
-        logging.warning("%s: fields that are not used: %s", file, ", ".join(sorted(unknown)))
-    return tuple(good), tuple(bad)
+        logging.warning(
+            "%s: fields that are not used: %s", file, ", ".join(sorted(name[:80] for name in unknown)[:_FIELDS_SHOWN])
+        )
+    return tuple(good), tuple(bad), tuple(outside)
+
+
+def _lines(file: str) -> Iterator[tuple[int, str]]:
+    """Yields the lines that are not blank with their numbers. One that is too long is cut, and so no JSON."""
+    with storage.open_file(file) as content:
+        number = 0
+        while line := content.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES and b"\0" in line:
+                raise OSError(f"line {number} has NUL bytes, so it is no text")
+            if len(line) > MAX_LINE_BYTES:
+                while line and not line.endswith(b"\n"):
+                    line = content.readline(1 << 20)
+                yield number, f"(more than {MAX_LINE_BYTES} bytes)"
+            elif line.strip():
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
 
 
 def _texts(line: dict, key: str) -> tuple[str, ...]:
@@ -197,7 +261,7 @@ def _line(fields: Any, place: str, folder: str) -> Line:
 
 
 def _hint(line: dict) -> str:
-    unknown = sorted(set(line) - _KNOWN)
+    unknown = sorted(name[:80] for name in set(line) - _KNOWN)[:_FIELDS_SHOWN]
     return (
         f" (found {', '.join(f'{k!r}, near {trees.nearest(k, _KNOWN, 1)[0]!r}' for k in unknown)})" if unknown else ""
     )

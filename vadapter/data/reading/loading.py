@@ -15,6 +15,7 @@ from vadapter.data.rows.sizes import Shape
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _END: Any = object()
+_MESSAGE = 1000  # characters of what is wrong with a record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _fill(batch: Loaded, share: Share, source: RandomAccessSource, split: str, w
             try:
                 batch.media[row] = source.read_media(record, batch.media.shape[1:], int(choice))
             except (MediaError, OSError) as e:
-                found["error"] = str(e)
+                found["error"] = str(e)[:_MESSAGE]
         batch.records[row], batch.which[row] = found, share.which
 
 

@@ -2,11 +2,11 @@
 
 import dataclasses
 import io
-import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 
+from vadapter.base import json_text
 from vadapter.data.reading import shard_index, video
 from vadapter.data.reading.records import Record, make_record, without_nulls
 
@@ -88,7 +88,7 @@ def parse_tar(raw: bytes, id_: str, fields: Fields) -> Record:
     id_ = f"{id_.rpartition(':')[0]}:{key}"
     if text is None or fields.caption:
         try:
-            text = json.loads(described or b"{}").get(fields.caption_name)
+            text = json_text.loads(described or b"{}").get(fields.caption_name)
         except (ValueError, AttributeError) as e:
             return Record(id_, error=f"has a .json that is not a JSON object ({e})")
     return make_record(id_, media, text, "")
@@ -129,7 +129,7 @@ def parse_example(raw: bytes, id_: str, fields: Fields, folder: str) -> Record:
 
 def parse_line(raw: bytes, id_: str, fields: Fields, folder: str) -> Record:
     """Reads a line of a JSONL file whose media are paths beside it."""
-    line = without_nulls(json.loads(raw))
+    line = without_nulls(json_text.loads(raw))
     return make_record(
         line.get("id") and str(line["id"]) or id_, line[fields.media_name], line[fields.caption_name], folder
     )
@@ -140,7 +140,7 @@ def line_check(fields: Fields) -> Callable[[bytes], str | None]:
 
     def check(raw: bytes) -> str | None:
         try:
-            line = json.loads(raw)
+            line = json_text.loads(raw)
         except ValueError as e:
             return f"not JSON ({e})"
         if not isinstance(line, dict):

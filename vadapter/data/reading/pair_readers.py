@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vadapter.base import trees
+from vadapter.base import local_files, trees
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.data.order import schedule
@@ -23,6 +23,7 @@ from vadapter.data.reading.pair_formats import (
 )
 from vadapter.data.reading.records import Record, make_record
 
+MAX_RECORD_BYTES = 1 << 30
 FORMATS = ("tar", "tfrecord", "array_record", "parquet", "jsonl")
 
 
@@ -82,8 +83,14 @@ class RangeReader:
     def _one(self, i: int) -> Record:
         which, number = self._places.find(i)
         index, file = self._indexes[which], self._places.files[which]
-        raw = storage.read_range(file, int(index.offsets[number]), int(index.sizes[number]))
-        id_ = self._places.name(which, number)
+        id_, size = self._places.name(which, number), int(index.sizes[number])
+        if size > MAX_RECORD_BYTES:
+            return Record(id_, error=f"has {size} bytes, and at most {MAX_RECORD_BYTES} are read")
+        checked = shard_index.CHECKSUM_BYTES if self._format == "tfrecord" else 0
+        raw = storage.read_range(file, int(index.offsets[number]), size + checked)
+        if checked and not shard_index.is_whole(raw):
+            return Record(id_, error="its checksum is not that of its content: the file was damaged or changed")
+        raw = raw[:size]
         if self._format == "tar":
             return parse_tar(raw, id_, self._fields)
         parse = parse_example if self._format == "tfrecord" else parse_line
@@ -100,8 +107,13 @@ class ArrayRecordReader:
 
         if remote := [f for f in files if is_remote(f)]:
             raise UserError(f"Expected local ArrayRecord files; found {remote[0]}. Mount the folder, or use tar files.")
-        if missing := [f for f in files if not os.path.exists(f)]:
-            raise UserError(f"Expected {len(files)} files; {missing[0]} is missing. Correct the names.")
+        for file in files:
+            try:
+                local_files.check(file)
+            except FileNotFoundError as e:
+                raise UserError(f"Expected {len(files)} files; {file} is missing. Correct the names.") from e
+            except OSError as e:
+                raise UserError(f"Expected ArrayRecord files; {e}. Correct the names.") from e
         try:
             self._source = array_record_data_source.ArrayRecordDataSource(list(files))
             self._count = len(self._source)

@@ -12,6 +12,7 @@ import numpy as np
 
 from vadapter.base.errors import UserError
 from vadapter.data.reading import contents, shards, storage, video
+from vadapter.data.reading.media_folders import MediaFolders
 from vadapter.data.reading.pair_formats import Fields
 from vadapter.data.reading.pair_readers import Reader, open_files
 from vadapter.data.reading.records import Record, RecordSource
@@ -33,10 +34,13 @@ class PairsSource(RecordSource):
         cache_dir: str = "",
         threads: int = 0,
         max_bad_share: float = 0.01,
+        media_folders: str | Sequence[str] = (),
     ):
         video.check_sampling(frame_sampling)
         self.media, self.resize, self.frame_sampling = fields.kind, resize, frame_sampling
         reader = open_files(train, format, fields, cache_dir)
+        files = [file for given in (train, validation) if given for file in shards.expand(given)]
+        self.folders = MediaFolders.of(files, media_folders, "pairs_task.media_folders")
         first = train if isinstance(train, str) else train[0]
         self._files = {"train": shards.expand(train)}
         self._name = first

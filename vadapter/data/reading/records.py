@@ -10,8 +10,11 @@ import numpy as np
 from vadapter.base.paths import is_remote
 from vadapter.data.reading import images, storage, video
 from vadapter.data.reading.images import MediaError
+from vadapter.data.reading.media_folders import MediaFolders
 from vadapter.data.reading.sources import Medium, RandomAccessSource
 from vadapter.data.rows.sizes import Shape
+
+MAX_REMOTE_BYTES = 1 << 30  # of a video, which is read whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,13 @@ class Record:
 
 
 class RecordSource(RandomAccessSource):
-    """A source of `Record`s. What remains is `num_examples` and `read`."""
+    """A source of `Record`s. What remains is `num_examples` and `read`.
+
+    Attributes:
+        folders: that files named by records may lie in; None is any.
+    """
+
+    folders: MediaFolders | None = None
 
     def features(self, record: Record) -> dict[str, Any]:
         lists = {"captions": list(record.captions), "answers": list(record.answers)}
@@ -48,8 +57,10 @@ class RecordSource(RandomAccessSource):
         if record.error:
             raise MediaError(record.error)
         media = record.media
+        if record.path and self.folders is not None:
+            self.folders.check(record.path)
         if record.path and (self.media == "image" or is_remote(record.path)):
-            media = (storage.read_file(record.path),)
+            media = (storage.read_file(record.path, images.MAX_BYTES if self.media == "image" else MAX_REMOTE_BYTES),)
         if self.media == "image":
             return images.decode(media[0], shape[2], self.resize)[None, None]
         if len(media) > 1:
@@ -59,6 +70,11 @@ class RecordSource(RandomAccessSource):
 
     def medium(self, record: Record) -> Medium:
         if record.path and not record.media:
+            try:
+                if self.folders is not None:
+                    self.folders.check(record.path)
+            except MediaError:
+                return Medium(None, record.path)
             return Medium.of_file(record.path)
         return Medium.of_bytes(record.media)
 
@@ -95,7 +111,9 @@ def make_record(id_: str, media: Any, captions: Any, folder: str) -> Record:
         return Record(id_, error="has no caption")
     if isinstance(parts[0], str):
         if "://" in parts[0] and parts[0].startswith("http"):
-            return Record(id_, captions=texts, error=f"has the address {parts[0]} instead of a file: download it first")
+            return Record(
+                id_, captions=texts, error=f"has the address {parts[0][:200]} instead of a file: download it first"
+            )
         return Record(id_, path=os.path.join(folder, parts[0]), captions=texts)
     return Record(id_, tuple(parts), captions=texts)
 

@@ -1,17 +1,19 @@
 """Where the records of a file lie: one pass over headers, which seeks over everything between them."""
 
 import dataclasses
-import functools
 import io
 import re
 import struct
 import tarfile
 from collections.abc import Callable, Sequence
 
+import google_crc32c
 import numpy as np
 
 from vadapter.base.errors import UserError
 
+CHECKSUM_BYTES = 4  # of TFRecord, behind the content of a record
+MAX_LINE_BYTES = 4 << 20
 _NAMED_PROBLEMS = 20  # of a file, in its index
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
@@ -137,7 +139,7 @@ def sample_key(name: str) -> str:
 
 
 def index_tfrecord(file: io.BufferedReader) -> Index:
-    """Finds the records of a TFRecord file. The checksums of lengths are tested, those of contents are not.
+    """Finds the records of a TFRecord file. Checksums of lengths are tested here, those of contents in reading.
 
     Raises:
         UserError: a compressed file.
@@ -157,29 +159,33 @@ def index_tfrecord(file: io.BufferedReader) -> Index:
     return found.done()
 
 
-@functools.cache
-def _crc_table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
-
-
 def masked_crc32c(data: bytes) -> int:
     """Returns TFRecord's checksum: CRC-32C, rotated by 15 bits plus a constant."""
-    table, crc = _crc_table(), 0xFFFFFFFF
-    for byte in data:
-        crc = (crc >> 8) ^ table[(crc ^ byte) & 0xFF]
-    crc ^= 0xFFFFFFFF
+    crc = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def is_whole(record: bytes) -> bool:
+    """Whether the content of a TFRecord's record is that of the checksum behind it, both together `record`."""
+    content, checksum = record[:-CHECKSUM_BYTES], record[-CHECKSUM_BYTES:]
+    return masked_crc32c(content) == int.from_bytes(checksum, "little")
+
+
+def _behind_line(file: io.BufferedReader, line: bytes) -> int:
+    """Reads on to the end of a line, and returns where the next begins."""
+    while line and not line.endswith(b"\n"):
+        line = file.readline(1 << 20)
+    return file.tell()
 
 
 def index_lines(file: io.BufferedReader, check: Callable[[bytes], str | None]) -> Index:
     """Finds the lines of a text file that are not blank. `check` says what is wrong with one; None passes it over."""
     found, at = _Builder(), 0
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+        if len(line) > MAX_LINE_BYTES:
+            found.leave_out(f"line {number}: more than {MAX_LINE_BYTES} bytes")
+            at = _behind_line(file, line)
+            continue
         if line.strip():
             wrong = check(line)
             if wrong:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from vadapter.base import local_files
 from vadapter.base.errors import UserError
 from vadapter.base.paths import absolute, is_remote
 from vadapter.data.reading.shard_index import Index
@@ -92,6 +93,8 @@ def indexes(
     cache_dir = cache_dir or default_cache()
 
     def one(path: str) -> Index:
+        if not is_remote(path):
+            local_files.check(path)
         stat = tf.io.gfile.stat(path)
         text = f"{_VERSION} {settings} {path} {stat.length} {stat.mtime_nsec}"
         kept = os.path.join(cache_dir, hashlib.sha256(text.encode()).hexdigest()[:32] + ".npz")
@@ -116,6 +119,8 @@ def indexes(
                 found[i] = result.result()
             except (tf.errors.NotFoundError, FileNotFoundError):
                 missing.append(files[i])
+            except (tf.errors.OpError, OSError) as e:
+                raise UserError(f"Expected a file of records; {e}. Leave it out, or correct the pattern.") from e
     if missing:
         raise UserError(
             f"Expected {len(files)} files; {len(missing)} are missing: {', '.join(sorted(missing)[:3])}"

@@ -7,9 +7,9 @@ import contextlib
 import functools
 import io
 import os
-from pathlib import Path
 from typing import Any
 
+from vadapter.base import local_files
 from vadapter.base.paths import is_remote
 
 _REMOTE_THREADS = 32  # requests that wait
@@ -55,17 +55,29 @@ class _Remote(io.RawIOBase):
 
 
 def open_file(path: str) -> io.BufferedReader:
-    """Opens a local or remote file for reading."""
-    return io.BufferedReader(_Remote(path), 1 << 20) if is_remote(path) else open(path, "rb")  # type: ignore[arg-type]
+    """Opens a local or remote file for reading. Raises `OSError` if it is missing or no regular file."""
+    return io.BufferedReader(_Remote(path), 1 << 20) if is_remote(path) else local_files.open_file(path)  # type: ignore
 
 
-def read_file(path: str) -> bytes:
-    """Returns a whole file, local or remote. Raises `OSError` if it is missing or cannot be read."""
+def read_file(path: str, limit: int | None = None) -> bytes:
+    """Returns a whole file, local or remote.
+
+    Args:
+        path: the file.
+        limit: most bytes that it may have; None is any number.
+
+    Raises:
+        OSError: it is missing, no regular file, larger than `limit`, or cannot be read.
+    """
     if not is_remote(path):
-        return Path(path).read_bytes()
+        return local_files.read_bytes(path, limit)
     try:
         with gfile().GFile(path, "rb") as file:
+            if limit is not None and file.size() > limit:
+                raise OSError(f"it has {file.size()} bytes, and at most {limit} are read")
             return file.read()
+    except OSError:
+        raise
     except Exception as e:  # TensorFlow's, which are no OSErrors
         raise OSError(f"{path}: {getattr(e, 'message', e)}") from e
 
@@ -73,7 +85,7 @@ def read_file(path: str) -> bytes:
 def version(path: str) -> tuple[int, int]:
     """Returns (size, time of the last change), which tell whether a file is the same as before. OSError if missing."""
     if not is_remote(path):
-        stat = os.stat(path)
+        stat = local_files.check(path)
         return stat.st_size, stat.st_mtime_ns
     try:
         stat = gfile().stat(path)
@@ -91,7 +103,7 @@ class _Descriptor:
     """An open local file, closed when nothing uses it any more."""
 
     def __init__(self, path: str):
-        self.number = os.open(path, os.O_RDONLY)
+        self.number = local_files.descriptor(path)
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):

@@ -9,7 +9,7 @@ import bisect
 import io
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,26 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vadapter.base import local_files, resizing
 from vadapter.base.errors import UserError
 from vadapter.data.reading import images
 from vadapter.data.reading.images import MediaError
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ogv", ".ts")
 SAMPLING = ("uniform", "centre", "random")
+_MAX_RATIO = 8  # of the sides of a pixel; anamorphic films have up to 2
 MAX_SECONDS = 60.0  # of work on one clip
 MAX_FRAME_PIXELS = 8192 * 8192
-# Of larger files the packets are not all read, and the duration in the file is believed.
+MAX_FRAMES = 2_000_000  # of a clip, 18 hours of them
+# Of larger files the packets are not all read: only those behind the last key frame, for the end.
 MAX_SCANNED_BYTES = 1 << 28
 _IO_TIMEOUT = 30.0
+_LAST = 1 << 50  # a time behind the end of any clip
+# A file of another kind, such as a playlist, would have FFmpeg open what it names: files of this machine, or addresses.
+_FORMATS = (
+    "mov,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,ogg,flv,asf,webp_pipe,apng,ivf,m4v,h264,hevc,mjpeg,mxf,dv,nut,rm"
+)
+_OPTIONS = {"format_whitelist": _FORMATS}
 
 
 def check_sampling(sampling: str) -> None:
@@ -118,18 +127,17 @@ def decode(
     import av
 
     check_sampling(sampling)
-    length = len(source) if isinstance(source, bytes) else None
     try:
-        length = os.path.getsize(str(source)) if length is None else length
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), timeout=_IO_TIMEOUT) as file:
+        length = local_files.check(source).st_size if not isinstance(source, bytes) else len(source)
+        opened = io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.path.abspath(source)}"
+        with av.open(opened, timeout=_IO_TIMEOUT, options=_OPTIONS) as file:
             clip = _Clip(file, length <= MAX_SCANNED_BYTES)
-            found = clip.frames(clip.wanted(num_frames, sampling, seed))
-            pixels = {id(f): _pixels(f, size, mode) for f in found}
+            wanted = clip.wanted(num_frames, sampling, seed)
+            return clip.frames(wanted, lambda frame: _pixels(frame, size, mode, clip.pixel_ratio))
     except MediaError:
         raise
     except Exception as e:  # FFmpeg's errors are of many types
         raise MediaError(f"not a readable video ({type(e).__name__}: {e})") from e
-    return np.stack([pixels[id(f)] for f in found])
 
 
 class _Clip:
@@ -142,6 +150,7 @@ class _Clip:
         self._stream = _video_stream(file)
         self._stream.thread_count = 1
         self._at_start = True
+        self.pixel_ratio = _pixel_ratio(self._stream)
         context = self._stream.codec_context
         if context.width * context.height > MAX_FRAME_PIXELS:
             raise MediaError(f"frames of {context.width}x{context.height} pixels are more than {MAX_FRAME_PIXELS}")
@@ -175,6 +184,8 @@ class _Clip:
             if when is None or not packet.size or packet.is_discard:
                 continue
             times.append(when)
+            if len(times) > MAX_FRAMES:
+                raise MediaError(f"has more than {MAX_FRAMES} frames")
             end = max(end, when + (packet.duration or 0))
             if packet.is_keyframe:
                 keys.append(when)
@@ -182,6 +193,12 @@ class _Clip:
         if times and end <= times[-1]:  # the last frame has no duration: as long as frames are on average
             end = times[-1] + max((times[-1] - times[0]) // max(len(times) - 1, 1), 1)
         return times, sorted(keys), end
+
+    def _find_end(self) -> int:
+        """Returns the time at which the last frame ends, 0 where the file cannot be searched."""
+        if not self._seek(_LAST):
+            return 0
+        return self._scan()[2]
 
     def wanted(self, count: int, sampling: str, seed: int) -> list[int]:
         """Returns the ascending times of the frames to take."""
@@ -195,10 +212,11 @@ class _Clip:
         return [times[max(bisect.bisect_right(times, moment) - 1, 0)] for moment in moments]
 
     def _believed(self, count: int, sampling: str, seed: int) -> list[int]:
-        """`wanted`, from the duration and the rate that the file states."""
+        """`wanted`, from the rate that the file states, and from its end, or else the duration that it states."""
         stream, base = self._stream, Fraction(self._stream.time_base)
-        duration = stream.duration or (self._file.duration or 0) / (1_000_000 * base)
         start = stream.start_time or 0
+        stated = stream.duration or (self._file.duration or 0) / (1_000_000 * base)
+        duration = max(self._find_end() - start, 0) or stated
         if duration <= 0:
             raise MediaError(f"states no duration, and has more than {MAX_SCANNED_BYTES} bytes to look for it")
         if sampling == "centre":
@@ -207,20 +225,26 @@ class _Clip:
             return [int(first + i * step) for i in range(count)]
         return [int(t) for t in sample_times(start, float(start + duration), count, sampling, seed)]
 
-    def frames(self, wanted: list[int]) -> list[Any]:
-        """Returns for each time the frame that is visible then, or the nearest that can be decoded."""
+    def frames(self, wanted: list[int], pixels: Callable[[Any], np.ndarray]) -> np.ndarray:
+        """Returns for each time the frame that is visible then, or the nearest that can be decoded.
+
+        Args:
+            wanted: ascending times.
+            pixels: makes an array of a frame. Frames are not kept, as they may be large.
+        """
         self._exact = set(wanted) & set(self._times)
         for seek in (True, False):  # without, where the file's index leads astray
-            found = self._frames(wanted, seek)
+            found = self._frames(wanted, seek, pixels)
             if found is not None:
-                return found
+                return np.stack(found)
         raise MediaError("has no frame that can be decoded")
 
-    def _frames(self, wanted: list[int], seek: bool) -> list[Any] | None:
+    def _frames(self, wanted: list[int], seek: bool, pixels: Callable[[Any], np.ndarray]) -> list[np.ndarray] | None:
         """`frames`; None if seeking went wrong, or nothing could be decoded."""
         if not self._go_to_start():
             return None
-        found, position, last = [], None, None
+        found: list[np.ndarray] = []
+        position, last, before = None, None, None
         decoded = self._decoded()
         current = next(decoded, None)
         for when in wanted:
@@ -235,7 +259,8 @@ class _Clip:
             taken = current if last is None else last
             if taken is None:
                 return None
-            found.append(taken)
+            found.append(found[-1] if taken is before else pixels(taken))
+            before = taken
         return found
 
     def _far(self, position: int | None, when: int) -> bool:
@@ -286,15 +311,44 @@ def _video_stream(file: Any) -> Any:
     raise MediaError("has no video stream")
 
 
-def _pixels(frame: Any, size: int, mode: str | None) -> np.ndarray:
-    """One frame, turned upright (phones write the rotation beside the frames) and resized."""
+def _pixels(frame: Any, size: int, mode: str | None, ratio: float = 1.0) -> np.ndarray:
+    """One frame with square pixels, turned upright (phones write the rotation beside the frames) and resized.
+
+    Args:
+        frame: decoded.
+        size, mode: see `decode`.
+        ratio: width over height of its pixels.
+    """
     if frame.width * frame.height > MAX_FRAME_PIXELS:
         raise MediaError(f"frames of {frame.width}x{frame.height} pixels are more than {MAX_FRAME_PIXELS}")
     image: Image.Image = frame.to_image()
+    if ratio != 1 and resizing.parse(mode).mode != "stretch":
+        image = image.resize((max(1, round(image.width * ratio)), image.height), Image.Resampling.BICUBIC)
+    if (mirrored := _mirrored(frame)) is not None:
+        return images.resize(image.transpose(mirrored), size, mode)
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     if turns:
         image = image.rotate(90 * turns, expand=True)
     return images.resize(image, size, mode)
+
+
+def _mirrored(frame: Any) -> Image.Transpose | None:
+    """How a frame is turned whose display matrix mirrors it, of which `rotation` says a half only; None of others."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = np.frombuffer(bytes(data)[:20], "<i4").astype(np.float64)
+            if a * d - b * c >= 0:
+                return None
+            if abs(a) + abs(d) > abs(b) + abs(c):
+                return Image.Transpose.FLIP_LEFT_RIGHT if a < 0 else Image.Transpose.FLIP_TOP_BOTTOM
+            return Image.Transpose.TRANSPOSE if b > 0 else Image.Transpose.TRANSVERSE
+    return None
+
+
+def _pixel_ratio(stream: Any) -> float:
+    """Width over height of a pixel, 1 where the file says nothing or nonsense."""
+    ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    return float(ratio) if ratio and 1 / _MAX_RATIO <= ratio <= _MAX_RATIO else 1.0
 
 
 def load(path: str | Path, num_frames: int, size: int, mode: str | None = None) -> np.ndarray:

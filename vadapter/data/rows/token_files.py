@@ -1,10 +1,10 @@
 """What the files beside a vocabulary say about its tokens."""
 
-import json
 from typing import Any
 
 from etils import epath
 
+from vadapter.base import json_text
 from vadapter.base.errors import UserError
 
 
@@ -41,7 +41,7 @@ def _settings(file: epath.Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_bytes())
-    except ValueError as e:
+        content = json_text.read(file)
+    except (OSError, ValueError) as e:
         raise UserError(f"{file} is not valid JSON: {e}. Use the file as it was published.") from e
     return content if isinstance(content, dict) else {}

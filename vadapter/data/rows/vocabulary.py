@@ -14,7 +14,7 @@ import sentencepiece
 import tokenizers
 from etils import epath
 
-from vadapter.base import resources
+from vadapter.base import local_files, resources
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.data.rows import formats, token_files
@@ -245,7 +245,7 @@ class SentencePieceVocabulary(TextVocabulary):
         file = locate(path)
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
-            self._processor.LoadFromSerializedProto(file.read_bytes())
+            self._processor.LoadFromSerializedProto(local_files.content_of(file))
         except Exception as e:  # the library raises several types
             raise UserError(f"Expected a SentencePiece model in {file}; it cannot be read as one ({e}).") from e
         super().__init__(path, prompt_format)
@@ -285,7 +285,7 @@ class TokenizerVocabulary(TextVocabulary):
     def __init__(self, path: str, prompt_format: str = formats.PLAIN):
         file = locate(path)
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(file.read_bytes())
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(local_files.content_of(file))
         except Exception as e:  # the library raises `Exception` itself
             raise UserError(
                 f"Expected a tokenizer.json of Hugging Face in {file}; it cannot be read as one ({e})."
@@ -420,4 +420,4 @@ def load_given(path: str, prompt_format: str, setting: str) -> TextVocabulary:
 
 def sha256(path: str) -> str:
     """Returns the hash of the file that defines a vocabulary."""
-    return hashlib.sha256(locate(path).read_bytes()).hexdigest()
+    return hashlib.sha256(local_files.content_of(locate(path))).hexdigest()

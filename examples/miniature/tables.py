@@ -45,7 +45,8 @@ PAIRS = (
     ("prompt_only", "aligned", "the prompt's vectors"),
     ("scale", "aligned", "the map's scale, and the prompt's vectors"),
     ("answer", "queries", "queries that start at the answer's place"),
-    ("slow_lm", "queries", "0.3 times the learning rate for the tiny LM"),
+    ("slow_lm", "queries", "a tenth of the learning rate for the tiny LM"),
+    ("slow_lm", "slow_lm_random", "text, stage 1 and hand-off, or nothing; the tiny LM at a tenth of the rate"),
     ("paper_handoff", "paper", "the hand-off, in the paper's shape"),
     ("paper_handoff", "perceiver", "the adapter"),
 )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 RATES = "1e-3,3e-3,1e-2"
 GIN = "examples/miniature/gin"
-QUERIES, WORDS, PAPER = "experiments/scenes_queries.gin", f"{GIN}/words.gin", "experiments/scenes_paper.gin"
+QUERIES, WORDS, PAPER = "experiments/scenes_queries.gin", "experiments/scenes_words.gin", "experiments/scenes_paper.gin"
 RANDOM, PERCEIVER = "experiments/scenes_queries_random.gin", "experiments/scenes_perceiver.gin"
 SLOW_LM = '[("adapter/lm/.*", 0.1)]'
 BARE = {"HANDOFF": "None", "NUM_PREFIX": "0"}  # as stage 1 leaves it

@@ -19,8 +19,9 @@ from pathlib import Path
 
 RATES = "1e-3,3e-3,1e-2"
 GIN = "examples/miniature/gin"
-QUERIES, WORDS, PAPER = "experiments/scenes_queries.gin", f"{GIN}/words.gin", "experiments/scenes_paper.gin"
-SLOW_LM = '[("adapter/lm/.*", 0.3)]'
+QUERIES, WORDS, PAPER = "experiments/scenes_queries.gin", "experiments/scenes_words.gin", "experiments/scenes_paper.gin"
+RANDOM, PERCEIVER = "experiments/scenes_queries_random.gin", "experiments/scenes_perceiver.gin"
+SLOW_LM = '[("adapter/lm/.*", 0.1)]'
 BARE = {"HANDOFF": "None", "NUM_PREFIX": "0"}  # as stage 1 leaves it
 
 
@@ -34,8 +35,8 @@ class Arm:
 
 
 ARMS = {
-    "perceiver": Arm(("experiments/scenes_perceiver.gin",)),
-    "queries_random": Arm(("experiments/scenes_queries_random.gin",)),
+    "perceiver": Arm((PERCEIVER,)),
+    "queries_random": Arm((RANDOM,)),
     "aligned": Arm((QUERIES,), {"STAGE1_RUN": "stage1", **BARE}),
     "queries": Arm((QUERIES,), {"STAGE1_RUN": "stage1"}),
     # A fourth rate where the best of three was the outermost.
@@ -43,7 +44,7 @@ ARMS = {
     "words": Arm((WORDS,), {"STAGE1_RUN": "stage1"}, f"3e-4,{RATES}"),
 }
 # Variants, at the learning rate that `arms` chose for their like.
-RATE, FROZEN_RATE = "3e-3", "1e-2"
+RATE = "3e-3"
 RECIPES = {
     "text": Arm((QUERIES, f"{GIN}/text_only.gin"), {"STAGE1_RUN": "tiny", **BARE}, RATE),
     "text_handoff": Arm((QUERIES, f"{GIN}/text_only.gin"), {"STAGE1_RUN": "tiny"}, RATE),
@@ -51,18 +52,20 @@ RECIPES = {
     "prompt_only": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "Handoff.output": "'random'"}, RATE),
     "scale": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "Handoff.output": "'scale'"}, RATE),
     "answer": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "Handoff.queries": "'answer'"}, RATE),
-    "slow_lm": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "OptimizerConfig.lr_multipliers": SLOW_LM}, RATE),
-    "words_frozen": Arm((WORDS, f"{GIN}/frozen.gin"), {"STAGE1_RUN": "stage1"}, FROZEN_RATE),
-    "queries_random_32": Arm(("experiments/scenes_queries_random.gin",), {"NUM_QUERIES": "32"}, RATE),
+    # The tiny LM at a tenth of the rate of the maps and queries.
+    "slow_lm": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "OptimizerConfig.lr_multipliers": SLOW_LM}, "3e-3,1e-2,3e-2"),
+    "slow_lm_random": Arm((RANDOM,), {"OptimizerConfig.lr_multipliers": SLOW_LM}, "1e-2,3e-2"),
+    "words_frozen": Arm((WORDS, f"{GIN}/frozen.gin"), {"STAGE1_RUN": "stage1"}, "1e-2,3e-2"),
+    "queries_random_32": Arm((RANDOM,), {"NUM_QUERIES": "32"}, RATE),
     "gumbel": Arm((QUERIES, "models/quantization/gumbel.gin"), {"STAGE1_RUN": "stage1"}, RATE),
     "paper": Arm((PAPER,), {"STAGE1_RUN": "stage1"}, RATE),
     "paper_handoff": Arm((PAPER, "runs/handoff.gin"), {"STAGE1_RUN": "stage1"}, RATE),
-    "perceiver_wide": Arm(("experiments/scenes_perceiver.gin", f"{GIN}/perceiver_wide.gin"), rates=RATE),
+    "perceiver_wide": Arm((PERCEIVER, f"{GIN}/perceiver_wide.gin"), rates=RATE),
     "mlp": Arm((f"{GIN}/mlp.gin",), rates=RATE),
 }
 # Twice the steps of stage 1 and stage 2 together.
 LONG = {
-    "perceiver_long": Arm(("experiments/scenes_perceiver.gin",), {"TRAIN_STEPS": "2960", "EVAL_EVERY": "120"}, RATE),
+    "perceiver_long": Arm((PERCEIVER,), {"TRAIN_STEPS": "2960", "EVAL_EVERY": "120"}, RATE),
 }
 SWEEPS = {"arms": ARMS, "long": LONG, "recipes": RECIPES}
 PARTS = ("pretrain", *SWEEPS)

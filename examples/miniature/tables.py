@@ -18,11 +18,24 @@ from vadapter.reports.sweep_data import ArmSummary, estimate_text, mean_curve, s
 
 HERE = Path(__file__).parent
 RESULTS, FIGURE = HERE / "results", HERE.parents[1] / "docs" / "experiments.svg"
+PAGE, BEGIN, END = HERE.parents[1] / "docs" / "experiments.md", "<!-- tables.py -->", "<!-- end -->"
 DEMO = HERE.parents[1] / "data" / "scenes" / "miniature.json"
 TEST, BASELINE = "test/loss", "perceiver"
 STAGE1_STEPS = 1000
 KEPT = (
-    *("arm", "setting", "name", "seed", "status", "chosen", "edge", "steps", "trained_parameters", "validation"),
+    *(
+        "arm",
+        "setting",
+        "name",
+        "seed",
+        "status",
+        "chosen",
+        "edge",
+        "steps",
+        "seconds",
+        "trained_parameters",
+        "validation",
+    ),
     *("test", "evals", "curve", "gin_files", "gin_bindings", "environment"),
 )
 # An arm, the arm that it is compared with, and what sets them apart.
@@ -31,6 +44,7 @@ PAIRS = (
     ("aligned", "queries_random", "text and stage 1, or nothing"),
     ("queries", "aligned", "the hand-off"),
     ("words", "queries", "16 words of its own"),
+    ("words", "queries_random", "text, stage 1, hand-off and words, or nothing"),
     ("words", "queries_random_32", "text, stage 1, hand-off and words, or as many soft tokens"),
     ("queries_frozen", "perceiver", "the adapter"),
     ("words_frozen", "perceiver", "the adapter"),
@@ -45,7 +59,8 @@ PAIRS = (
     ("prompt_only", "aligned", "the prompt's vectors"),
     ("scale", "aligned", "the map's scale, and the prompt's vectors"),
     ("answer", "queries", "queries that start at the answer's place"),
-    ("slow_lm", "queries", "0.3 times the learning rate for the tiny LM"),
+    ("slow_lm", "queries", "a tenth of the learning rate for the tiny LM"),
+    ("slow_lm", "slow_lm_random", "text, stage 1 and hand-off, or nothing; the tiny LM at a tenth of the rate"),
     ("paper_handoff", "paper", "the hand-off, in the paper's shape"),
     ("paper_handoff", "perceiver", "the adapter"),
 )
@@ -53,7 +68,7 @@ Line = Mapping[str, Any]
 
 
 def main() -> None:
-    """Prints the tables and writes the figure."""
+    """Writes the tables, the figure and what the demo shows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--from", dest="source", type=Path, metavar="DIR", help="folder of run.py whose results to keep"
@@ -61,21 +76,33 @@ def main() -> None:
     args = parser.parse_args()
     if args.source:
         copy(args.source)
-    lines = [
-        line for path in sorted(RESULTS.glob("*.jsonl")) for line in map(json.loads, path.read_text().splitlines())
-    ]
+    lines = results()
     arms = {arm.name: arm for arm in summaries(lines, TEST) if arm.test}
-    for title, rows in {
-        "Arms": arm_table(arms, lines),
-        "Differences, paired by seed": pair_table(arms),
-        "Validation loss by examples seen": example_table(arms),
-        "Learning rates": rate_table(lines),
-    }.items():
-        print(f"\n## {title}\n\n" + "\n".join(rows))
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{tables(lines)}\n{END}{rest.partition(END)[2]}")
     FIGURE.write_text(figure(arms))
     losses = {name: estimate_text(arm.test) for name, arm in arms.items() if len(arm.seeds) == 5}
     DEMO.write_text(json.dumps({"test_loss": losses}, indent=1) + "\n")
-    print(f"\nFigure: {FIGURE}. What the demo shows beside its own figures: {DEMO}")
+    print(
+        f"Wrote the tables into {PAGE}, the figure {FIGURE}, and {DEMO}, which the demo shows beside its own figures."
+    )
+
+
+def results() -> list[Line]:
+    """The lines of all sweeps."""
+    return [line for path in sorted(RESULTS.glob("*.jsonl")) for line in map(json.loads, path.read_text().splitlines())]
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """All tables, as they stand in docs/experiments.md."""
+    arms = {arm.name: arm for arm in summaries(lines, TEST) if arm.test}
+    parts = {
+        "Arms": arm_table(arms, lines),
+        "Differences, paired by seed": pair_table(arms),
+        "Validation loss by examples seen in stage 2": example_table(arms),
+        "Validation loss of seed 0 by learning rate": rate_table(lines),
+    }
+    return "\n".join(f"\n### {title}\n\n" + "\n".join(rows) for title, rows in parts.items()) + "\n"
 
 
 def copy(source: Path) -> None:

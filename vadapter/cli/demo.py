@@ -1,4 +1,4 @@
-"""Runs the whole method in miniature: data, pretraining, stage 1, stage 2 of five arms, evaluation, report.
+"""Runs the whole method in miniature: data, pretraining, stage 1, stage 2 of six arms, evaluation, report.
 
 vadapter demo                                   about 15 minutes on two CPU cores, into demo/
 vadapter demo --parts=queries,report --fresh    one arm once more, and the report
@@ -29,9 +29,10 @@ PRETRAINING = ("vit", "tiny", "large")
 ARMS = {
     "perceiver": "the baseline: a perceiver resampler",
     "paper": "the paper's shape: a new 1-layer resampler, then the aligned tiny LM",
-    "queries": "all visual tokens, then learned queries, through the aligned tiny LM",
-    "queries_random": "the same with a tiny LM at random",
+    "queries_random": "all visual tokens, then learned queries, through a tiny LM at random",
+    "queries": "the same with the aligned tiny LM, and the hand-off",
     "queries_frozen": "the same with the aligned tiny LM frozen",
+    "words": "as queries, and the aligned tiny LM writes words of its own",
 }
 VIDEO = "video"  # the arm `queries` goes on to clips; outside of the comparison
 PARTS = (*PRETRAINING, "stage1", *ARMS, VIDEO, "report")
@@ -128,7 +129,7 @@ def bindings(part: str, output: Path, seed: int) -> list[str]:
         macros["TINY_WEIGHTS"] = output / "tiny"
     if part in (*ARMS, VIDEO):
         macros["LARGE_WEIGHTS"] = output / "large"
-        if part in ("paper", "queries", "queries_frozen"):
+        if part not in ("perceiver", "queries_random"):
             macros["STAGE1_RUN"] = output / "stage1"
         if part == VIDEO:
             macros["STAGE1_RUN"] = output / "queries"

@@ -5,9 +5,9 @@ Only regular files are opened: a FIFO, a socket or a terminal would be waited fo
 between look and opening is refused too.
 """
 
+import io
 import os
 import stat
-from typing import BinaryIO
 
 from vadapter.base.paths import is_remote
 
@@ -46,7 +46,7 @@ def descriptor(path: str | os.PathLike[str]) -> int:
     return number
 
 
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Opens a regular file for reading. Raises as `check`."""
     return os.fdopen(descriptor(path), "rb")
 

@@ -23,7 +23,7 @@ from vadapter.recipes import gin_front as config
 from vadapter.recipes import settings
 from vadapter.runs.experiment import Evaluation, Experiment
 from vadapter.runs.handoff import Handoff
-from vadapter.runs.tiny_lm import prompt_length, prompt_rest
+from vadapter.runs.tiny_lm import PLANNED, prompt_length, prompt_rest
 from vadapter.training import loop, optimizers
 from vadapter.training.sources import Source
 
@@ -108,7 +108,7 @@ def unopened(gin_files: Sequence[str], bindings: Sequence[str] = (), search_path
         raise UserError(_NO_EXPERIMENT)
     register()
     # The task functions open their data when they are called, and evaluations read more: neither is part of a step.
-    given = [*bindings, "MIXTURE_OR_TASK_NAME = 'planned'", "EVALUATIONS = []"]
+    given = [*bindings, f"MIXTURE_OR_TASK_NAME = {PLANNED!r}", "EVALUATIONS = []"]
     try:
         config.parse_gin(gin_files, given, search_paths)
     except UserError:
@@ -116,5 +116,5 @@ def unopened(gin_files: Sequence[str], bindings: Sequence[str] = (), search_path
         required = [name for name, _, value in lines if value == "%gin.REQUIRED"]
         if not required or not all(name.endswith(_UNOPENED) for name in required):
             raise
-        config.parse_gin(gin_files, [*given, *(f"{name} = 'planned'" for name in required)], search_paths)
+        config.parse_gin(gin_files, [*given, *(f"{name} = {PLANNED!r}" for name in required)], search_paths)
     return made()

@@ -17,6 +17,10 @@ from vadapter.training import checkpoints
 from vadapter.training.sources import Reference, rename
 
 _TABLE = "decoder/embedder/embedding"
+PLANNED = "planned"
+"""Stands for the source where a run is planned, and no stage 1 is there. Its prompt is then taken to be the shipped
+one, as most tokenisers write it."""
+_PLANNED_LENGTHS = {"prefix": 5, "suffix": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +92,22 @@ def prompt_length(source: str, template: str = "caption", run: str | None = None
 
 def prompt_rest(source: str, template: str = "caption", run: str | None = None) -> int:
     """Returns how many tokens stood after the visual tokens in stage 1, before the answer: what
-    `LMAdapterConfig.num_suffix` should be. Arguments and errors are those of `prompt_length`."""
+    `LMAdapterConfig.num_suffix` should be.
+
+    Args:
+        source: see `find`.
+        template: see `find`.
+        run: MODEL_DIR of the stage 2; where it has begun, the answer is what it began with.
+
+    Raises:
+        UserError: as `find`.
+    """
     return _length(source, template, run, "suffix", lambda tiny: tiny.after)
 
 
 def _length(source: str, template: str, run: str | None, part: str, ids: Callable[[TinyLM], list[int]]) -> int:
+    if source == PLANNED:
+        return _PLANNED_LENGTHS[part]
     if run and (epath.Path(run) / description.FILE).exists():
         adapter = getattr(description.load(run).model, "adapter", None)
         if (begun := getattr(adapter, f"num_{part}", None)) is not None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.models import small
 from tests.training import processes
-from vadapter.base import exit_codes
+from vadapter.base import checksums, exit_codes
 from vadapter.base.errors import UserError
 from vadapter.cli.main import main
 from vadapter.data import mixture_description, tasks
@@ -142,7 +142,9 @@ def test_what_cannot_be_a_folder_is_refused_before_data_are_made(tmp_path, capsy
     assert contents(tmp_path) == {"file": b"mine"}
 
 
-@pytest.mark.parametrize("where", [(writing.CurveFile, "add"), (checkpoints.Checkpointer, "save")])
+@pytest.mark.parametrize(
+    "where", [(writing.CurveFile, "add"), (checkpoints.Checkpointer, "save"), (checksums, "write")]
+)
 def test_a_disk_that_fills_up_ends_the_run_with_one_paragraph(run, capsys, monkeypatch, where):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

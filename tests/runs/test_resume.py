@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import threading
+import types
 
 import pytest
 from PIL import Image
@@ -261,6 +262,14 @@ def test_a_run_that_is_stopped_while_its_reader_hangs_is_interrupted_and_no_more
     never.set()
     assert (ended.interrupted, ended.step, ended.signal) == (True, 2, signal.SIGTERM)
     assert checkpoints.steps(str(tmp_path / "run")) == [2]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_demo_that_is_told_to_stop_says_so_by_its_status(tmp_path, monkeypatch, number, status):
+    ended = types.SimpleNamespace(interrupted=True, signal=number)
+    monkeypatch.setattr(train, "run", lambda _, accepted: ended)
+    sizes = [f"--gin.ScenesConfig.{part}=16" for part in ("train", "validation", "test", "text_train", "text_eval")]
+    assert main(["demo", f"--output={tmp_path}", "--parts=vit", *sizes]) == status
 
 
 @pytest.mark.slow

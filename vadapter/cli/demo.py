@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -116,8 +117,9 @@ def train_part(part: str, output: Path, seed: int, fresh: bool, overrides: list[
     if files.read_record(folder / "done.json"):  # one that was cut counts as none
         print(f"{folder} is finished.")
         return
-    if train.run(experiments.made(), accepted=save_config).interrupted:
-        raise KeyboardInterrupt
+    ended = train.run(experiments.made(), accepted=save_config)
+    if ended.interrupted:
+        raise SystemExit(128 + (ended.signal or signal.SIGTERM))  # as of `vadapter train`
 
 
 def bindings(part: str, output: Path, seed: int) -> list[str]:

@@ -200,6 +200,7 @@ def test_damage_that_only_reading_finds_is_one_paragraph(cut, kind):
         ({"frozen_dtype": 8}, "frozen_dtype is 8"),
         ({"seconds": "1"}, "seconds is '1'"),
         ({"seconds": float("nan")}, "seconds are nan"),
+        ({"goodput": {"steps": "x"}}, "goodput holds"),
         ({"went_back_to": ["x"]}, "went_back_to holds"),
     ],
 )

@@ -6,16 +6,20 @@ import json
 import os
 import re
 import shutil
+import signal
+import threading
+import types
 
 import pytest
 from PIL import Image
 
 from tests.models import small
 from tests.training import processes
-from vadapter.base import exit_codes
+from vadapter.base import checksums, exit_codes
 from vadapter.base.errors import UserError
 from vadapter.cli.main import main
 from vadapter.data import mixture_description, tasks
+from vadapter.data.order import loader
 from vadapter.data.order.config import LoaderConfig
 from vadapter.models.vlm import VLMConfig
 from vadapter.runs import lock, train
@@ -139,7 +143,9 @@ def test_what_cannot_be_a_folder_is_refused_before_data_are_made(tmp_path, capsy
     assert contents(tmp_path) == {"file": b"mine"}
 
 
-@pytest.mark.parametrize("where", [(writing.CurveFile, "add"), (checkpoints.Checkpointer, "save")])
+@pytest.mark.parametrize(
+    "where", [(writing.CurveFile, "add"), (checkpoints.Checkpointer, "save"), (checksums, "write")]
+)
 def test_a_disk_that_fills_up_ends_the_run_with_one_paragraph(run, capsys, monkeypatch, where):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -223,6 +229,47 @@ def test_a_run_on_edited_data_is_refused_and_one_that_was_moved_goes_on(tmp_path
         again = experiment(str(photographs), moved, steps=3)
         wider = VLMConfig(small.decoder(vocab_size=512, rope_base=5.0), small.vit(), small.mlp())
         train.run(dataclasses.replace(again, model=wider))
+
+
+def test_the_same_command_goes_on_when_the_checkpoint_that_it_goes_back_to_is_no_longer_kept(tmp_path, capsys):
+    path, folder = photos(tmp_path / "a"), tmp_path / "run"
+
+    def told(steps, back_to=None):
+        begun = experiment(path, folder, steps)
+        settings = dataclasses.replace(begun.train, checkpoint_every=1, keep_checkpoints=2)
+        return train.run(dataclasses.replace(begun, train=settings, resume_step=back_to)).step
+
+    told(3)
+    told(4, back_to=2)
+    assert checkpoints.steps(str(folder)) == [3, 4]
+    assert told(4, back_to=2) == 4
+    assert told(5, back_to=2) == 5
+    assert capsys.readouterr().out.count("went back to step 2 before: it goes on from checkpoint_4") == 2
+
+
+def test_a_run_that_is_stopped_while_its_reader_hangs_is_interrupted_and_no_more(tmp_path, monkeypatch):
+    given, never = loader.Loader.batches, threading.Event()
+
+    def batches(self, start):
+        for step, batch in enumerate(given(self, start), start):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                never.wait()
+            yield batch
+
+    monkeypatch.setattr(loader.Loader, "batches", batches)
+    ended = train.run(experiment(photos(tmp_path / "a"), tmp_path / "run", steps=3))
+    never.set()
+    assert (ended.interrupted, ended.step, ended.signal) == (True, 2, signal.SIGTERM)
+    assert checkpoints.steps(str(tmp_path / "run")) == [2]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_demo_that_is_told_to_stop_says_so_by_its_status(tmp_path, monkeypatch, number, status):
+    ended = types.SimpleNamespace(interrupted=True, signal=number)
+    monkeypatch.setattr(train, "run", lambda _, accepted: ended)
+    sizes = [f"--gin.ScenesConfig.{part}=16" for part in ("train", "validation", "test", "text_train", "text_eval")]
+    assert main(["demo", f"--output={tmp_path}", "--parts=vit", *sizes]) == status
 
 
 @pytest.mark.slow

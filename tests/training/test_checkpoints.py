@@ -96,3 +96,15 @@ def test_what_was_copied_into_a_bucket_is_gone_on_with(tmp_path, monkeypatch):
     assert checkpoints.steps(str(tmp_path)) == [7, 9]
     assert saved.load_params(str(tmp_path), 7)["a"].tolist() == [1, 1]
     assert saved.load_params(str(tmp_path))["a"].tolist() == [0, 0]
+
+
+def test_a_bucket_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
+    saved.save_params(str(tmp_path), {"a": np.ones(2)})
+    with checkpoints.Checkpointer(str(tmp_path), read_only=True) as checkpointer:
+
+        def unanswered(*_, **__):
+            raise ValueError("UNAVAILABLE: Error reading: connection reset")
+
+        monkeypatch.setattr(checkpointer._orbax, "restore", unanswered)
+        with pytest.raises(ConnectionError, match="checkpoint_0 cannot be read now"):
+            checkpointer.read(0, checkpointer.shapes(0))

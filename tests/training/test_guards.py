@@ -11,7 +11,7 @@ from tests.training import small
 from tests.training.test_loop import Val, assert_same, lines, run, terminated_at
 from vadapter.base import trees
 from vadapter.base.errors import UserError
-from vadapter.training import checkpoints
+from vadapter.training import checkpoints, guards
 
 
 class Named:
@@ -147,6 +147,10 @@ def test_a_spike_without_a_checkpoint_is_told(tmp_path, capsys):
 def test_without_a_factor_no_spike_is_looked_for(tmp_path):
     run(tmp_path, data=spikes_at(8), checkpoint_every=3, **{**SPIKES, "spike_factor": None})
     assert lines(tmp_path, "rollback") == []
+
+
+def test_losses_of_former_sessions_are_judged_as_they_were_then():
+    assert guards.SpikeGuard(10.0, 5, [1.0] * 5 + [100.0] * 3).spike(100.0) == 1.0
 
 
 def test_a_run_is_compared_with_an_earlier_one(tmp_path, capsys):

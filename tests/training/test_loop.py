@@ -9,7 +9,7 @@ import pytest
 
 from tests import saved
 from tests.training import small
-from vadapter.base import trees
+from vadapter.base import signals, trees
 from vadapter.base.errors import UserError
 from vadapter.base.evaluator import EvalResult
 from vadapter.training import checkpoints, initialize
@@ -206,3 +206,26 @@ def test_a_run_that_pauses_evaluates_there_and_goes_on_as_if_it_had_not(tmp_path
     resumed = run(tmp_path / "paused", evaluators=[Val()])
     assert [row["step"] for row in lines(tmp_path / "paused", "val")] == [3, 6]
     assert_same(whole.params, resumed.params)
+
+
+class Left(Val):
+    """Is told to stop in its first evaluation, as between two of its batches."""
+
+    def __call__(self, params):
+        raise signals.Stopped
+
+
+def test_an_evaluation_that_was_left_is_made_when_the_run_goes_on(tmp_path):
+    assert run(tmp_path, evaluators=[Left()], pause_at=3).step == 3
+    again = run(tmp_path, evaluators=[Val()], pause_at=3)  # as of a sweep, which waits for the loss of this step
+    assert (again.step, again.interrupted) == (3, True)
+    assert [row["step"] for row in lines(tmp_path, "val")] == [3]
+    assert run(tmp_path, evaluators=[Val()], pause_at=3).step == 6
+    assert [row["step"] for row in lines(tmp_path, "val")] == [3, 6]
+
+
+def test_an_evaluation_that_is_due_where_the_run_is_stopped_is_made_when_it_goes_on(tmp_path):
+    stopped = run(tmp_path, data=terminated_at(1), evaluators=[Val()], eval_every=2)
+    assert stopped.step == 2 and not lines(tmp_path, "val")
+    run(tmp_path, evaluators=[Val()], eval_every=2)
+    assert [row["step"] for row in lines(tmp_path, "val")] == [2, 4, 6]

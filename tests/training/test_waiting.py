@@ -33,6 +33,22 @@ def test_a_long_wait_is_told_again_and_again_with_what_the_readers_do(tmp_path):
     assert "reader_that_waits" in (tmp_path / "waiting.txt").read_text()
 
 
+def test_a_long_wait_is_told_where_there_is_no_folder_to_write_to(tmp_path):
+    told, come = [], threading.Event()
+
+    def reader_that_waits():
+        come.wait()
+        yield "a batch"
+
+    def say(line):
+        told.append(line)
+        come.set()
+
+    with contextlib.closing(Feed(reader_that_waits(), "the data", 0.01, str(tmp_path / "none"), say)) as feed:
+        assert list(feed) == ["a batch"]
+    assert "What each thread does is in stderr." in told[0]
+
+
 def test_without_patience_a_wait_is_never_told(tmp_path):
     told = []
     with contextlib.closing(Feed(iter([1, 2]), "the data", 0, str(tmp_path), told.append)) as feed:

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,6 +99,7 @@ def train_part(part: str, output: Path, seed: int, fresh: bool, overrides: list[
     Raises:
         UserError: the part was begun with other settings.
     """
+    from vadapter.base import files
     from vadapter.recipes import experiments
     from vadapter.recipes.gin_front import config_text, parse_gin, save_config
     from vadapter.runs import train
@@ -113,11 +115,12 @@ def train_part(part: str, output: Path, seed: int, fresh: bool, overrides: list[
             f"{folder} was begun with other settings than those of now (its config.gin has them). Give another "
             f"--output, or do it again: vadapter demo --output={output} --fresh --parts={part}."
         )
-    if (folder / "done.json").exists():
+    if files.read_record(folder / "done.json"):  # one that was cut counts as none
         print(f"{folder} is finished.")
         return
-    if train.run(experiments.made(), accepted=save_config).interrupted:
-        raise KeyboardInterrupt
+    ended = train.run(experiments.made(), accepted=save_config)
+    if ended.interrupted:
+        raise SystemExit(128 + (ended.signal or signal.SIGTERM))  # as of `vadapter train`
 
 
 def bindings(part: str, output: Path, seed: int) -> list[str]:

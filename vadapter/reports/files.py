@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vadapter.base import files, pictures
+from vadapter.base import files, json_text, pictures
 from vadapter.base.errors import UserError
 from vadapter.reports import data
 from vadapter.reports.data import Comparison, Prediction, Run, SavedEvaluation, compare
@@ -256,7 +256,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_bytes())
+        content = json_text.loads(path.read_bytes())
     except ValueError as e:
         raise UserError(f"{path} should be JSON and cannot be read: {e}. Delete it and evaluate again.") from e
     return content if isinstance(content, dict) else {}

@@ -17,7 +17,7 @@ from vadapter.base.errors import UserError
 from vadapter.models.serialization import to_json
 from vadapter.runs import description
 from vadapter.runs.description import Description
-from vadapter.training import checkpoints
+from vadapter.training import checkpoints, initialize
 from vadapter.training.optimizers import OptimizerConfig
 
 # Fields of models that change speed and memory, not what is computed.
@@ -67,10 +67,10 @@ def check(
         UserError: the result would not be that of one run; or the run is finished, and would not be trained with the
             settings that it is given.
     """
-    newest = checkpoints.newest(model_dir)
-    if newest is None:
+    chosen = initialize.choose(model_dir, back_to, lambda line: None)  # `begin` says it
+    if chosen is None:
         return False
-    step = newest if back_to is None else checkpoints.locate(model_dir, back_to)[1]
+    step = chosen[0]
     former = _description(model_dir, say)
     if former is not None:
         description.check_same_pictures(model_dir, now)

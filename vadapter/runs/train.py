@@ -54,16 +54,14 @@ def run(experiment: Experiment, *, accepted: Callable[[str], None] | None = None
         stack.enter_context(storage_errors.told_once())
         try:
             _lock(experiment.model_dir, stack)
-            return _run(experiment, accepted, stack)
+            return _run(experiment, accepted)
         except Exception as error:
             if (reason := storage_errors.reason(error)) and not isinstance(error, UserError):
                 raise _stopped_by(reason, experiment.model_dir) from error
             raise
 
 
-def _run(
-    experiment: Experiment, accepted: Callable[[str], None] | None, stack: contextlib.ExitStack
-) -> loop.TrainResult:
+def _run(experiment: Experiment, accepted: Callable[[str], None] | None) -> loop.TrainResult:
     parts = Parts(experiment)
     evaluators, loader = parts.evaluators(), parts.loader
     described, data = description.describe(experiment), data_info(experiment)
@@ -71,7 +69,7 @@ def _run(
     finished = resume.check(
         experiment.model_dir, described, data, experiment.train.steps, say, back_to=experiment.resume_step
     )
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and not finished:
         folder.check_room(experiment.model_dir, _checkpoint_bytes(parts))
     start = initialize.begin(
         parts.program,
@@ -90,14 +88,11 @@ def _run(
         description.save(experiment.model_dir, described)
         files.write_json(epath.Path(experiment.model_dir) / "environment.json", versions.machine())
 
-    def batches(step: int) -> Any:
-        return stack.enter_context(contextlib.closing(loader.batches(step)))  # its threads end with an error too
-
     return loop.train(
         experiment.train,
         program=parts.program,
         start=start,
-        batches=batches,
+        batches=loader.batches,
         model_dir=experiment.model_dir,
         evaluators=evaluators,
         flops=parts.flops(),

@@ -6,8 +6,6 @@ with its checksums before it is chosen; one that is damaged is left out, and the
 """
 
 import contextlib
-import errno
-import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -31,6 +29,8 @@ _CHUNK_BYTES = 1 << 26
 # What a process holds on the host while it reads: no more than this, however large its devices' parts are.
 _READ_AHEAD_GB = 16
 _DIRECTORY = re.compile(r"checkpoint_(\d+)")
+# What TensorStore says where a bucket does not answer: that is no damage.
+_PASSING = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 _INSTEAD = "Put it back from a copy, or use another checkpoint."
 _UNFINISHED = re.compile(r"checkpoint_\d+\.orbax-checkpoint-tmp.*")
 
@@ -316,6 +316,8 @@ class Checkpointer:
             yield
         except (ValueError, KeyError, AttributeError, TypeError, OSError) as e:
             said = (str(e).splitlines() or [type(e).__name__])[0]
+            if isinstance(e, ConnectionError | TimeoutError) or any(word in str(e) for word in _PASSING):
+                raise ConnectionError(f"{self._model_dir}/checkpoint_{step} cannot be read now ({said:.200})") from e
             raise DamagedError(f"{self._model_dir}/checkpoint_{step} cannot be read ({said:.200}). {_INSTEAD}") from e
 
     def _save_args(self, tree: PyTree) -> Any:
@@ -327,20 +329,8 @@ class Checkpointer:
         return self._ocp.args.PyTreeRestore(tree, restore_args=kinds, partial_restore=True)
 
     def wait(self) -> None:
-        """Returns when everything is on disk.
-
-        Raises:
-            UserError: the disk is full.
-        """
-        try:
-            self._orbax.wait_until_finished()
-        except (OSError, ValueError) as e:  # TensorStore's errors are ValueErrors
-            if os.strerror(errno.ENOSPC) not in str(e):
-                raise
-            raise UserError(
-                f"The disk is full: a checkpoint in {self._model_dir} could not be written. Make room; the same "
-                "command then goes on from the last one that is whole."
-            ) from e
+        """Returns when everything is on disk. Raises what the file system said, such as that it is full."""
+        self._orbax.wait_until_finished()
 
     def close(self) -> None:
         """Waits and gives up the threads. Raises as `wait`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from vadapter.base import buckets
+from vadapter.base import buckets, json_text
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 
@@ -118,7 +118,9 @@ class SpikeGuard:
         if window < _FEWEST:
             raise UserError(f"TrainConfig: spike_window={window} must be {_FEWEST} or more.")
         self.factor = factor
-        self._losses = collections.deque((x for x in losses if math.isfinite(x)), maxlen=window)
+        self._losses: collections.deque[float] = collections.deque(maxlen=window)
+        for loss in losses:  # judged as they were then: a spike is not remembered
+            self.spike(loss)
 
     def spike(self, loss: float | None) -> float | None:
         """Returns the median that the loss is a spike above. Any other loss is remembered."""
@@ -149,7 +151,7 @@ class Reference:
         self._told: set[str] = set()
         self._losses: dict[str, dict[int, float]] = {}
         try:
-            lines = [json.loads(line) for line in epath.Path(path).read_text().splitlines() if line.strip()]
+            lines = [json_text.loads(line) for line in epath.Path(path).read_text().splitlines() if line.strip()]
             for line in lines:
                 if isinstance(line.get("loss"), int | float) and math.isfinite(line["loss"]):
                     self._losses.setdefault(str(line["split"]), {})[int(line["step"])] = float(line["loss"])

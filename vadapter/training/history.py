@@ -1,10 +1,13 @@
 """What former sessions of a run left in its `curve.jsonl`."""
 
 import dataclasses
-import json
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
+
+from vadapter.base import files
 
 _NOT_METRICS = ("step", "split", "seconds")
 
@@ -18,6 +21,7 @@ class History:
         losses: of all intervals that were logged, the oldest first.
         skipped: updates that were skipped.
         rollbacks: how often a spike took the run back.
+        evaluated: names of the evaluators that were called at the step where the run goes on.
         last_second: of the run's time, at which the last line was written, kept or lost.
     """
 
@@ -25,25 +29,26 @@ class History:
     losses: Sequence[float] = ()
     skipped: int = 0
     rollbacks: int = 0
+    evaluated: Sequence[str] = ()
     last_second: float = 0.0
 
     @staticmethod
     def read(path: epath.Path, step: int) -> "History":
         """Reads the file as far as it can be read; a line that was cut short by a kill is passed over."""
-        rows = []
-        for line in path.read_bytes().decode("utf-8", "replace").splitlines() if path.exists() else ():
-            try:
-                row = json.loads(line)
-                rows.append((int(row["step"]), str(row["split"]), row))
-            except (ValueError, KeyError, TypeError):
-                continue
-        kept = [(split, row) for at, split, row in rows if at <= step]
-        logged = [row for split, row in kept if split == "train"]
+        text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+        rows = [row for row in files.split_lines(text)[0] if isinstance(row.get("step"), int)]
+        kept = [row for row in rows if row["step"] <= step]
+        logged = [row for row in kept if row.get("split") == "train"]
         metrics = {k: v for k, v in logged[-1].items() if k not in _NOT_METRICS} if logged else {}
         return History(
             metrics,
-            [float(row["loss"]) for row in logged if isinstance(row.get("loss"), int | float)],
-            int(metrics.get("skipped_steps", 0)),
-            sum(split == "rollback" for split, _ in kept),
-            max((float(row.get("seconds", 0.0)) for _, _, row in rows), default=0.0),
+            [float(row["loss"]) for row in logged if _is_number(row.get("loss"))],
+            int(metrics["skipped_steps"]) if _is_number(metrics.get("skipped_steps")) else 0,
+            sum(row.get("split") == "rollback" for row in kept),
+            sorted({str(row.get("split")) for row in kept if row["step"] == step} - {"train", "rollback"}),
+            max((float(row["seconds"]) for row in rows if _is_number(row.get("seconds"))), default=0.0),
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

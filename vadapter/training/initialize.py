@@ -135,12 +135,12 @@ def begin(
         UserError: the checkpoint is another model's; the data are others; a source is missing or has changed; the
             checkpoint of `step` is missing or damaged; or all are.
     """
-    newest = checkpoints.newest(model_dir)
-    if newest is None and step is None:
+    chosen = choose(model_dir, step, say)
+    if chosen is None:
         params, references = fresh()
         return Start(*program.start(params), tuple(references), dict(data_info or {}))
     what = f"The run {model_dir}"
-    step, went_back_to, going_back = _choose(model_dir, newest, step, say)
+    step, went_back_to, going_back = chosen
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
         run = checkpointer.run(step)
         former, data = run.get("data", {}), dict(data_info or {})
@@ -166,12 +166,26 @@ def begin(
     return Start(state, kept, tuple(references), {**former, **data}, run.get("seconds", 0.0), went_back_to)
 
 
-def _choose(
-    model_dir: str, newest: int | None, asked: int | None, say: Callable[[str], None]
-) -> tuple[int, tuple[int, ...], bool]:
-    """The step to go on from; the steps that the run was told to go back to so far; and whether it goes back now."""
+def choose(
+    model_dir: str, asked: int | None, say: Callable[[str], None] = print_once
+) -> tuple[int, tuple[int, ...], bool] | None:
+    """Chooses the checkpoint that a run goes on from. All processes of a run call it together.
+
+    Args:
+        model_dir: folder of the run.
+        asked: as `step` of `begin`.
+        say: is given a line where an earlier call went back to that step.
+
+    Returns:
+        The step; the steps that the run was told to go back to so far; and whether it goes back now. None if there is
+        no checkpoint and none was asked for.
+
+    Raises:
+        UserError: as `checkpoints.locate`.
+    """
+    newest = checkpoints.newest(model_dir)
     if newest is None:
-        return checkpoints.locate(model_dir, asked)[1], (), False  # says what is there
+        return None if asked is None else (checkpoints.locate(model_dir, asked)[1], (), False)  # says what is there
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
         before = tuple(checkpointer.run(newest).get("went_back_to", ()))
         if asked is None:

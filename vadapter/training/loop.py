@@ -15,7 +15,7 @@ from vadapter.base.errors import UserError
 from vadapter.base.evaluator import Evaluator
 from vadapter.base.paths import is_remote
 from vadapter.models import flops as flops_lib
-from vadapter.training import checkpoints, freezing, guards, preemption, writing
+from vadapter.training import checkpoints, freezing, guards, integrity, preemption, writing
 from vadapter.training.checkpoints import Checkpointer
 from vadapter.training.config import TrainConfig
 from vadapter.training.goodput import Goodput
@@ -133,7 +133,9 @@ class _Run:
         """Reads what former sessions left in `curve.jsonl`, and opens it."""
         config, curve = self.config, self.folder / "curve.jsonl"
         # Many processes must decide alike, and only the first is sure to see its file.
-        history = History.read(curve, self.step if jax.process_count() == 1 else -1)
+        found = dataclasses.asdict(History.read(curve, self.step)) if self.first else None
+        history = History(**integrity.of_all_processes(found)[0])
+        self.evaluated = history.evaluated
         self.metrics = history.metrics
         self.skips = guards.SkipGuard(config.max_skipped_steps, str(self.folder), history.skipped, write=self.first)
         self.spikes = guards.SpikeGuard(config.spike_factor, config.spike_window, history.losses)
@@ -180,8 +182,8 @@ class _Run:
     def train(self, batches: Callable[[int], Iterator[Any]], flops: flops_lib.FlopsOf | None) -> TrainResult:
         self.started = time.perf_counter()
         self.goodput.begin()
-        interrupted = False
-        if self.step < self.config.steps:
+        interrupted = 0 < self.step < self.config.steps and self._is_left()
+        if self.step < self.config.steps and not interrupted:
             found = batches(self.step)
             feed = Feed(found, "the training data", self.config.data_patience, str(self.folder))
             with contextlib.closing(feed):
@@ -197,6 +199,11 @@ class _Run:
         )
         self._finish(result)
         return result
+
+    def _is_left(self) -> bool:
+        """Makes the evaluations that the last session saved for and did not come to. Returns whether to stop there."""
+        left = [e for e in self._due_evaluators() if e.name not in self.evaluated]
+        return not self._evaluate(left) or (bool(left) and self.step == self.config.pause_at)
 
     def _steps(self, batches: Iterator[Any], feed: Feed, flops: flops_lib.FlopsOf | None) -> bool:
         """Makes the steps that are left. Returns whether it was told to stop, by a signal or by `pause_at`."""

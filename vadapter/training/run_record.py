@@ -1,8 +1,8 @@
 """The JSON object of a checkpoint: `checkpoint_<step>/run/metadata`.
 
 Attributes of it: `format` and `step`; `data`, facts that fix the data; `sources`, what the run took from others
-(`sources.Reference`); `trainable` and `frozen_dtype`; `seconds`; `checksums`, whether the checkpoint has them. A
-loop of one's own may leave out all but the first two.
+(`sources.Reference`); `trainable` and `frozen_dtype`; `seconds`, and `goodput`, the same by use; `checksums`, whether
+the checkpoint has them. A loop of one's own may leave out all but the first two.
 """
 
 import json
@@ -23,6 +23,7 @@ _KINDS = {
     "trainable": (list, "a list"),
     "frozen_dtype": (str, "a text"),
     "seconds": ((int, float), "a number"),
+    "goodput": (dict, "an object"),
     "checksums": (bool, "true or false"),
     "went_back_to": (list, "a list"),
 }
@@ -66,6 +67,8 @@ def _wrong(found: Mapping[str, Any], name: str) -> str | None:
         return "went_back_to holds more than steps"
     if not 0 <= found.get("seconds", 0.0) < math.inf:
         return f"seconds are {found['seconds']}"
+    if not all(isinstance(x, int | float) and 0 <= x < math.inf for x in found.get("goodput", {}).values()):
+        return "goodput holds more than seconds"
     return next((why for why in map(_wrong_source, found.get("sources", [])) if why), None)
 
 

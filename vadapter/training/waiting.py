@@ -25,8 +25,8 @@ class Feed:
     """Gives the items of an iterator, and watches over the wait for each.
 
     When one does not come for `patience` seconds, a line says what is waited for and since when, and the stacks of all
-    threads go to MODEL_DIR/waiting.txt (to stderr where MODEL_DIR is in a bucket); then again after twice the time, and
-    so on. A run of one process that is told to stop does not wait on.
+    threads go to MODEL_DIR/waiting.txt (to stderr where MODEL_DIR is in a bucket or cannot be written to); then again
+    after twice the time, and so on. A run of one process that is told to stop does not wait on.
 
     Args:
         items: asked for one at a time, in a thread of its own. Its `close()` is called at the end, if it has one.
@@ -102,13 +102,15 @@ class Feed:
     def _tell(self, since: datetime.datetime, seconds: float) -> None:
         where = f"{self._model_dir}/{FILE}"
         title = f"{self._what}: nothing came for {seconds:g} s, since {since:%H:%M:%S}"
-        if is_remote(self._model_dir):
-            where = "stderr"
-            faulthandler.dump_traceback(sys.__stderr__ or 2)
-        else:
+        try:
+            if is_remote(self._model_dir):
+                raise OSError("the stacks need a file with a descriptor")
             with open(epath.Path(self._model_dir) / FILE, "a") as file:
                 print(title, flush=True, file=file)
                 faulthandler.dump_traceback(file)
+        except OSError:  # or the folder is not there, as of an evaluation, or takes no more
+            where = "stderr"
+            faulthandler.dump_traceback(sys.__stderr__ or 2)
         process = f" (process {jax.process_index()})" if jax.process_count() > 1 else ""
         self._say(f"Waiting for {title}{process}. What each thread does is in {where}. Is the storage reachable?")
 

@@ -165,6 +165,7 @@ ALONE = (
     "mlp",
     "queries_random",
     "queries_random_32",
+    "slow_lm_random",
     "text",
     "text_handoff",
 )

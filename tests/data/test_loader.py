@@ -1,6 +1,7 @@
 """Batches: their order, hosts, resuming, evaluation, and bad data."""
 
 import dataclasses
+import gc
 import itertools
 
 import numpy as np
@@ -224,6 +225,19 @@ def test_dropping_every_row_is_refused():
     made = loader(mixture="scenes_caption", lengths={"inputs": 8, "targets": 2}, long_text="drop", batch_size=128)
     with pytest.raises(UserError, match="Expected rows to train on"):
         list(itertools.islice(made.batches(), 3))
+
+
+def test_passes_over_a_split_leave_nothing_behind():
+    made = loader(split="validation", eval_limit=24)
+
+    def left():
+        for _ in made.eval_batches():
+            pass
+        gc.collect()
+        return len(gc.get_objects())
+
+    first = [left() for _ in range(2)][-1]
+    assert [left() for _ in range(4)][-1] - first < 20  # less than the 4 * 3 batches, each of some arrays and rows
 
 
 def test_references_need_no_room_where_texts_are_generated():

@@ -242,7 +242,8 @@ def test_passes_over_a_split_leave_nothing_behind():
 
 def test_references_need_no_room_where_texts_are_generated():
     made = loader(mixture="scenes_caption", split="validation", lengths={"inputs": 8, "targets": 2}, long_text="error")
-    assert next(made.eval_batches(for_decoding=True))
+    _, rows = next(made.eval_batches(for_decoding=True))
+    assert len(rows) == 8 and all(row["references"] for row in rows if row["valid"])
     with pytest.raises(UserError, match="tokens more"):
         next(made.eval_batches())
 

@@ -334,8 +334,8 @@ class TokenizerVocabulary(TextVocabulary):
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         except Exception as e:  # the library raises `Exception` itself, as where a vocabulary names no unknown token
             raise UserError(
-                f"The tokenizer {locate(self.path)} cannot write the text {text[:100]!r}: {e}. Take one that writes any "
-                "text."
+                f"The tokenizer {locate(self.path)} cannot write the text {text[:100]!r}: {e}. Take one that writes "
+                "any text."
             ) from e
 
     def _added(self) -> list[str]:

@@ -186,10 +186,20 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded():
     assert peak() - before < 64 << 20
 
 
-def test_a_large_photograph_is_decoded_at_a_fraction():
+@pytest.mark.parametrize("mode", ["stretch", "pad", "center_crop bicubic 256/224"])
+def test_a_large_photograph_is_decoded_at_a_fraction(mode):
     out = io.BytesIO()
-    Image.new("RGB", (12_000, 8_000), (200, 30, 30)).save(out, "JPEG", quality=50)  # more than MAX_PIXELS
-    np.testing.assert_allclose(images.decode(out.getvalue(), 16)[8, 8], (200, 30, 30), atol=4)
+    Image.new("RGB", (11_600, 8_700), (200, 30, 30)).save(out, "JPEG", quality=50)  # more than MAX_PIXELS
+    np.testing.assert_allclose(images.decode(out.getvalue(), 16, mode)[8, 8], (200, 30, 30), atol=4)
+
+
+def test_half_a_photograph_s_size_shows_the_model_the_same(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).resize((800, 600)).save(out, "JPEG", quality=95)
+    whole = images.decode(out.getvalue(), 64, "center_crop bicubic").astype(int)
+    monkeypatch.setattr(images, "MAX_PIXELS", 600 * 800 - 1)
+    assert np.abs(images.decode(out.getvalue(), 64, "center_crop bicubic") - whole).max() <= 6
 
 
 def test_a_jpeg_of_too_many_passes_is_refused():

@@ -1,6 +1,7 @@
 """Batches: their order, hosts, resuming, evaluation, and bad data."""
 
 import dataclasses
+import gc
 import itertools
 
 import numpy as np
@@ -185,6 +186,66 @@ def test_long_text_is_counted_or_refused():
     strict = loader(mixture="scenes_caption", lengths={"inputs": 8, "targets": 4}, long_text="error")
     with pytest.raises(UserError, match="tokens more"):
         next(strict.batches())
+
+
+def _target_lengths():
+    batch = take(1, mixture="scenes_caption")[0]
+    return batch.target_weights.sum(axis=1)
+
+
+def test_rows_of_long_text_can_be_dropped():
+    lengths = _target_lengths()
+    room = int(np.sort(lengths)[4])  # so that some fit and some do not
+    made = loader(mixture="scenes_caption", lengths={"inputs": 8, "targets": room}, long_text="drop")
+    batch = next(made.batches())
+    np.testing.assert_array_equal(batch.target_weights.sum(axis=1), np.where(lengths <= room, lengths, 0))
+    ends = batch.target_ids[np.arange(8), np.maximum(batch.target_weights.sum(axis=1).astype(int) - 1, 0)]
+    assert (ends[lengths <= room] == made.vocabulary.eos_id).all()
+    assert made.counters()["dropped"] == (lengths > room).sum() and made.counters()["truncated"] == 0
+
+
+def test_a_cut_target_is_not_trained_to_end():
+    made = loader(mixture="scenes_caption", lengths={"inputs": 8, "targets": 2})
+    assert made.vocabulary.eos_id not in next(made.batches()).target_ids
+
+
+def test_many_cut_targets_are_said_once(caplog):
+    many = {"mixture": "scenes_caption", "batch_size": 128}
+    for _ in zip(range(5), loader(**many, lengths={"inputs": 8, "targets": 4}).batches(), strict=False):
+        pass
+    said = [record.getMessage() for record in caplog.records if "does not learn to end them" in record.getMessage()]
+    assert len(said) == 1 and "long_text = 'drop'" in said[0]
+    caplog.clear()
+    for _ in zip(range(5), loader(**many).batches(), strict=False):
+        pass
+    assert "does not learn to end them" not in caplog.text
+
+
+def test_dropping_every_row_is_refused():
+    made = loader(mixture="scenes_caption", lengths={"inputs": 8, "targets": 2}, long_text="drop", batch_size=128)
+    with pytest.raises(UserError, match="Expected rows to train on"):
+        list(itertools.islice(made.batches(), 3))
+
+
+def test_passes_over_a_split_leave_nothing_behind():
+    made = loader(split="validation", eval_limit=24)
+
+    def left():
+        for _ in made.eval_batches():
+            pass
+        gc.collect()
+        return len(gc.get_objects())
+
+    first = [left() for _ in range(2)][-1]
+    assert [left() for _ in range(4)][-1] - first < 20  # less than the 4 * 3 batches, each of some arrays and rows
+
+
+def test_references_need_no_room_where_texts_are_generated():
+    made = loader(mixture="scenes_caption", split="validation", lengths={"inputs": 8, "targets": 2}, long_text="error")
+    _, rows = next(made.eval_batches(for_decoding=True))
+    assert len(rows) == 8 and all(row["references"] for row in rows if row["valid"])
+    with pytest.raises(UserError, match="tokens more"):
+        next(made.eval_batches())
 
 
 @pytest.mark.parametrize(

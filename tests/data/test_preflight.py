@@ -86,7 +86,7 @@ def test_unreadable_media_are_named_and_spoil_above_the_share(folder, share, spo
     report = checked(folder, captions(*COLOURS), max_bad_share=share)
     found = problem(report, "corrupt")
     assert found.spoils is spoils and (found.count, found.total) == (2, 4)
-    assert all(said in found.names[0] for said in ("green.png", "train.jsonl:2", "17 bytes that look like text"))
+    assert all(said in found.names[0] for said in ("green.png", "train.jsonl:2", "look like text"))
     assert "blue.png" in found.names[1] and "No such file" in found.names[1]
     assert report.tasks[0].distinct_media == 2
 
@@ -100,6 +100,8 @@ def test_long_texts_are_named_and_spoil_only_if_none_is_whole_or_the_run_stops(f
     assert report.tasks[0].targets.quantile(1.0) > report.tasks[0].targets.room
     assert checked(folder, [long]).spoils
     assert checked(folder, [*captions("red"), long], long_text="error").spoils
+    dropped = checked(folder, [*captions("red"), long], long_text="drop")
+    assert not dropped.spoils and "leaves these records out" in problem(dropped, "cut_target").text
 
 
 def test_prompts_that_are_cut_are_named(folder):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tensorflow as tf
+import tokenizers
 
 from tests.data.tokenizer_files import write_sentencepiece, write_tokenizer
 from vadapter.base.errors import UserError
@@ -278,3 +279,14 @@ def test_bad_files_are_named(paths, tmp_path):
     (broken / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<bos>"})[:-3])
     with pytest.raises(UserError, match="tokenizer_config.json is not valid JSON"):
         vocabulary.load_vocabulary(str(broken))
+
+
+@pytest.mark.parametrize(
+    ("vocab", "message"), [({"a": 0}, "cannot write the text"), ({}, "with tokens in .*; it has none")]
+)
+def test_a_tokenizer_that_cannot_write_a_text_is_refused(tmp_path, vocab, message):
+    path = tmp_path / "tokenizer.json"
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
+    path.write_text(made.to_str())
+    with pytest.raises(UserError, match=message):
+        vocabulary.load_vocabulary(str(path))

@@ -5,7 +5,9 @@ from then on.
 """
 
 import argparse
+import collections
 import hashlib
+import logging
 import resource
 import tempfile
 import time
@@ -31,18 +33,24 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         known = targets.targets((write_bundle(Path(folder)) / "bundle.json").read_text())
     resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
-    end, turn, failed, tried = time.monotonic() + 60 * args.minutes, 0, set(), 0
-    while time.monotonic() < end:
-        for name in args.only or targets.NAMES:
-            if name not in failed and time.monotonic() < end:
-                tried += ROUND
-                print(f"{name}, round {turn}", flush=True)
+    logging.disable(logging.WARNING)  # what readers leave out they say; here that is most of it
+    names = args.only or targets.NAMES
+    begin, turn, failed, tried = time.monotonic(), 0, set(), collections.Counter()
+    while (spent := time.monotonic() - begin) < 60 * args.minutes and len(failed) < len(names):
+        print(f"{spent / 60:.1f} of {args.minutes:g} minutes: {_totals(tried, failed)}", flush=True)
+        for name in names:
+            if name not in failed and time.monotonic() - begin < 60 * args.minutes:
+                tried[name] += ROUND
                 if failure := _round(known[name], turn):
                     failed.add(name)
                     _keep(name, *failure)
         turn += 1
-    print(f"About {tried} files tried; failed: {', '.join(sorted(failed)) or 'nothing'}.")
+    print(f"Done: {_totals(tried, failed)}\n{'  '.join(f'{name} {count}' for name, count in tried.items())}")
     return int(bool(failed))
+
+
+def _totals(tried: collections.Counter[str], failed: set[str]) -> str:
+    return f"about {tried.total()} files tried; failed: {', '.join(sorted(failed)) or 'nothing'}."
 
 
 def _round(target: targets.Target, turn: int) -> tuple[bytes, str] | None:
@@ -72,7 +80,7 @@ def _keep(name: str, data: bytes, said: str) -> None:
     CORPUS.mkdir(exist_ok=True)
     path = CORPUS / f"{name.replace(' ', '_')}-{hashlib.sha256(data).hexdigest()[:12]}"
     path.write_bytes(data)
-    print(f"{name}: {path}\n{said}")
+    print(f"{name}: {path}\n{said}", flush=True)
 
 
 if __name__ == "__main__":

@@ -189,6 +189,7 @@ def train(
     checkpoint_every: int = 0,
     prompt_format: str = formats.PLAIN,
     resize: str | None = None,
+    media_folders: str | Sequence[str] = (),
     frozen_dtype: str = FROZEN_DTYPE,
     mesh: MeshConfig | None = None,
     seed: int = 0,
@@ -216,6 +217,8 @@ def train(
         checkpoint_every: steps between two checkpoints; 0: at the end only.
         prompt_format: `plain`; `chat`, the turns of the vocabulary's family; or a name of `formats.FORMATS`.
         resize: how pictures become square, see `resizing.parse`; default the encoder's way.
+        media_folders: folders that pictures and videos may lie in beside those of the JSONL files: for absolute paths
+            and `..` in them.
         frozen_dtype: `bfloat16`, `float32` or `int8`; see `Storage`.
         mesh: how devices are laid out; default all on the data axis.
         seed: of random parameters and of the order of the data.
@@ -230,6 +233,7 @@ def train(
     if os.path.isfile(mixture) or mixture.endswith((".jsonl", ".json")):
         other = None if validation is None else os.fspath(validation)
         settings: dict[str, Any] = {"vocabulary": vocabulary, "prompt_format": prompt_format, "resize": resize}
+        settings["media_folders"] = media_folders
         mixture = tasks.jsonl_task("own", mixture, other, **settings)
     loader = LoaderConfig(mixture, batch_size=batch_size, lengths=lengths or {"inputs": 64, "targets": 64}, seed=seed)
     started = handoff

@@ -49,7 +49,7 @@ def vit_config(place: Place, settings: Settings, **ours: Any) -> ViTConfig:
         "image_size": image,
         "patch_size": patch,
         "width": settings.whole("hidden_size"),
-        "depth": settings.whole("num_hidden_layers"),
+        "depth": settings.layers(),
         "num_heads": settings.whole("num_attention_heads"),
         "mlp_dim": ours.get("mlp_dim") or settings.whole("intermediate_size"),
         "activation": settings.activation("hidden_act"),

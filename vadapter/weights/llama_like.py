@@ -108,7 +108,7 @@ class _Kind:
         return DecoderConfig(
             vocab_size=settings.whole("vocab_size"),
             width=settings.whole("hidden_size"),
-            depth=settings.whole("num_hidden_layers"),
+            depth=settings.layers(),
             mlp_dim=settings.whole("intermediate_size"),
             norm_eps=settings.real("rms_norm_eps"),
             tied_head=settings.flag("tie_word_embeddings") and not _has_another_head(place),
@@ -181,7 +181,7 @@ def _positions(settings: Settings, kind: _Kind, head_dim: int) -> dict[str, Any]
 
 def _local_layers(settings: Settings, kind: _Kind) -> list[bool]:
     """Whether each layer has the sliding window: by the first of four ways in which config.json says it."""
-    depth = settings.whole("num_hidden_layers")
+    depth = settings.layers()
     if (words := settings.get("layer_types")) is not None:
         known = {"full_attention": False, "sliding_attention": True}
         if not isinstance(words, list) or len(words) != depth or not all(str(word) in known for word in words):

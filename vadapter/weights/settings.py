@@ -18,6 +18,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
     "relu": "relu",
 }
+MOST_LAYERS = 1000  # the largest published models have some hundred
 assert set(_ACTIVATIONS.values()) == set(get_args(Activation))
 
 
@@ -73,6 +74,13 @@ class Settings:
         value = self.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self.error(name, value, "a whole number above 0")
+        return value
+
+    def layers(self, name: str = "num_hidden_layers") -> int:
+        """Returns a number of layers: of each there is a list entry somewhere, so a wrong one must not fill memory."""
+        value = self.whole(name)
+        if value > MOST_LAYERS:
+            raise self.error(name, value, f"a whole number above 0, and at most {MOST_LAYERS}")
         return value
 
     def real(self, name: str) -> float:

@@ -141,7 +141,8 @@ PROBLEMS: Mapping[str, Kind] = {
     "empty_target": Kind("targets without any text", "Remove the records, or give them a caption or an answer."),
     "empty_question": Kind("questions without any text", "Remove the records, or give them a question."),
     "cut_target": Kind(
-        "targets that are cut: the model never learns to end them", 'Raise TASK_FEATURE_LENGTHS["targets"].'
+        "targets that are cut: the model never learns to end them",
+        "Raise TASK_FEATURE_LENGTHS[\"targets\"], or leave them out: LoaderConfig.long_text = 'drop'.",
     ),
     "cut_prompt": Kind("prompts that are cut", 'Raise TASK_FEATURE_LENGTHS["inputs"], or shorten the prompt.'),
     "repeated": Kind("records with the medium and the text of an earlier one", "Remove them: they count double."),
@@ -152,13 +153,13 @@ PROBLEMS: Mapping[str, Kind] = {
 }
 
 
-def problems_of(tasks: Sequence[TaskFigures], max_bad_share: float, stop_if_cut: bool) -> list[Problem]:
+def problems_of(tasks: Sequence[TaskFigures], max_bad_share: float, long_text: str) -> list[Problem]:
     """Returns the problems of the tasks of one split of a mixture.
 
     Args:
         tasks: what was found.
         max_bad_share: share of unreadable records at which the run stops, see `LoaderConfig`.
-        stop_if_cut: whether the run stops at a text that does not fit.
+        long_text: what becomes of text that does not fit, see `LoaderConfig`.
     """
     where, total = f"{tasks[0].mixture}/{tasks[0].split}", sum(task.checked for task in tasks)
     rates = sum(task.rate for task in tasks if task.checked)
@@ -171,12 +172,14 @@ def problems_of(tasks: Sequence[TaskFigures], max_bad_share: float, stop_if_cut:
             continue
         cut = kind in ("cut_target", "cut_prompt")
         text = meaning.text
-        spoils = kind in ("misfit", "outside_table") or (cut and stop_if_cut)
+        spoils = kind in ("misfit", "outside_table") or (cut and long_text == "error")
         if kind == "corrupt":
             spoils = bad > max_bad_share
             text += f" ({bad:.1%} of what the run reads; it stops above {max_bad_share:.1%})"
-        if cut and stop_if_cut:
+        if cut and long_text == "error":
             text += "; long_text='error' stops the run at the first"
+        if cut and long_text == "drop":
+            text += "; long_text='drop' leaves these records out"
         if kind in ("empty_target", "cut_target") and not whole:
             spoils, text = True, f"{text}; no target is whole"
         problems.append(_problem(kind, spoils, where, text, meaning.advice, names, total))

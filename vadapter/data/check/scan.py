@@ -90,7 +90,7 @@ def check(
         figures += scan.figures
         sheet += scan.examples
         media[part.where] = scan.media
-        problems += findings.problems_of(scan.figures, part.config.max_bad_share, part.config.long_text == "error")
+        problems += findings.problems_of(scan.figures, part.config.max_bad_share, part.config.long_text)
     problems += _overlaps(parts, media)
     if warnings:
         problems.append(findings.opening(list(dict.fromkeys(warnings))))

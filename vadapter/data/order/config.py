@@ -17,8 +17,9 @@ class LoaderConfig:
         lengths: `inputs`, slots of the prompt's text with the bos slot that begins every row (so at least 1; the
             visual tokens come on top), and `targets`, slots of the text to predict with its eos.
         seed: seed of the order of the data and of the choice of references.
-        long_text: `truncate` cuts text that does not fit and counts it; `error` stops the run. Visual tokens are
-            never cut.
+        long_text: `truncate` cuts text that does not fit, counts it, and warns where the model would learn not to
+            stop; `drop` gives such rows no weight, in training and in losses; `error` stops the run. Visual tokens
+            are never cut.
         max_bad_share: share of the records that may be unreadable (they become rows of weight 0) before the run stops.
         eval_limit: most examples of a task in a pass over the split (`eval_batches`); 0 is all.
         prefetch: batches made ahead of their use.

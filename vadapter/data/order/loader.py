@@ -27,6 +27,9 @@ from vadapter.data.seqio_tasks import Task
 AnyBatch: TypeAlias = Batch | LabelledImages
 _ROW_TEXT = ("prompt", "question", "question_type", "answer_type", "domain", "image")
 _ROW_TEXTS = ("references", "answers")
+_LONG_TEXT = ("truncate", "drop", "error")
+_MOST_CUT = 0.05  # share of the targets; a cut one has no end, so a model learns from many not to stop
+_TO_JUDGE = 200  # rows before a share says something
 
 
 class Loader:
@@ -52,15 +55,16 @@ class Loader:
                 f"Expected a batch size that {process_count} processes can share equally; found {config.batch_size}. "
                 "Change LoaderConfig.batch_size."
             )
-        if config.long_text not in ("truncate", "error"):
+        if config.long_text not in _LONG_TEXT:
             raise UserError(
-                f"Expected long_text 'truncate' or 'error'; found {config.long_text!r}. Choose one of them."
+                f"Expected long_text 'truncate', 'drop' or 'error'; found {config.long_text!r}. Choose one of them."
             )
         self._local = config.batch_size // process_count
         self._first = process_index * self._local
         self._groups = groups.grouped(config.mixture, self._tasks, config.lengths, sizes)
         self._bad: collections.deque[str] = collections.deque(maxlen=3)
-        self._counts = {"seen": 0, "skipped": 0, "truncated": 0}
+        self._counts = {"seen": 0, "skipped": 0, "truncated": 0, "dropped": 0}
+        self._cut_targets, self._warned = 0, False
 
     @property
     def vocabulary(self) -> TextVocabulary:
@@ -80,12 +84,13 @@ class Loader:
         return sum(task.num_examples(self.config.split) for task in self._tasks)
 
     def counters(self) -> dict[str, float]:
-        """Returns what this host counted so far: rows seen, skipped (unreadable), truncated, and the shares.
+        """Returns what this host counted so far: rows seen, skipped (unreadable), truncated or dropped since their
+        text is too long, and the shares.
 
         `left_out` are records that its sources found to be unusable when they were opened: they are in no row.
         """
         seen = max(self._counts["seen"], 1)
-        counts: dict[str, float] = {k: self._counts[k] / seen for k in ("skipped", "truncated")}
+        counts: dict[str, float] = {k: self._counts[k] / seen for k in ("skipped", "truncated", "dropped")}
         counts = {f"{k}_share": share for k, share in counts.items()}
         counts["left_out"] = sum({id(t.records): t.records.left_out for t in self._tasks}.values())
         return {k: float(v) for k, v in (self._counts | counts).items()}
@@ -163,8 +168,11 @@ class Loader:
         """Counts and checks a batch, and wraps it. Rows from `real` on are padding, without weight."""
         count = len(found.examples)
         real = count if real is None else real
-        self._count(found.examples[:real], found.arrays.get("truncated", np.zeros(count))[:real])
+        cut = found.arrays.get("truncated", np.zeros(count))
+        self._count(found.examples[:real], cut[:real])
         errors = np.asarray([bool(example["error"]) for example in found.examples])
+        if self.config.long_text == "drop":
+            errors |= cut > 0
         if "media_index" in found.arrays:
             self._check_visual(group, found)
         return group.rows.batch(found.arrays, found.media, ~errors & (np.arange(count) < real))
@@ -184,13 +192,15 @@ class Loader:
         """Counts rows, names bad ones, and stops when they are too many."""
         counts = self._counts
         counts["seen"] += len(examples)
-        counts["truncated"] += int(np.count_nonzero(truncated))
+        dropped = self.config.long_text == "drop"
+        counts["dropped" if dropped else "truncated"] += int(np.count_nonzero(truncated))
         if self.config.long_text == "error" and truncated.any():
             row = int(np.flatnonzero(truncated)[0])
             raise UserError(
                 f"Expected text within lengths {dict(self.config.lengths)}; {examples[row]['id']!r} has "
-                f"{truncated[row]} tokens more. Raise LoaderConfig.lengths, or set long_text to 'truncate'."
+                f"{truncated[row]} tokens more. Raise LoaderConfig.lengths, or set long_text to 'drop' or 'truncate'."
             )
+        self._judge_lengths(examples, truncated)
         for example in examples:
             if example["error"]:
                 counts["skipped"] += 1
@@ -202,6 +212,28 @@ class Loader:
                 f"({self.config.split}) to be unreadable; found {counts['skipped']} of {counts['seen']}, last "
                 f"{'; '.join(dict.fromkeys(self._bad))}. Repair or remove them, or raise "
                 "LoaderConfig.max_bad_share."
+            )
+
+    def _judge_lengths(self, examples: list[dict[str, Any]], truncated: np.ndarray) -> None:
+        """Warns once of many targets without an end, and stops where all rows were dropped."""
+        room, seen = self.config.lengths.get("targets", 0), self._counts["seen"]
+        cut = (len(x.get("targets", ())) > room for x, over in zip(examples, truncated, strict=True) if over)
+        self._cut_targets += sum(cut)
+        if seen < min(_TO_JUDGE, self.num_examples()):
+            return
+        if self._counts["dropped"] == seen:
+            raise UserError(
+                f"Expected rows to train on in {self.config.mixture} ({self.config.split}); all {seen} so far have "
+                f"more text than the lengths {dict(self.config.lengths)}, and long_text='drop' leaves such rows out. "
+                "Raise LoaderConfig.lengths."
+            )
+        if self.config.long_text == "truncate" and not self._warned and self._cut_targets > _MOST_CUT * seen:
+            self._warned = True
+            logging.warning(
+                "%d of %d targets of %s (%s) so far are longer than the %d tokens of lengths['targets'] and are cut: "
+                "the model does not learn to end them. Raise TASK_FEATURE_LENGTHS['targets'], or leave such records "
+                "out with LoaderConfig.long_text = 'drop'.",
+                *(self._cut_targets, seen, self.config.mixture, self.config.split, room),
             )
 
     # Evaluation

@@ -1,6 +1,5 @@
 """Data sets that TFDS wrote as ArrayRecord files, read at random."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +39,7 @@ class ArrayRecordSource(RandomAccessSource):
                 f"{builder.info.file_format}. Prepare the data set with file_format='array_record'."
             )
         self._builder, self._id, self.resize = builder, id_feature, resize
+        self._readers: dict[str, Any] = {}  # of each split; shared with what `resized` returns, pass for pass
         features = builder.info.features
         assert isinstance(features, tfds.features.FeaturesDict)
         self._media_key = next((k for k in ("image", "frames") if k in features), None)
@@ -57,12 +57,13 @@ class ArrayRecordSource(RandomAccessSource):
         """Of what the builder wrote down: its configuration, and numbers and bytes of its records."""
         return contents.of_split(self._builder, split)
 
-    @functools.cache  # noqa: B019 sources live as long as the process
     def _reader(self, split: str) -> Any:
         from array_record.python import array_record_data_source
 
-        files = [str(f) for f in self._builder.info.splits[split].filepaths]
-        return array_record_data_source.ArrayRecordDataSource(files)
+        if split not in self._readers:
+            files = [str(f) for f in self._builder.info.splits[split].filepaths]
+            self._readers[split] = array_record_data_source.ArrayRecordDataSource(files)
+        return self._readers[split]
 
     def read(self, split: str, indices: np.ndarray) -> list[Any]:
         """Returns messages tf.train.Example."""

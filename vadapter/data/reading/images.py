@@ -2,6 +2,7 @@
 
 import io
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from vadapter.base import resizing
 from vadapter.base.errors import UserError
 from vadapter.data.reading import storage
 
-# Where Pillow warns of a decompression bomb: a third of a gigabyte once decoded. A JPEG is decoded at a fraction of its
-# size, so a photograph may have more.
+# A picture is decoded whole in each thread that reads: a third of a gigabyte of this size, where Pillow warns of
+# decompression bombs too. A JPEG is decoded at a fraction of its size, so a photograph may have more: as many as Pillow
+# opens, which is twice this number.
 MAX_PIXELS = 89_478_485
 MAX_BYTES = 256 << 20  # of a file
 # Passes of a progressive JPEG, and pixels that all of them go over; encoders write ten. One of thousands takes minutes.
@@ -22,6 +24,7 @@ _STRIP = 1 << 22  # pixels of a picture of wide numbers that are converted at on
 # Other types are refused, whatever the files are called: Pillow would hand some, such as EPS, to other programs.
 TYPES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
 Image.init()
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # of what `MAX_PIXELS` bounds
 if "PILLOW_BLOCKS_MAX" not in os.environ:
     # Pillow keeps so many freed blocks of pixels, of 16 MB at most. Otherwise each picture is new memory from the
     # system, which costs a seventh of the time of decoding it.
@@ -97,6 +100,15 @@ def _check_passes(data: bytes, pixels: int) -> None:
     passes = data.count(b"\xff\xda")
     if passes > _MAX_PASSES or passes * pixels > _MAX_PASSED:
         raise MediaError(f"a JPEG of {pixels} pixels in {passes} passes takes too long to decode")
+
+
+def _draft_within(image: Image.Image) -> None:
+    """Lets a JPEG of more than `MAX_PIXELS` be decoded at a half or less of its size, also where the whole is asked
+    for: a photograph of 100 megapixels is to be read, and of its 5,000 pixels a side a model sees some hundreds."""
+    for part in (2, 4, 8):
+        if image.width * image.height <= MAX_PIXELS:
+            return
+        image.draft(image.mode, (image.width // part, image.height // part))
 
 
 def _without_texts(data: bytes) -> bytes:
@@ -188,7 +200,8 @@ def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.
         uint8 [h, w, 3].
 
     Raises:
-        MediaError: not an image, damaged, or more than `MAX_BYTES` or `MAX_PIXELS`.
+        MediaError: not an image, damaged, or more than `MAX_BYTES` or `MAX_PIXELS` (of a JPEG that is made smaller:
+            than twice that).
     """
     try:
         return _decode(data, size, mode)
@@ -221,6 +234,8 @@ def _decode(data: bytes, size: int | None, mode: str | None) -> np.ndarray:
             long = max(width, height)
             needed = (size * width // long, size * height // long) if how.mode == "pad" else (size, size)
             image.draft("RGB", (max(needed[0], 1), max(needed[1], 1)))
+        if size and image.format in ("JPEG", "MPO"):
+            _draft_within(image)
         if image.width * image.height > MAX_PIXELS:
             raise MediaError(
                 f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}; make the picture smaller"

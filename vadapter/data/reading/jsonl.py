@@ -168,10 +168,12 @@ def read_jsonl(path: str, max_bad_share: float = 0.01, folders: MediaFolders | N
     if good and len(bad) <= max_bad_share * (len(good) + len(bad)):
         return good
     if outside and 2 * len(outside) > len(bad):
+        allowed = [media_folders.common(outside)]
         raise UserError(
             f"Expected the media of {file} in its folder, {os.path.dirname(file)}; {len(outside)} of "
             f"{len(good) + len(bad)} lines name others, such as {outside[0]}. If you trust the file, allow their "
-            f"folder with {SETTING} = [{media_folders.common(outside)!r}]; otherwise correct the paths."
+            f'folder with the setting {SETTING} = {allowed}, as a flag --gin.{SETTING}="{allowed}"; otherwise '
+            "correct the paths."
         )
     raise UserError(
         f"Expected in {file} lines of the form {{'image' or 'video': path, 'caption': text}} or {{'image' or "

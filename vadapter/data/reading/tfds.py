@@ -1,6 +1,5 @@
 """Data sets that TFDS's own builders prepared, as tasks: captions of, or questions about, still images."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,14 +50,16 @@ class TfdsSource(RandomAccessSource):
         pictures = {image, *(key for key in features if isinstance(features[key], tfds.features.Image))}
         self._decoders = dict.fromkeys(pictures, tfds.decode.SkipDecoding())
         self._builder: Any = builder
+        self._readers: dict[str, Any] = {}  # of each split; shared with what `resized` returns, pass for pass
         self.splits = tuple(builder.info.splits)
 
     def __str__(self) -> str:
         return f"TfdsSource({self._builder.data_path})"
 
-    @functools.cache  # noqa: B019 sources live as long as the process
     def _records(self, split: str) -> Any:
-        return self._builder.as_data_source(split, decoders=self._decoders)
+        if split not in self._readers:
+            self._readers[split] = self._builder.as_data_source(split, decoders=self._decoders)
+        return self._readers[split]
 
     def num_examples(self, split: str) -> int:
         return self._builder.info.splits[split].num_examples

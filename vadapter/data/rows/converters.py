@@ -89,7 +89,8 @@ def lay_out(
         closing: tokens at the end of a prompt that are kept when it is cut: what ends a turn of a chat.
 
     Returns:
-        The fields of a `Batch` for one row, without media, and `truncated`, how many tokens were cut.
+        The fields of a `Batch` for one row, without media, and `truncated`, how many tokens were cut. A target that is
+        cut has no end token, so nothing says that the text ends there.
     """
     prompt, cut = _prompt(np.asarray([max(bos_id or 0, 0), *inputs], np.int32), layout, closing)
     every = np.asarray(targets, np.int32)
@@ -107,7 +108,7 @@ def lay_out(
         "target_positions": _padded(len(prompt) - 1 + steps, room),
         "target_ids": _padded(kept, room),
         "target_weights": _padded(weights, room),
-        "truncated": np.asarray(cut + len(every) - len(kept), np.int32),
+        "truncated": np.asarray(cut + (0 if layout.for_decoding else len(every) - len(kept)), np.int32),
     }
 
 

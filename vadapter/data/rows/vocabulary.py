@@ -293,7 +293,9 @@ class TokenizerVocabulary(TextVocabulary):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # special tokens in a text are ordinary text
-        self._size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self._size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if not self._size:
+            raise UserError(f"Expected a tokenizer.json with tokens in {file}; it has none. Take another file.")
         self._named = token_files.named(file.parent)
         super().__init__(path, prompt_format)
 
@@ -328,7 +330,13 @@ class TokenizerVocabulary(TextVocabulary):
         return self._tokenizer.id_to_token(i) or ""
 
     def _library_ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as e:  # the library raises `Exception` itself, as where a vocabulary names no unknown token
+            raise UserError(
+                f"The tokenizer {locate(self.path)} cannot write the text {text[:100]!r}: {e}. Take one that writes "
+                "any text."
+            ) from e
 
     def _added(self) -> list[str]:
         return [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]

@@ -20,7 +20,7 @@ _SMOLLM3 = LLAMA | {
 
 
 def _rotating(settings: Settings) -> dict[str, Any]:
-    depth, flags = settings.whole("num_hidden_layers"), settings.get("no_rope_layers")
+    depth, flags = settings.layers(), settings.get("no_rope_layers")
     if flags is None:
         interval = settings.whole("no_rope_layer_interval")
         flags = [int((i + 1) % interval != 0) for i in range(depth)]

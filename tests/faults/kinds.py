@@ -122,7 +122,9 @@ def disk_full(run: Run) -> None:
     (status,) = run.ended(sessions, (exit_codes.USER, exit_codes.DONE))
     if status == exit_codes.USER:
         said = session.said()
-        expect("no space is left" in said or "disk is full" in said or "room" in said, "a full disk without a word on it")
+        expect(
+            "no space is left" in said or "disk is full" in said or "room" in said, "a full disk without a word on it"
+        )
         run.refused += 1
 
 

@@ -63,7 +63,9 @@ class Run:
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
                 "JAX_NUM_PROCESSES": str(self.count),
             }
-        return [self.process(environment | {"JAX_PROCESS_ID": str(i)} if environment else {}) for i in range(self.count)]
+        return [
+            self.process(environment | {"JAX_PROCESS_ID": str(i)} if environment else {}) for i in range(self.count)
+        ]
 
     def process(self, environment: dict[str, str]) -> Session:
         """Starts a process in the run's folder."""
@@ -108,7 +110,9 @@ class Run:
         self.log.append(f"  ended with {found}")
         said = sessions[0].said()
         for session, status in zip(sessions, found, strict=True):
-            expect("Traceback" not in session.said() or self.count > 1, "a traceback")
+            # Of a full disk TensorStore's threads print tracebacks of their own, which nobody can catch.
+            beside = "RuntimeError: Event loop is closed" in session.said() and status == exit_codes.USER
+            expect("Traceback" not in session.said() or beside or self.count > 1, "a traceback")
             expect(status in allowed, f"exit status {status}; expected one of {allowed}")
         went_on = re.search(r"Resuming .* at step (\d+)\.", said)
         if went_on:
@@ -146,18 +150,18 @@ class Run:
     def finish(self) -> None:
         """Starts the run again until it is done; where nothing whole is left, after it was refused."""
         if self.damaged and not self.checkpoints():
-            names = set(self.damaged.values())
-            if not names <= set(HARMLESS):
-                (session, *others) = sessions = self.start()
-                self.ended(sessions, (exit_codes.USER,))
-                expect("has no whole checkpoint" in session.said(), "another refusal than that nothing is whole")
+            harmless = set(self.damaged.values()) <= set(HARMLESS)  # may be noticed, or not
+            sessions = self.start()
+            allowed = (exit_codes.USER, exit_codes.DONE) if harmless else (exit_codes.USER,)
+            if exit_codes.USER in self.ended(sessions, allowed):
+                said = "".join(session.said() for session in sessions)
+                expect("has no whole checkpoint" in said, "another refusal than that nothing is whole")
                 expect(len(damage.checkpoints(self.folder)) == len(self.damaged), "a refusal that changed the run")
-                del others
                 self.refused += 1
                 for path in damage.checkpoints(self.folder):  # as the message says
                     damage.empty_folder(path)
                     path.rmdir()
-                self.damaged = {}
+            self.damaged = {}
         self.ended(self.start(), (exit_codes.DONE,))
 
     def outcome(self) -> dict[str, Any]:
@@ -197,5 +201,3 @@ class Run:
         """Ends what still runs."""
         for session in self.sessions:
             session.destroy()
-
-

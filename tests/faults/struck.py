@@ -33,7 +33,9 @@ class Evaluation:
     name, every_steps = "val", 4
 
     def __call__(self, params: Any) -> EvalResult:
-        return EvalResult({"loss": float(sum(np.abs(np.asarray(x, np.float64)).sum() for x in jax.tree.leaves(params)))})
+        return EvalResult(
+            {"loss": float(sum(np.abs(np.asarray(x, np.float64)).sum() for x in jax.tree.leaves(params)))}
+        )
 
 
 def run(folder: str, report: str, every: int, keep: int) -> int:

@@ -91,6 +91,15 @@ def test_a_broken_last_line_of_the_curve_is_dropped_and_the_run_goes_on(tmp_path
     assert [(x["step"], x["loss"]) for x in found] == [(1, 1.0), (2, 2.0), (3, 0.5)]
 
 
+def test_an_evaluation_that_is_made_again_has_one_line(tmp_path):
+    path = tmp_path / "curve.jsonl"
+    lines = [json.dumps({"step": 3, "split": split, "loss": 1.0}) for split in ("train", "val")]
+    path.write_text("\n".join(lines) + "\n")
+    CurveFile(str(path), resume_step=3).add(3, "val", {"loss": 0.5})
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(x["split"], x["loss"]) for x in found] == [("train", 1.0), ("val", 0.5)]
+
+
 # ---- errors of the disk
 
 

@@ -212,7 +212,7 @@ def print_table(arms: list, test: Mapping[str, str], known: Mapping[str, str]) -
         reached = "never" if arm.steps_to_baseline is None else str(arm.steps_to_baseline)
         tested = (test[arm.name], known.get(arm.name, "-"))
         table.add_row(arm.name, f"{arm.trainable_params:,}", f"{arm.seconds:.0f}", *cells, reached, *tested)
-    Console(width=max(100, Console().width)).print(table)
+    Console(width=max(120, Console().width)).print(table)
 
 
 def _clock(start: float) -> str:

@@ -21,7 +21,8 @@ class CurveFile:
     Args:
         path: of the file.
         resume_step: lines of later steps, written before a run was interrupted, are dropped; so are lines that are no
-            JSON, such as the last one when a disk was full.
+            JSON, such as the last one when a disk was full. A line of the same step and split that is added again, such
+            as that of a last evaluation that ended before `done.json` was written, takes the former one's place.
     """
 
     def __init__(self, path: str, resume_step: int):
@@ -32,12 +33,16 @@ class CurveFile:
             print(f"{path}: dropped {len(broken)} lines that are no JSON, the first is line {broken[0]}.", flush=True)
         kept = [x for x in found if isinstance(x.get("step"), int) and x["step"] <= resume_step]
         self._lines = [json.dumps(line) for line in kept]
+        self._former = {(x["step"], x.get("split")): line for x, line in zip(kept, self._lines, strict=True)}
         self._write_all()
 
     def add(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Appends a line; it is in the file when this returns."""
+        former = self._former.pop((step, split), None)
+        if former is not None:
+            self._lines.remove(former)
         self._lines.append(json.dumps({"step": step, "split": split, **values}))
-        if is_remote(self._path):
+        if is_remote(self._path) or former is not None:
             self._write_all()  # object stores cannot append
         else:
             with open(self._path, "a") as f:

@@ -1,0 +1,145 @@
+"""Strikes small training runs with faults, and compares what comes out with a run that nothing happened to.
+
+python -m tests.faults --n 200 --seed 0
+
+A trial draws from its seed one to three faults. After each the run is started again, until it is done; parameters,
+optimizer state, losses by step and done.json must then be, bit by bit, those of the uninterrupted run, every exit
+status one that `vadapter.base.exit_codes` has for it, and nothing that was damaged may have been restored. The exit
+status is 1 if any trial went wrong; `--only N` repeats the trial N of a seed. Moments are waited for by what a run
+prints and writes, so a repeated trial strikes at the same place, but not in the same microsecond.
+"""
+
+import argparse
+import collections
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# Before jax is imported: one device a process, little work for the compiler, and no threads before a fork.
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+WORK = tempfile.mkdtemp(prefix="vadapter-faults-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(WORK, "compiled")
+
+import orbax.checkpoint  # noqa: E402, F401
+
+from tests.faults import kinds  # noqa: E402
+from tests.faults.run import Run, Wrong  # noqa: E402
+from tests.faults.sessions import Hangs  # noqa: E402
+
+PAIRS = 0.1  # share of the trials that have two processes
+
+
+class Trials:
+    """All trials of a seed, and what came of them by kind of fault."""
+
+    def __init__(self, seed: int, work: Path, pairs: float, disk: bool):
+        self.seed, self.work, self.pairs, self.disk = seed, work, pairs, disk
+        self.whole: dict[tuple[int, int], dict] = {}
+        self.table: dict[str, collections.Counter[str]] = {}
+
+    def one(self, number: int) -> str | None:
+        """Runs a trial; returns what was wrong."""
+        chance = random.Random(f"{self.seed}/{number}")
+        two = chance.random() < self.pairs
+        known = kinds.TWO if two else kinds.ONE
+        names = chance.choices(sorted(known), k=chance.choice((1, 2, 2, 3)) if not two else 1)
+        if not self.disk:
+            names = [name for name in names if name != "disk full"] or ["SIGKILL"]
+        folder = self.work / f"trial-{number}"
+        folder.mkdir()
+        with kinds.Disk(folder / "disk") if "disk full" in names else kinds.Disk(folder / "plain") as disk:
+            place = disk.folder / "run"
+            run = Run(place, folder, 2 if two else 1, chance)
+            wrong, seen = None, []
+            try:
+                for name in names:
+                    before = run.refused
+                    seen.append((name, 0))
+                    known[name](run)
+                    seen[-1] = name, run.refused - before
+                run.finish()
+                run.compare(self._uninterrupted(run))
+            except (Wrong, Hangs) as e:
+                wrong = str(e)
+            finally:
+                run.close()
+                self._keep(run, place, folder, wrong)
+        for name, refused in seen:
+            row = self.table.setdefault(name, collections.Counter())
+            row.update({"trials": 1, "bit-exact": wrong is None, "refused": refused, "wrong": wrong is not None})
+        if wrong is None:
+            shutil.rmtree(folder)
+            return None
+        return f"trial {number} ({', '.join(names)}): {wrong}\n" + "\n".join(f"    {line}" for line in run.log)
+
+    def _keep(self, run: Run, place: Path, folder: Path, wrong: str | None) -> None:
+        if wrong is not None and place.exists() and place.parent.name == "disk":
+            shutil.copytree(place, folder / "run")  # the disk goes
+
+    def _uninterrupted(self, like: Run) -> dict:
+        """What comes of a run that nothing happens to."""
+        key = like.count, like.every
+        if key not in self.whole:
+            scratch = self.work / f"whole-{like.count}-{like.every}"
+            scratch.mkdir()
+            run = Run(scratch / "run", scratch, like.count, random.Random(0))
+            run.every = like.every
+            try:
+                run.finish()
+                self.whole[key] = run.outcome()
+            finally:
+                run.close()
+        return self.whole[key]
+
+    def print(self) -> None:
+        columns = ("trials", "bit-exact", "refused", "wrong")
+        print(f"{'fault':<26}" + "".join(f"{name:>11}" for name in columns))
+        for name, row in sorted(self.table.items()):
+            print(f"{name:<26}" + "".join(f"{row[column]:>11}" for column in columns))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m tests.faults", description=__doc__.split("\n")[0])
+    parser.add_argument("--n", type=int, default=200, help="trials")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, metavar="N", help="this trial alone")
+    parser.add_argument("--pairs", type=float, default=PAIRS, help="share of trials with two processes")
+    parser.add_argument("--minutes", type=float, help="begin no trial after so many")
+    args = parser.parse_args()
+    began, work = time.monotonic(), Path(WORK)
+    with kinds.Disk(work / "probe") as probe:
+        disk = probe.mounted
+    if not disk:
+        print("No disk can be mounted here: trials of a full one are left out.")
+    trials, wrong, done = Trials(args.seed, work, args.pairs, disk), 0, 0
+    for number in range(args.n) if args.only is None else (args.only,):
+        if args.minutes is not None and time.monotonic() - began > 60 * args.minutes:
+            break
+        said, done = trials.one(number), done + 1
+        if said:
+            wrong += 1
+            print(f"{said}\n    Again: python -m tests.faults --seed {args.seed} --only {number}", flush=True)
+    trials.print()
+    print(f"{done} trials of seed {args.seed} in {time.monotonic() - began:.0f} s, {wrong} wrong.")
+    if wrong:
+        print(f"What the wrong ones left is in {work}.")
+    else:
+        shutil.rmtree(work)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""A run that faults come upon: it is started again after each, and what must hold then is checked."""
+
+import json
+import os
+import random
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+from tests.faults import damage, struck
+from tests.faults.sessions import Session
+from tests.training.processes import free_port
+from vadapter.base import exit_codes
+
+# Files that say when and where, but nothing of what is in a checkpoint.
+HARMLESS = ("commit_success.txt", "_CHECKPOINT_METADATA")
+# Of a line of the curve, what does not depend on the clock.
+NUMBERS = ("loss", "accuracy", "learning_rate", "grad_norm", "skipped_steps")
+
+
+class Wrong(Exception):
+    """Something that vadapter promises was not so."""
+
+
+def expect(so: object, text: str) -> None:
+    if not so:
+        raise Wrong(text)
+
+
+class Run:
+    """A run of the small model.
+
+    Args:
+        folder: of the run.
+        scratch: a folder for what its processes print.
+        count: processes.
+        chance: of this trial.
+
+    Attributes:
+        refused: how often it was refused, rightly.
+        log: what was done and what came of it, for who looks into a wrong trial.
+    """
+
+    def __init__(self, folder: Path, scratch: Path, count: int, chance: random.Random):
+        self.folder, self.scratch, self.count, self.chance = folder, scratch, count, chance
+        self.every, self.keep = chance.choice((2, 3, 4)), chance.choice((1, 2))
+        self.sessions: list[Session] = []
+        self.log: list[str] = []
+        self.refused = 0
+        self.resumed: list[int] = []  # steps that sessions went on from
+        self.lost: set[int] = set()  # steps whose lines were taken from the curve
+        self.damaged: dict[int, str] = {}  # checkpoints, and the file of each that was damaged
+        self.report = scratch / "report.json"
+
+    def start(self) -> list[Session]:
+        """Starts the processes of a session."""
+        self.report.unlink(missing_ok=True)
+        self.before = self.checkpoints()
+        environment = {}
+        if self.count > 1:
+            environment = {
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+                "JAX_NUM_PROCESSES": str(self.count),
+            }
+        return [
+            self.process(environment | {"JAX_PROCESS_ID": str(i)} if environment else {}) for i in range(self.count)
+        ]
+
+    def process(self, environment: dict[str, str]) -> Session:
+        """Starts a process in the run's folder."""
+        arguments = str(self.folder), str(self.report), self.every, self.keep
+        output = self.scratch / f"session-{len(self.sessions)}.txt"
+        self.sessions.append(Session(lambda: struck.run(*arguments), output, environment))
+        return self.sessions[-1]
+
+    def checkpoints(self) -> list[int]:
+        """The checkpoints in the folder, finished as their names say, that nobody has damaged."""
+        found = [int(path.name.removeprefix("checkpoint_")) for path in damage.checkpoints(self.folder)]
+        return [step for step in found if step not in self.damaged]
+
+    def moment(self, session: Session) -> str:
+        """Waits until a moment by chance, in the midst of a session; returns which it was."""
+        draw, old = self.chance, {path.name for path in self.folder.glob("checkpoint_*")}
+
+        def new() -> list[Path]:
+            return [path for path in self.folder.glob("checkpoint_*") if path.name not in old]
+
+        def written(files: int) -> bool:
+            return sum(len(names) for path in new() for _, _, names in os.walk(path)) >= files
+
+        kind = draw.choice(("beginning", "step", "writing", "writing", "file", "written", "end"))
+        delay = draw.uniform(0, {"beginning": 1.0, "step": 0.04, "writing": 0.06}.get(kind, 0.02))
+        step = draw.randint(max(self.before, default=0), struck.STEPS)
+        files = draw.randint(1, 24)
+        conditions = {
+            "beginning": lambda: "The process has begun." in session.said(),
+            "step": lambda: f"step {step}/" in session.said(),
+            "writing": new,
+            "file": lambda: written(files),
+            "written": lambda: any(path.name.removeprefix("checkpoint_").isdecimal() for path in new()),
+            "end": lambda: f"step {struck.STEPS}/" in session.said(),
+        }
+        there = session.until(conditions[kind], delay)
+        return f"{kind} + {1000 * delay:.0f} ms" if there else "after its end"
+
+    def ended(self, sessions: list[Session], allowed: tuple[int, ...]) -> list[int]:
+        """Waits for a session's end and checks what it said. Returns the exit statuses."""
+        found = [session.end() for session in sessions]
+        self.log.append(f"  ended with {found}")
+        said = sessions[0].said()
+        for session, status in zip(sessions, found, strict=True):
+            # Of a full disk TensorStore's threads print tracebacks of their own, which nobody can catch.
+            beside = "RuntimeError: Event loop is closed" in session.said() and status == exit_codes.USER
+            expect("Traceback" not in session.said() or beside or self.count > 1, "a traceback")
+            expect(status in allowed, f"exit status {status}; expected one of {allowed}")
+        went_on = re.search(r"Resuming .* at step (\d+)\.", said)
+        if went_on:
+            self._went_on(int(went_on.group(1)), said)
+        elif re.search(r"^step \d+/", said, re.MULTILINE):
+            expect(not self.before, f"it began anew beside whole checkpoints of the steps {self.before}")
+        saved = re.search(r"Stopped early: saved at step (\d+)", said)
+        if saved:
+            expect(int(saved.group(1)) in self.checkpoints(), f"it saved step {saved.group(1)}, which is not there")
+        if set(found) & {128 + signal.SIGINT, 128 + signal.SIGTERM}:
+            told = saved or "ended at once" in said or self.count > 1
+            expect(told, "it was told to stop and neither saved nor said that it could not")
+        if set(found) == {exit_codes.DONE}:
+            expect(self.done().get("step") == struck.STEPS, "exit status 0 without a whole done.json")
+        return found
+
+    def _went_on(self, step: int, said: str) -> None:
+        self.resumed.append(step)
+        self.log.append(f"  went on from step {step}")
+        if step in self.damaged:
+            expect(self.damaged[step] in HARMLESS, f"the damaged checkpoint_{step} was restored in silence")
+        else:
+            expect(step == max(self.before, default=None), f"it went on from {step}; there were {self.before}")
+            for other in self.damaged:
+                if other > step:
+                    expect(f"left out checkpoint_{other}, which is damaged" in said, f"no word on checkpoint_{other}")
+        self.damaged = {}  # has been dealt with; what is left of them is saved over
+
+    def done(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / "done.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def finish(self) -> None:
+        """Starts the run again until it is done; where nothing whole is left, after it was refused."""
+        if self.damaged and not self.checkpoints():
+            harmless = set(self.damaged.values()) <= set(HARMLESS)  # may be noticed, or not
+            sessions = self.start()
+            allowed = (exit_codes.USER, exit_codes.DONE) if harmless else (exit_codes.USER,)
+            if exit_codes.USER in self.ended(sessions, allowed):
+                said = "".join(session.said() for session in sessions)
+                expect("has no whole checkpoint" in said, "another refusal than that nothing is whole")
+                expect(len(damage.checkpoints(self.folder)) == len(self.damaged), "a refusal that changed the run")
+                self.refused += 1
+                for path in damage.checkpoints(self.folder):  # as the message says
+                    damage.empty_folder(path)
+                    path.rmdir()
+            self.damaged = {}
+        self.ended(self.start(), (exit_codes.DONE,))
+
+    def outcome(self) -> dict[str, Any]:
+        """All of a finished run that must not depend on what happened to it."""
+        rows = [json.loads(line) for line in (self.folder / "curve.jsonl").read_text().splitlines()]
+        curve: dict[str, Any] = {}
+        for row in rows:
+            key = f"{row['split']} {row['step']}"
+            expect(key not in curve, f"two lines of {key} in curve.jsonl")
+            curve[key] = {name: row[name] for name in NUMBERS if name in row}
+        done = self.done()
+        last = {name: done["metrics"].get(name) for name in NUMBERS}
+        return {
+            "hashes": json.loads(self.report.read_text()),
+            "curve": curve,
+            "done": {"step": done["step"], "metrics": last, "evals": done["evals"]},
+        }
+
+    def compare(self, whole: dict[str, Any]) -> None:
+        """Compares the finished run with one that nothing happened to, bit by bit."""
+        found = self.outcome()
+        for path, value in whole["hashes"].items():
+            expect(found["hashes"].get(path) == value, f"{path} differs from that of the uninterrupted run")
+        expect(found["hashes"].keys() == whole["hashes"].keys(), "other arrays than those of the uninterrupted run")
+        expect(found["done"] == whole["done"], f"done.json has {found['done']}; expected {whole['done']}")
+        for key, value in whole["curve"].items():
+            split, step = key.split()
+            if key not in found["curve"] and int(step) in self.lost:
+                continue
+            expect(found["curve"].get(key) == value, f"the curve has {found['curve'].get(key)} of {key}, not {value}")
+        expect(found["curve"].keys() <= whole["curve"].keys(), "more lines in the curve than the uninterrupted run has")
+        left = [path.name for path in self.folder.iterdir() if "tmp" in path.name or path.name.endswith(".partial")]
+        expect(not left, f"{left} were left in the folder")
+        expect(not (self.folder / "run.lock").exists(), "run.lock was left in the folder")
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        for session in self.sessions:
+            session.destroy()

@@ -228,8 +228,11 @@ def figure(arms: Mapping[str, ArmSummary]) -> str:
         band = [(step, low, high) for step, _, low, high in curve]
         series.append(chart.Series(name, [(step, mean) for step, mean, _, _ in curve], index, band))
     width, height = 960, 440
-    goal = arms[BASELINE].validation
-    drawn = chart.line_chart(series, width - 48, height - 48, target=("perceiver's last", goal.mean) if goal else None)
+    goal = series[0].points[-1][1]
+    found = {line.name: [step for step, loss in line.points if loss <= goal] for line in series[1:]}
+    crossings = {name: round(steps[0]) for name, steps in found.items() if steps}
+    target = (f"perceiver's final loss {goal:.3f}", goal)
+    drawn = chart.line_chart(series, width - 48, height - 48, target=target, crossings=crossings)
     title = "Validation loss of adapters in the miniature, mean and range over seeds"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'

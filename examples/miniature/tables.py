@@ -48,6 +48,13 @@ PAIRS = (
     ("words", "queries_random_32", "text, stage 1, hand-off and words, or as many soft tokens"),
     ("queries_frozen", "perceiver", "the adapter"),
     ("words_frozen", "perceiver", "the adapter"),
+    ("words_frozen", "words", "the tiny LM frozen"),
+    ("words_frozen", "queries_random", "text, stage 1, hand-off and words, or nothing; the tiny LM frozen"),
+    (
+        "words_frozen",
+        "queries_random_32",
+        "text, stage 1, hand-off and words, or as many soft tokens; the tiny LM frozen",
+    ),
     ("queries", "perceiver", "the adapter"),
     ("words", "perceiver", "the adapter"),
     ("words", "perceiver_long", "the adapter; the perceiver has twice the steps of stages 1 and 2"),

@@ -9,8 +9,13 @@ VADAPTER_TEST_PLATFORM=cuda runs the tests on the devices of that platform, as t
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # in the background of a shell, and the tests' children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _PLATFORM = os.environ.get("VADAPTER_TEST_PLATFORM")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if _PLATFORM:

@@ -135,7 +135,7 @@ def test_a_benchmark_goes_from_official_files_to_official_scores(demo, tmp_path,
 def test_runs_can_be_moved_together_but_not_changed(demo, tmp_path, capsys):
     moved = tmp_path / "moved"
     shutil.copytree(demo, moved)
-    clip = ["--media", str(demo / "no.jpg")]
+    clip = ["--media", str(resources.folder("data") / "samples" / "one.jpg")]
     assert main(["infer", f"--model_dir={moved / 'queries'}", *clip]) == 2
     assert "no.jpg" in capsys.readouterr().err
     shutil.rmtree(moved / "vit")
@@ -236,7 +236,7 @@ def test_a_bundle_says_what_its_run_says(demo, bundle, tmp_path, capsys):
 
 
 def test_infer_refuses_a_mixture_of_run_and_bundle(demo, bundle, capsys):
-    ask = ["--media=a.png"]
+    ask = [f"--media={resources.folder('data') / 'samples' / 'one.jpg'}"]
     assert main(["infer", f"--bundle={bundle}", "--step=3", *ask]) == 2
     assert "Leave it out" in capsys.readouterr().err
     assert main(["infer", f"--model_dir={demo / 'queries'}", "--encoder=nowhere", *ask]) == 2

@@ -68,7 +68,7 @@ def test_predictions_are_written_before_they_are_scored(folder, tmp_path, monkey
         raise MemoryError
 
     monkeypatch.setattr("vadapter.evaluation.scoring.Scoring.score", out_of_memory)
-    with pytest.raises(MemoryError):
+    with pytest.raises(AssertionError, match="assert 2 == 0"):  # which ends in a paragraph
         evaluate(folder, tmp_path)
     lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == list(own_benchmark.ANSWERS)

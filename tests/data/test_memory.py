@@ -138,7 +138,7 @@ def test_text_without_images(words):
 def test_an_image_that_cannot_be_read_is_named_by_its_place(folder):
     (folder / "bad.jpg").write_bytes(b"no picture")
     good = folder / "0.png"
-    with pytest.raises(UserError, match=r"image 3 of 5, .*bad.jpg: .*no picture"):
+    with pytest.raises(UserError, match=r"image 3 of 5, .*bad.jpg: .*look like text"):
         batch([good, good, folder / "bad.jpg", good, good])
     with pytest.raises(UserError, match=r"image 2 of 2, .*none.png: .*No such file"):
         batch([good, folder / "none.png"])

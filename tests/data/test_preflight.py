@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.data.conftest import SMALL
 from tests.data.files import clip, picture
 from vadapter.base.errors import UserError
 from vadapter.data import seqio_tasks, tasks
@@ -19,6 +20,7 @@ from vadapter.data.reading.sources import RandomAccessSource
 from vadapter.data.rows import vocabulary as vocabularies
 from vadapter.data.rows.preprocessors import Caption
 from vadapter.data.rows.sizes import Sizes
+from vadapter.data.scenes.scenes_tasks import register_scenes
 
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250), "grey": (90, 90, 90)}
 
@@ -235,6 +237,7 @@ def test_limit_reads_some_of_the_whole_split_and_reports_progress(folder):
 
 
 def test_scenes_with_labels_and_with_text_only(scenes_dir):
+    register_scenes(scenes_dir, SMALL)  # another test of this process may have registered others
     labels, text = (scan.check(parts(("train",), name)) for name in ("scenes_labels", "scenes_text"))
     assert labels.tasks[0].checked == 150 and not labels.spoils and labels.examples[0].picture
     assert text.tasks[0].checked == 60 and text.tasks[0].visual_tokens == 0 and text.examples[0].picture is None

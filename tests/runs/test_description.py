@@ -53,7 +53,10 @@ def test_a_run_without_a_record_is_not_compared(tmp_path):
 
 def test_training_that_goes_on_with_another_resize_stops_before_it_writes(tmp_path):
     (tmp_path / "own.jsonl").write_text('{"image": "a.png", "caption": "a"}\n')
-    (tmp_path / "run" / "checkpoint_5").mkdir(parents=True)
+    for part in ("run", "params"):
+        (tmp_path / "run" / "checkpoint_5" / part).mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint_5" / "run" / "metadata").write_text('{"format": 1, "step": 5, "sources": []}')
+    (tmp_path / "run" / "checkpoint_5" / "params" / "_METADATA").write_text("{}")
     (tmp_path / "run" / "checkpoint_5" / "_CHECKPOINT_METADATA").write_text('{"commit_timestamp_nsecs": 1}')
     model = VLMConfig(small.decoder(vocab_size=512), small.vit(), small.mlp())
     description.save(str(tmp_path / "run"), Description(model))

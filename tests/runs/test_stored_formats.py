@@ -65,9 +65,9 @@ def test_a_stored_run_goes_on_as_it_did(stored):
     assert main(["train", "--gin_file=experiments/own_stage2.gin", *today(every)]) == 0
     curve = [json.loads(line) for line in (stored / "stage2" / "curve.jsonl").read_text().splitlines()]
     losses = {str(x["step"]): x["loss"] for x in curve if x["split"] == "train" and x["step"] > made.STEPS}
-    assert losses == near(SAID["resumed"])
-    assert json.loads((stored / "stage2" / "done.json").read_text())["evals"]["val"]["loss"] == near(
-        SAID["resumed_validation"]
+    assert losses == pytest.approx(SAID["resumed"], rel=2e-6)  # the step is compiled anew with each version
+    assert json.loads((stored / "stage2" / "done.json").read_text())["evals"]["val"]["loss"] == pytest.approx(
+        SAID["resumed_validation"], rel=2e-6
     )
 
 

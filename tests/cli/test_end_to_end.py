@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from vadapter.cli.main import main
 
 pytestmark = pytest.mark.slow
 
+SAMPLE = str(Path(__file__).parents[2] / "data" / "samples" / "one.jpg")
 SMALL = [
     "--gin.TRAIN_STEPS=3",
     "--gin.BATCH_SIZE=8",
@@ -135,11 +137,10 @@ def test_a_benchmark_goes_from_official_files_to_official_scores(demo, tmp_path,
 def test_runs_can_be_moved_together_but_not_changed(demo, tmp_path, capsys):
     moved = tmp_path / "moved"
     shutil.copytree(demo, moved)
-    clip = ["--media", str(resources.folder("data") / "samples" / "one.jpg")]
-    assert main(["infer", f"--model_dir={moved / 'queries'}", *clip]) == 2
+    assert main(["infer", f"--model_dir={moved / 'queries'}", "--media", str(demo / "no.jpg")]) == 2
     assert "no.jpg" in capsys.readouterr().err
     shutil.rmtree(moved / "vit")
-    assert main(["infer", f"--model_dir={moved / 'queries'}", *clip]) == 2
+    assert main(["infer", f"--model_dir={moved / 'queries'}", "--media", SAMPLE]) == 2
     assert "vit" in capsys.readouterr().err
 
 
@@ -236,7 +237,7 @@ def test_a_bundle_says_what_its_run_says(demo, bundle, tmp_path, capsys):
 
 
 def test_infer_refuses_a_mixture_of_run_and_bundle(demo, bundle, capsys):
-    ask = [f"--media={resources.folder('data') / 'samples' / 'one.jpg'}"]
+    ask = [f"--media={SAMPLE}"]
     assert main(["infer", f"--bundle={bundle}", "--step=3", *ask]) == 2
     assert "Leave it out" in capsys.readouterr().err
     assert main(["infer", f"--model_dir={demo / 'queries'}", "--encoder=nowhere", *ask]) == 2

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from vadapter.base import json_text
+from vadapter.base import json_text, local_files
 from vadapter.base.paths import is_remote
 
 _LARGEST = 64 << 20  # bytes of a JSON file; what vadapter writes has a hundredth of it
@@ -54,13 +54,14 @@ def read_object(path: epath.PathLike, largest: int = _LARGEST) -> dict[str, Any]
 
     Raises:
         FileNotFoundError: it is not there.
+        OSError: it is no regular file, or cannot be read.
         ValueError: it holds something else, or too much. The message completes "the file ...".
     """
     file = epath.Path(path)
     if (size := file.stat().length) > largest:
         raise ValueError(f"has {size:,} bytes, more than the {largest:,} that are read")
     try:
-        found = json_text.loads(file.read_bytes())
+        found = json_text.loads(local_files.content_of(path))
     except ValueError as e:  # also of a wrong encoding
         raise ValueError(f"is no JSON ({e})") from e
     if not isinstance(found, dict):
@@ -69,10 +70,10 @@ def read_object(path: epath.PathLike, largest: int = _LARGEST) -> dict[str, Any]
 
 
 def read_json(path: epath.PathLike) -> Any:
-    """Returns the content of a JSON file; None where there is no file, or one that is cut or is no JSON."""
+    """Returns the content of a JSON file; None where there is no regular file, or one that is cut or is no JSON."""
     try:
-        return json_text.loads(epath.Path(path).read_bytes())
-    except (FileNotFoundError, ValueError):
+        return json_text.read(path)
+    except (FileNotFoundError, local_files.NotAFile, ValueError):
         return None
 
 

@@ -181,7 +181,9 @@ def _described(name: str, known: Mapping[str, str]) -> str:
 
 
 def _test_loss(folder: Path) -> str:
-    found = json.loads((folder / "done.json").read_text())["evals"].get("test")
+    from vadapter.base import files
+
+    found = files.read_record(folder / "done.json").get("evals", {}).get("test")
     return f"{found['loss']:.3f}" if found else "-"
 
 

@@ -1,13 +1,12 @@
 """What the table of a sweep says: each arm at its chosen setting, with intervals over seeds and paired differences."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vadapter.base import files
+from vadapter.base import files, json_text
 from vadapter.base.errors import UserError
 from vadapter.evaluation.seeds import Estimate, differences, estimate
 from vadapter.reports.data import finite
@@ -210,7 +209,7 @@ def load(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     folder = Path(folder)
     try:
-        sweep = json.loads((folder / SWEEP).read_text())
+        sweep = json_text.read(folder / SWEEP)
         path = folder / TABLE
         lines = files.split_lines(path.read_text())[0] if path.is_file() else []
     except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vadapter.base import json_text
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 
@@ -153,7 +154,7 @@ def _make(path: Path, holder: Holder) -> None:
 def _read(path: Path) -> Holder | None:
     """The holder that a lock names, an unknown one where it does not say; None where there is no lock."""
     try:
-        content: Any = json.loads(path.read_bytes())
+        content: Any = json_text.loads(path.read_bytes())
         return Holder(**content)
     except (FileNotFoundError, NotADirectoryError):
         return None

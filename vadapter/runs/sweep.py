@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vadapter.base import json_text
 from vadapter.base.errors import UserError
 
 DEFAULT = "default"  # name of an arm's setting where nothing is swept
@@ -196,7 +197,7 @@ def check_same(sweep: Sweep, out: Path) -> None:
             raise UserError(f"{out} has files and no {FILE}, so it is no sweep's folder. Give another --out.")
         return
     try:
-        former = json.loads(path.read_text())
+        former = json_text.read(path)
         wrong = list(_differences(former, to_json(sweep)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

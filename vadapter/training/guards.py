@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from vadapter.base import buckets, json_text
+from vadapter.base import buckets, files
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 
@@ -151,8 +151,7 @@ class Reference:
         self._told: set[str] = set()
         self._losses: dict[str, dict[int, float]] = {}
         try:
-            lines = [json_text.loads(line) for line in epath.Path(path).read_text().splitlines() if line.strip()]
-            for line in lines:
+            for line in files.split_lines(epath.Path(path).read_text())[0]:
                 if isinstance(line.get("loss"), int | float) and math.isfinite(line["loss"]):
                     self._losses.setdefault(str(line["split"]), {})[int(line["step"])] = float(line["loss"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 RESULTS, FIGURE = HERE / "results", HERE.parents[1] / "docs" / "experiments.svg"
 PAGE, BEGIN, END = HERE.parents[1] / "docs" / "experiments.md", "<!-- tables.py -->", "<!-- end -->"
 DEMO = HERE.parents[1] / "data" / "scenes" / "miniature.json"
-TEST, BASELINE = "test/loss", "perceiver"
+TEST, BASELINE, LONG = "test/loss", "perceiver", "perceiver_long"
 STAGE1_STEPS = 1000
 KEPT = (
     *(
@@ -105,6 +105,7 @@ def tables(lines: Sequence[Line]) -> str:
     arms = {arm.name: arm for arm in summaries(lines, TEST) if arm.test}
     parts = {
         "Arms": arm_table(arms, lines),
+        "Against a perceiver with twice the steps of both stages": long_table(arms),
         "Differences, paired by seed": pair_table(arms),
         "Validation loss by examples seen in stage 2": example_table(arms),
         "Validation loss of seed 0 by learning rate": rate_table(lines),
@@ -159,7 +160,7 @@ def _reached(arms: Mapping[str, ArmSummary], arm: ArmSummary) -> list[str]:
     known = [step for step in steps if step is not None]
     if len(known) < len(steps) or not known:
         return [f"{len(known)} of {len(steps)} seeds", "", ""]
-    total = curves[common[0]][-1][0]
+    total = goals.curves[0][-1][0]
     gains = [short(estimate([total / step for step in known]), 1)]
     charged = [short(estimate([total / (step + STAGE1_STEPS) for step in known]), 2)] if arm.name not in ALONE else [""]
     return [short(estimate(known), 0), *gains, *charged]
@@ -176,6 +177,33 @@ ALONE = (
     "text",
     "text_handoff",
 )
+
+
+def long_table(arms: Mapping[str, ArmSummary]) -> list[str]:
+    """Steps of each arm to the last loss of the long perceiver, by seed, and how many times fewer these are than its
+    own steps to that loss, without stage 1 and with it."""
+    if LONG not in arms:
+        return []
+    long, rows = arms[LONG], []
+    own = {
+        seed: crossing(curve, long.validation_by_seed[seed])
+        for seed, curve in zip(long.seeds, long.curves, strict=True)
+    }
+    for arm in arms.values():
+        common = {seed: curve for seed, curve in zip(arm.seeds, arm.curves, strict=True) if seed in own}
+        steps = {seed: crossing(curve, long.validation_by_seed[seed]) for seed, curve in common.items()}
+        known = {seed: step for seed, step in steps.items() if step is not None}
+        if arm.name == LONG or not known:
+            continue
+        if len(known) < len(steps):
+            rows.append([f"`{arm.name}`", f"{len(known)} of {len(steps)} seeds", "", ""])
+            continue
+        before = 0 if arm.name in ALONE else STAGE1_STEPS
+        gains = [
+            short(estimate([own[seed] / (step + more) for seed, step in known.items()]), 1) for more in (0, before)
+        ]
+        rows.append([f"`{arm.name}`", short(estimate(list(known.values())), 0), gains[0], gains[1] if before else ""])
+    return markdown(["arm", "steps to its last loss", "times fewer", "with stage 1"], rows)
 
 
 def crossing(curve: Sequence[tuple[float, float]], goal: float) -> float | None:

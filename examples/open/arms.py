@@ -23,12 +23,13 @@ from clock import say
 from trial import run
 
 ARMS = (
-    *("random", "aligned", "ridge", "perceiver", "repaired", "text_repaired", "text", "text_ridge"),
-    *("repaired_frozen", "mlp", "pixel_shuffle"),
+    *("random", "words", "words_frozen", "perceiver", "random_32", "repaired", "aligned", "ridge", "text_repaired"),
+    *("text", "text_ridge", "repaired_frozen", "mlp", "pixel_shuffle"),
 )
 LADDER = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 # Arms that train a whole language model take lower rates than those that train new parameters only.
-FIRST_RATES = {"repaired_frozen": (1e-3, 3e-4, 3e-3), "mlp": (1e-3, 3e-4, 3e-3), "pixel_shuffle": (1e-3, 3e-4, 3e-3)}
+NEW_ONLY = (1e-3, 3e-4, 3e-3)
+FIRST_RATES = dict.fromkeys(("words_frozen", "repaired_frozen", "mlp", "pixel_shuffle"), NEW_ONLY)
 STAGE1_RATE = 3e-4
 SEEDS = (0, 1, 2)
 RUNS_AN_ARM = 5.4  # three rates, the other seeds, and for some arms a fourth rate
@@ -72,7 +73,7 @@ class Starts:
             "tiny": bench.tiny,
             "ridge": fitted and fitted[:2],
             "text_ridge": self._text and self._text[:2],
-            "prompt": bench.index["prompts"]["smollm2"]["before"],
+            "prompt": bench.index["prompts"]["smollm2"],
         }
         own = models.start(arm, self._made(name, seed), given, stage1)
         if maker.places is not None:

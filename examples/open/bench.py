@@ -115,9 +115,8 @@ def compile_all(bench: Bench, kinds: Collection[str]) -> None:
     encoder = {f"encoder/{p}": x for p, x in on_device["encoder"].items()}
     decoder = {f"decoder/{p}": x for p, x in large.items()}
     compiler = programs.Compiler(bench.partitioner)
-    prefix = len(bench.index["prompts"]["smollm2"]["before"])
     for name in kinds:
-        model = models.model_of(name, bench.backbones, prefix)
+        model = models.model_of(name, bench.backbones, bench.index["prompts"]["smollm2"])
         frozen = encoder if name == "stage1" else {**encoder, **decoder}
         bench.built[name] = programs.build(
             name,

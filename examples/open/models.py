@@ -13,6 +13,9 @@ All arms stand between the same frozen ViT and the same frozen Gemma 3 270M:
     repaired_frozen  repaired, the tiny LM frozen
     text_ridge       text, and the map after it starts by ridge regression: ridge without stage 1
     text_repaired    text_ridge, and the prompt stands before the visual tokens: repaired without stage 1
+    words            repaired, and the tiny LM writes words of its own, which are soft tokens beside the queries
+    words_frozen     words, the tiny LM frozen
+    random_32        random, with as many soft tokens as words has
 
 Queries start at positions in every arm with queries (`query_init = "positions"`, as open_stage2 has it).
 """
@@ -38,6 +41,7 @@ from vadapter.runs.ridge import RidgeFit
 
 IMAGE_SIZE = 84
 NUM_QUERIES = 16
+NUM_WORDS = 16
 PENALTY = 10.0  # of the ridge regression; 1 to 1,000 gave the same
 
 # Arm to its kind: arms of a kind share their compiled programs, and differ in their initial values alone.
@@ -54,14 +58,19 @@ KIND_OF = {
     "text_repaired": "prefixed",
     "repaired": "prefixed",
     "repaired_frozen": "frozen",
+    "words": "words",
+    "words_frozen": "words_frozen",
+    "random_32": "queries_32",
 }
 TEXT_REGRESSION = ("text_ridge", "text_repaired")
-AFTER_STAGE1 = ("aligned", "ridge", "repaired", "repaired_frozen")
+AFTER_STAGE1 = ("aligned", "ridge", "repaired", "repaired_frozen", "words", "words_frozen")
 QUERIES = "adapter/queries"  # starts from other parameters
-STARTS_AS = {"frozen": "prefixed"}  # kinds with the same adapter
+STARTS_AS = {"frozen": "prefixed", "words_frozen": "words"}  # kinds with the same adapter
 TRAINABLE = {
     "stage1": (r"adapter/.*", r"decoder/.*"),
     "frozen": (r"adapter/(prefix|queries)", r"adapter/(front|projection)/.*"),
+    "words": (r"adapter/(?!lm/(embedder|head)/).*",),
+    "words_frozen": (r"adapter/(prefix|suffix|queries)", r"adapter/(front|projection)/.*"),
 }
 
 
@@ -96,26 +105,29 @@ def load_backbones(pack: Path, index: Mapping[str, Any]) -> Backbones:
     return Backbones(encoder, loaded["smollm2"][0], loaded["gemma3"][0], params)
 
 
-def adapter_of(kind: str, backbones: Backbones, prefix: int) -> AdapterConfig:
-    """Returns the adapter of a kind. `prefix` is the number of ids before the visual tokens in stage 1."""
+def adapter_of(kind: str, backbones: Backbones, prompt: Mapping[str, Sequence[int]]) -> AdapterConfig:
+    """Returns the adapter of a kind. `prompt` has the ids `before` and `after` the visual tokens in stage 1."""
     if kind == "perceiver":
         return PerceiverConfig(num_layers=6, num_queries=NUM_QUERIES, num_frames=1)
     if kind in ("mlp", "pixel_shuffle", "stage1"):
         return MlpConfig(depth=2 if kind == "mlp" else 1, pixel_shuffle=2 if kind == "pixel_shuffle" else 1)
+    bare, speaks = kind.startswith("queries"), kind.startswith("words")
     return LMAdapterConfig(
         lm=backbones.tiny,
         front=MlpConfig(depth=1),
         readout="appended",
-        num_queries=NUM_QUERIES,
+        num_queries=NUM_QUERIES + (NUM_WORDS if kind == "queries_32" else 0),
         query_init="positions",
-        num_prefix=0 if kind == "queries" else prefix,
+        num_prefix=0 if bare else len(prompt["before"]),
+        num_suffix=len(prompt["after"]) if speaks else 0,
+        num_words=NUM_WORDS if speaks else 0,
     )
 
 
-def model_of(kind: str, backbones: Backbones, prefix: int) -> VLM:
+def model_of(kind: str, backbones: Backbones, prompt: Mapping[str, Sequence[int]]) -> VLM:
     """Returns the model of a kind."""
     decoder = backbones.tiny if kind == "stage1" else backbones.large
-    return VLMConfig(decoder, backbones.encoder, adapter_of(kind, backbones, prefix), repeat_stills=False).make()
+    return VLMConfig(decoder, backbones.encoder, adapter_of(kind, backbones, prompt), repeat_stills=False).make()
 
 
 def hidden_states(tiny: DecoderConfig, params: Mapping[str, Any], texts: Any, chunk: int) -> jax.Array:
@@ -168,12 +180,12 @@ def start(
     Args:
         arm: its name.
         made: all of the adapter at random.
-        given: `tiny` (the pretrained tiny LM), `ridge` and `text_ridge` (kernel and bias), `prompt` (ids before the
-            visual tokens in stage 1).
+        given: `tiny` (the pretrained tiny LM), `ridge` and `text_ridge` (kernel and bias), `prompt` (ids `before`
+            and `after` the visual tokens in stage 1).
         stage1: what stage 1 trained.
     """
     params = dict(made)
-    if KIND_OF[arm] in ("perceiver", "mlp", "pixel_shuffle") or arm == "random":
+    if KIND_OF[arm] in ("perceiver", "mlp", "pixel_shuffle") or arm.startswith("random"):
         return params
     lm = given["tiny"] if arm.startswith("text") else {p.removeprefix("decoder/"): x for p, x in stage1.items()}
     for path in params:
@@ -184,6 +196,7 @@ def start(
     if arm not in ("text", "aligned"):
         kernel, bias = given["text_ridge" if arm in TEXT_REGRESSION else "ridge"]
         params["adapter/projection/kernel"], params["adapter/projection/bias"] = jnp.asarray(kernel), jnp.asarray(bias)
-    if "adapter/prefix" in params:
-        params["adapter/prefix"] = lm["embedder/embedding"][np.array(given["prompt"])]
+    for part, side in (("adapter/prefix", "before"), ("adapter/suffix", "after")):
+        if part in params:
+            params[part] = lm["embedder/embedding"][np.array(given["prompt"][side])]
     return params

@@ -1,0 +1,60 @@
+"""The arms of the open-weights experiment: what each hands its adapter at the start."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from tests.models import small
+from vadapter.base import trees
+from vadapter.training import freezing
+
+PROMPT = {"before": [1, 5, 7], "after": [9]}
+
+
+@pytest.mark.parametrize("arm", ["words", "words_frozen", "random_32", "repaired", "text_repaired", "aligned"])
+def test_an_arm_starts_from_what_its_name_says(example, arm):
+    models = example("models")
+    backbones = SimpleNamespace(encoder=small.vit(), tiny=small.TINY, large=small.decoder())
+    kind = models.KIND_OF[arm]
+    model = models.model_of(kind, backbones, PROMPT)
+    shapes = trees.flatten(nn.unbox(jax.eval_shape(model.init, jax.random.key(0), small.batch(model.config))["params"]))
+    made = {path: np.zeros(x.shape) for path, x in shapes.items() if path.startswith("adapter/")}
+    lm = {path.removeprefix("adapter/lm/"): x for path, x in shapes.items() if path.startswith("adapter/lm/")}
+    rng = np.random.default_rng(0)
+    table = {"embedder/embedding": np.zeros((small.TINY.vocab_size, small.TINY.width))}
+    tiny = {path: rng.normal(size=x.shape) for path, x in (table | lm).items()}
+    aligned = {path: x + 1 for path, x in tiny.items()}
+    stage1 = {f"decoder/{path}": x for path, x in aligned.items()}
+    stage1 |= {path.replace("/front/", "/"): x + 2 for path, x in made.items() if "/front/" in path}
+    fitted = made["adapter/projection/kernel"] + 3, made["adapter/projection/bias"] + 3
+    given = {"tiny": tiny, "ridge": fitted, "text_ridge": fitted, "prompt": PROMPT}
+
+    start = models.start(arm, made, given, stage1)
+    assert {path: x.shape for path, x in start.items()} == {path: x.shape for path, x in made.items()}
+    expected = tiny if arm.startswith("text") else aligned
+    for path in lm:
+        wanted = made[f"adapter/lm/{path}"] if arm == "random_32" else expected[path]
+        np.testing.assert_array_equal(start[f"adapter/lm/{path}"], wanted)
+    mapped = np.mean(start["adapter/projection/kernel"])
+    assert mapped == (0 if arm in ("random_32", "aligned") else 3)
+    for part, ids in (("prefix", PROMPT["before"]), ("suffix", PROMPT["after"])):
+        if f"adapter/{part}" in made:
+            np.testing.assert_array_equal(start[f"adapter/{part}"], expected["embedder/embedding"][ids])
+    assert ("adapter/suffix" in made) == arm.startswith("words")
+    assert model.config.num_visual_tokens(1) == (32 if arm in ("words", "words_frozen", "random_32") else 16)
+
+
+def test_what_an_arm_trains_leaves_its_table_of_words_alone(example):
+    models = example("models")
+    backbones = SimpleNamespace(encoder=small.vit(), tiny=small.TINY, large=small.decoder())
+    for kind, lm_moves in (("words", True), ("words_frozen", False)):
+        model = models.model_of(kind, backbones, PROMPT)
+        example_batch = small.batch(model.config)
+        shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), example_batch)["params"])
+        trained = trees.flatten(freezing.partition(shapes, models.TRAINABLE[kind])[0])
+        assert not any("embedder" in path for path in trained)
+        assert any(path.startswith("adapter/lm/") for path in trained) == lm_moves
+        assert {"adapter/prefix", "adapter/suffix", "adapter/queries"} <= set(trained)

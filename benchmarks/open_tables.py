@@ -28,10 +28,13 @@ _COLOURS = (
     "#ee8866",
     "#997700",
     "#004488",
+    "#cc3311",
+    "#009988",
+    "#882255",
 )
 _ORDER = (
     *("perceiver", "mlp", "pixel_shuffle", "random", "text", "aligned", "ridge", "text_ridge", "text_repaired"),
-    *("repaired", "repaired_frozen"),
+    *("repaired", "repaired_frozen", "words", "words_frozen", "random_32"),
 )
 
 # An arm, the arm that it is compared with, and what sets them apart.
@@ -46,6 +49,12 @@ _PAIRS = (
     ("repaired", "aligned", "the regression and the prompt's vectors"),
     ("repaired", "text_repaired", "stage 1, with the regression and the prompt's vectors"),
     ("repaired_frozen", "repaired", "the tiny LM frozen"),
+    ("words", "repaired", "words of its own"),
+    ("words", "random", "text, stage 1, the repairs and words, or nothing"),
+    ("words", "random_32", "text, stage 1, the repairs and words, or as many soft tokens"),
+    ("words_frozen", "words", "the tiny LM frozen"),
+    ("words", "perceiver", "the adapter"),
+    ("words_frozen", "perceiver", "the adapter"),
     ("repaired", "perceiver", "the adapter"),
     ("repaired_frozen", "perceiver", "the adapter"),
     ("mlp", "perceiver", "the adapter"),

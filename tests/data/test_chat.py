@@ -121,3 +121,52 @@ def test_a_token_that_no_text_has_needs_no_row_in_the_table(tmp_path):
 def test_the_end_of_the_text_ends_an_answer_too(tmp_path, family, end):
     words = vocabulary.load_vocabulary(str(write_tokenizer(tmp_path, family)), "chat")
     assert words.decode([*words.more(" red"), words.token_id(end), *words.more(" ring")]) == " red"
+
+
+# Two questions after a system's text, as the official templates write them.
+TURNS = {
+    "gemma": (
+        "<bos><start_of_turn>user\nBe short.\n\nSee # .<end_of_turn>\n<start_of_turn>model\na red ring<end_of_turn>\n"
+        "<start_of_turn>user\nand # ?<end_of_turn>\n<start_of_turn>model\nblue<end_of_turn>"
+    ),
+    "qwen": (
+        "<|endoftext|><|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nSee # .<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\na red ring<|im_end|>\n<|im_start|>user\nand # ?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\nblue<|im_end|>"
+    ),
+    "llama3": (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe short.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nSee # .<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\na red ring<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nand # ?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nblue<|eot_id|>"
+    ),
+    "llama2": (
+        "<s>[INST] <<SYS>>\nBe short.\n<</SYS>>\n\nSee # . [/INST] a red ring</s><s>[INST] and # ? [/INST] blue</s>"
+    ),
+}
+
+
+@pytest.mark.parametrize("family", TURNS)
+def test_turns_are_written_as_the_family_s_template_writes_them(tmp_path, family):
+    from vadapter.data.tasks import chat_task
+
+    url = {"type": "image", "image": picture(tmp_path / "a.png").name}
+    turns = [("system", "Be short."), ("user", ["See ", url, " ."]), ("assistant", "a red ring")]
+    turns += [("user", ["and ", url, " ?"]), ("assistant", "blue")]
+    record = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    (tmp_path / "all.jsonl").write_text(json.dumps(record))
+    write_tokenizer(tmp_path / family, family)
+    settings = {"vocabulary": str(tmp_path / family), "holdout": 0.0}
+    prompt_format = "llama2" if family == "llama2" else "chat"
+    mixture = chat_task("chats", str(tmp_path / "all.jsonl"), prompt_format=prompt_format, **settings)
+    loader = make_loader(mixture, batch_size=1, lengths={"inputs": 200, "targets": 32}, num_visual_tokens=2)
+    batch, _ = next(loader.eval_batches())
+    words = tokenizers.Tokenizer.from_file(str(tmp_path / family / "tokenizer.json"))
+    used = batch.segment_ids[0] > 0
+    tokens, index = batch.tokens[0][used], batch.media_index[0][used]
+    assert index[index >= 0].tolist() == [0, 1, 2, 3]
+    cuts = np.flatnonzero(index >= 0)
+    parts = (tokens[: cuts[0]], tokens[cuts[1] + 1 : cuts[2]], tokens[cuts[3] + 1 :])
+    found = "#".join(words.decode(part.tolist(), skip_special_tokens=False) for part in parts)
+    assert found.replace(" ", "") == TURNS[family].replace(" ", "")

@@ -134,10 +134,14 @@ def _print(report: "Report") -> None:
     for task in report.tasks:
         bad = {kind: len(names) for kind, names in task.found.items()}
         lengths = [f"{x.quantile(1.0)}/{x.room}" if x.counts else "" for x in (task.prompts, task.targets)]
-        cut = bad.get("cut_target", 0) + bad.get("cut_prompt", 0)
+        cut = sum(bad.get(kind, 0) for kind in ("cut_target", "cut_prompt", "cut_turns"))
         figures = (task.checked, task.distinct_media, bad.get("corrupt", 0), cut, task.visual_tokens)
         table.add_row(f"{task.split}, {task.task}", *map(str, figures), *lengths)
     Console().print(table)
+    for task in report.tasks:
+        if task.description:
+            squares = f"; pictures: {task.resize}" if task.resize else ""
+            print(f"{task.split}, {task.task}: taken for {task.description}{squares}")
     for problem in report.problems:
         _print_problem(problem)
     print("Something would spoil a run." if report.spoils else "Nothing would spoil a run.")

@@ -102,6 +102,7 @@ class SeqioSource(seqio.DataSource):
     def __init__(self, records: RandomAccessSource):
         super().__init__(splits=tuple(records.splits), caching_permitted=False)
         self.records = records
+        self._shape = _DEFAULT_SIZES.media_shape(records.media, records.max_media)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -125,7 +126,7 @@ class SeqioSource(seqio.DataSource):
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
         del use_cached, num_epochs
-        shape = tuple((sequence_length or {}).get("media") or _DEFAULT_SIZES.media_shape(self.records.media))
+        shape = tuple((sequence_length or {}).get("media") or self._shape)
         order = np.arange(self.records.num_examples(split))
         if shuffle:
             order = np.random.default_rng(seed).permutation(order)
@@ -379,6 +380,11 @@ class VLMFeatureConverter(seqio.FeatureConverter):
         layout = self._layout(task_feature_lengths)
 
         def row(example: Example) -> Example:
+            if "sizes" in example:
+                raise UserError(
+                    "Expected one question and answer a record in VLMFeatureConverter; found a conversation. Read "
+                    "such tasks with vadapter's Loader."
+                )
             arrays = lay_out(example["inputs"], example["targets"], layout, self.bos_id, self._closing)
             if example.get("error"):
                 arrays["target_weights"] = np.zeros_like(arrays["target_weights"])

@@ -13,6 +13,7 @@ import seqio
 from vadapter.base.errors import UserError
 from vadapter.data import seqio_tasks
 from vadapter.data.reading import storage, video
+from vadapter.data.reading.conversation_source import Augment, ConversationSource
 from vadapter.data.reading.jsonl import MEDIA_KEYS, JsonlSource, folders_of, read_splits
 from vadapter.data.reading.pair_formats import Fields
 from vadapter.data.reading.pairs import PairsSource
@@ -20,7 +21,7 @@ from vadapter.data.reading.sources import RandomAccessSource
 from vadapter.data.rows import formats
 from vadapter.data.rows import vocabulary as vocabularies
 from vadapter.data.rows.converters import Rows, TextRows
-from vadapter.data.rows.preprocessors import Caption, Preprocessor, Question
+from vadapter.data.rows.preprocessors import Caption, Chat, Preprocessor, Question
 from vadapter.data.rows.vocabulary import TextVocabulary
 
 
@@ -218,3 +219,81 @@ def pairs_task(
         media_folders=media_folders,
     )
     return add_task(name, source, [captions], vocabulary=words)
+
+
+def chat_task(
+    name: str = "chat",
+    files: str | Sequence[str] = "",
+    validation: str | Sequence[str] = "",
+    *,
+    media: str = "",
+    max_media: int = 0,
+    tiles: int = 0,
+    loss: str = "all",
+    augment: Augment | None = None,
+    holdout: float = 0.001,
+    resize: str | None = None,
+    frame_sampling: str = "uniform",
+    vocabulary: str = "",
+    prompt_format: str = formats.CHAT,
+    cache_dir: str = "",
+    threads: int = 0,
+    max_bad_share: float = 0.01,
+    media_folders: str | Sequence[str] = (),
+) -> str:
+    """Registers conversations with any number of images and videos, local or gs://, and returns `name`.
+
+    The format of the files (JSON Lines, a JSON array, Parquet, tar) and the layout of their records (OpenAI, LLaVA,
+    the_cauldron, FineVision, LLaMA-Factory) are found by looking; see `vadapter.data.reading.conversations`.
+
+    Args:
+        name: letters, digits and underscores.
+        files: to train on: a pattern such as `cauldron/*.parquet`, or several, all of one format.
+        validation: to evaluate on, the same. Without, the last `holdout` of the records of `files` is held out.
+        media: none, image or video: what rows hold. Rows with videos take images too, as clips that stand still.
+            Empty finds it by the first 1,000 records.
+        max_media: most images and videos a row; further turns are cut, and counted as text that is too long. 0 takes
+            the most of the first 1,000 records, up to 8.
+        tiles: n: an image is followed by its n x n tiles, each as a medium of its own (so it counts n * n + 1 among
+            `max_media`). 0 is the image alone.
+        loss: `all` answers are learnt, or the `last` one of each row only.
+        augment: a function of (frames, uint8 [F, h, w, 3], numpy Generator) that returns such frames. It is called for
+            each medium of the split train; the generator is seeded by the loader's seed and the place in the order of
+            data.
+        holdout: share of the records of `files` to evaluate on, where `validation` is not given; 0 is none.
+        resize: stretch, crop, pad, or another text of `resizing.parse`; default as the encoder has it. Tiles are cut
+            out of the stretched picture.
+        frame_sampling: uniform, centre or random, see `video.decode`.
+        vocabulary: a tokeniser's file or folder; see `jsonl_task`.
+        prompt_format: `chat`, `plain` or a family; see `jsonl_task`.
+        cache_dir: where the indexes of the files are kept, see `shards.indexes`.
+        threads: records that are read at once; 0 is one a core, and 32 for remote files.
+        max_bad_share: share of the records that may be unusable as the files are opened.
+        media_folders: folders that files named by records may lie in beside those of `files`; see `jsonl_task`.
+
+    Raises:
+        UserError: no, missing or unknown files, no vocabulary, too many unusable records, or an argument that is none
+            of those listed.
+    """
+    _check_name(name, "chat_task")
+    if not files:
+        raise UserError("Expected files in chat_task.files; found none. Set it to a pattern such as 'chats/*.parquet'.")
+    if loss not in ("all", "last"):
+        raise UserError(f"Expected chat_task.loss to be all or last; found {loss!r}. Choose one of them.")
+    words = vocabularies.load_given(vocabulary, prompt_format, "chat_task.vocabulary")
+    source = ConversationSource(
+        files,
+        validation,
+        media=media,
+        max_media=max_media,
+        tiles=tiles,
+        augment=augment,
+        holdout=holdout,
+        resize=resize,
+        frame_sampling=frame_sampling,
+        cache_dir=cache_dir,
+        threads=threads,
+        max_bad_share=max_bad_share,
+        media_folders=media_folders,
+    )
+    return add_task(name, source, [Chat()], rows=TextRows(words, last_only=loss == "last"))

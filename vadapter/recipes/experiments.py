@@ -41,7 +41,7 @@ def register() -> None:
         [Experiment, Evaluation, LoaderConfig, ScenesConfig, MeshConfig, hosts.HostsConfig, DecodingConfig],
         REGISTRY,
         [loop.TrainConfig, ObjectiveConfig, optimizers.OptimizerConfig, Source, Handoff, prompt_length, prompt_rest],
-        [variants.encoder, variants.decoder, scenes_task, tasks.jsonl_task, tasks.pairs_task],
+        [variants.encoder, variants.decoder, scenes_task, tasks.jsonl_task, tasks.pairs_task, tasks.chat_task],
         [benchmark_task, benchmark_split, tasks.add_mixture, tfds_task],
         preprocessors.REGISTRY,
     )

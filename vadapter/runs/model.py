@@ -1,7 +1,7 @@
 """A trained model that captions, answers and says its loss."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from vadapter.generation.words import Word, Words, make_words
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import Partitioner
 from vadapter.partitioning.gather import local_rows
+from vadapter.runs import chat
 from vadapter.runs.batches import for_model
 from vadapter.runs.description import Description, Text
 
@@ -96,6 +97,26 @@ class TrainedModel:
             UserError: as `caption`; or there are not as many questions as images.
         """
         return self._ask(images, question, prompt, decoding)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, decoding: DecodingConfig | None = None) -> str:
+        """Answers the last turn of a conversation with any number of images and videos.
+
+        Args:
+            messages: see `vadapter.runs.chat.batch`.
+            decoding: how texts are chosen; default greedy, at most 32 tokens.
+
+        Returns:
+            The answer; add it as the assistant's turn to ask on.
+
+        Raises:
+            UserError: as `vadapter.runs.chat.batch`, or the model does not read images and write text.
+        """
+        text, vocabulary = self._speech()
+        rows = self.partitioner.batch_ways // self.partitioner.host_share[1]
+        batch = chat.batch(messages, vocabulary, text.lengths, self.sizes, self.description.resize, rows)
+        batch = self.partitioner.put_batch(batch)
+        ids = local_rows(self._generate(decoding or DecodingConfig())(self.params, batch))
+        return vocabulary.decode(ids[0].tolist()).strip()
 
     def loss(
         self,

@@ -66,6 +66,8 @@ class TaskFigures:
         distinct_media: different media, told by their bytes.
         found: names of records by what is wrong with them, keys of `PROBLEMS`.
         left_out: records that the source found unusable as it was opened; they are not among `records`.
+        description: what its files were taken for; "" where there is nothing to say.
+        resize: how its pictures become square.
     """
 
     mixture: str
@@ -82,6 +84,8 @@ class TaskFigures:
     whole_targets: int = 0
     distinct_media: int = 0
     left_out: int = 0
+    description: str = ""
+    resize: str = ""
     found: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def add(self, kind: str, name: str) -> None:
@@ -145,6 +149,10 @@ PROBLEMS: Mapping[str, Kind] = {
         "Raise TASK_FEATURE_LENGTHS[\"targets\"], or leave them out: LoaderConfig.long_text = 'drop'.",
     ),
     "cut_prompt": Kind("prompts that are cut", 'Raise TASK_FEATURE_LENGTHS["inputs"], or shorten the prompt.'),
+    "cut_turns": Kind(
+        "conversations that are cut behind an answer",
+        "Raise TASK_FEATURE_LENGTHS or chat_task.max_media to keep their later turns.",
+    ),
     "repeated": Kind("records with the medium and the text of an earlier one", "Remove them: they count double."),
     "copies": Kind(
         "media with the bytes of an earlier one of another name",
@@ -170,7 +178,7 @@ def problems_of(tasks: Sequence[TaskFigures], max_bad_share: float, long_text: s
         names = [name for task in tasks for name in task.found.get(kind, ())]
         if not names:
             continue
-        cut = kind in ("cut_target", "cut_prompt")
+        cut = kind in ("cut_target", "cut_prompt", "cut_turns")
         text = meaning.text
         spoils = kind in ("misfit", "outside_table") or (cut and long_text == "error")
         if kind == "corrupt":

@@ -20,6 +20,7 @@ from vadapter.data.check.findings import Example, Lengths, Report, TaskFigures
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.groups import Group
 from vadapter.data.reading.sources import Medium
+from vadapter.data.rows.prompts import MEDIA_ID
 from vadapter.data.rows.sizes import Sizes, layout_of
 from vadapter.data.seqio_tasks import Task, provider, share, tasks_of
 
@@ -146,6 +147,13 @@ class _Row:
     medium: Medium | None
 
 
+def _in_row(row: _Row) -> np.ndarray:
+    """The media that a row shows, the first frame of each: uint8 [n, h, w, 3]."""
+    used, total = int(row.arrays["media_index"].max(initial=-1)) + 1, int((row.arrays["media_index"] >= 0).sum())
+    places = np.count_nonzero(row.example["inputs"] == MEDIA_ID)
+    return row.media[: min(places, len(row.media)), 0] if used and total else row.media[:0, 0]
+
+
 class _Scan:
     """One pass over a part."""
 
@@ -187,7 +195,7 @@ class _TaskScan:
         config, source = part.config, task.records
         self._words = task.rows.vocabulary
         self._asks = any("question" in name for step in task.ours for name in step.templates(source.media))
-        self._group = Group(part.sizes.media_shape(source.media), (task,), (1.0,), part.sizes.resize)
+        self._group = Group(part.sizes.media_shape(source.media, source.max_media), (task,), (1.0,), part.sizes.resize)
         self._layout = layout_of(config.lengths, part.sizes, self._group.media_shape)
         task.rows.check(self._layout)
         mixture = provider(config.mixture)
@@ -205,6 +213,8 @@ class _TaskScan:
             prompts=Lengths(config.lengths.get("inputs", 0)),
             targets=Lengths(config.lengths.get("targets", 0)),
             left_out=source.left_out,
+            description=source.description,
+            resize=(source.resize or part.sizes.resize) if source.media != "none" else "",
         )
 
     def rows(self, indices: np.ndarray) -> Iterator[_Row]:
@@ -247,6 +257,8 @@ class _TaskScan:
         """Returns what tells the record's text from others'."""
         figures, media, example, arrays = self.figures, self._layout.num_media, row.example, row.arrays
         assert self._words is not None
+        if "sizes" in example:
+            return self._look_at_turns(row, name)
         prompt, target = len(example["inputs"]) - media + 1, len(example["targets"])
         figures.prompts.counts[prompt] += 1
         figures.targets.counts[target] += 1
@@ -265,11 +277,31 @@ class _TaskScan:
         visual = int(np.count_nonzero(arrays["media_index"] >= 0))
         if visual != figures.visual_tokens or (media and not visual):
             figures.add("misfit", f"{name}: {visual} slots for {figures.visual_tokens} visual tokens")
-        highest = int(max(arrays["tokens"].max(), arrays["target_ids"].max()))
-        if self._part.rows is not None and highest >= self._part.rows:
-            figures.add("outside_table", f"{name}: id {highest}, table of {self._part.rows} rows")
+        self._look_at_ids(arrays, name)
         texts = [example.get("question", ""), *example.get("references", ())]
         return "\0".join(texts).encode(errors="replace")
+
+    def _look_at_turns(self, row: _Row, name: str) -> bytes:
+        """`_look_at_text` of a conversation: its source has seen to its turns and marks."""
+        figures, example, arrays = self.figures, row.example, row.arrays
+        text = np.count_nonzero(example["inputs"] != MEDIA_ID) + 1
+        figures.prompts.counts[int(text)] += 1
+        figures.targets.counts[len(example["targets"])] += 1
+        if cut := int(arrays["truncated"]):
+            prompt, answer = (int(n) for n in example["sizes"][:2])
+            over = max(answer - figures.targets.room, 0)
+            later = len(example["inputs"]) + len(example["targets"]) - prompt - answer
+            kind = "cut_target" if over else "cut_prompt" if cut > later else "cut_turns"
+            figures.add(kind, f"{name}: {cut} tokens too many")
+            figures.whole_targets -= bool(over)
+        figures.whole_targets += 1
+        self._look_at_ids(arrays, name)
+        return f"{example['prompt']}\0{example['references']}".encode(errors="replace")
+
+    def _look_at_ids(self, arrays: dict[str, np.ndarray], name: str) -> None:
+        highest = int(max(arrays["tokens"].max(), arrays["target_ids"].max()))
+        if self._part.rows is not None and highest >= self._part.rows:
+            self.figures.add("outside_table", f"{name}: id {highest}, table of {self._part.rows} rows")
 
     def example(self, row: _Row) -> Example:
         """Returns a row for the contact sheet."""
@@ -278,12 +310,13 @@ class _TaskScan:
         if len(media):
             frames = f", {media.shape[1]} frames" if media.shape[1] > 1 else ""
             pixels = f"{media.shape[3]} x {media.shape[2]} pixels{frames}"
+        shown = media[0] if len(media) == 1 else _in_row(row)
         prompt, target = self._task.rows.shown(row.example, row.arrays)
         return Example(
             where=f"{self._part.where}, {self._task.name}",
             name=self._name(row),
             error=bad,
-            picture=pictures.input_uri(media[0]) if len(media) and not bad else None,
+            picture=pictures.input_uri(shown) if len(shown) and not bad else None,
             pixels=pixels,
             prompt=tuple(prompt),
             target=tuple(target),

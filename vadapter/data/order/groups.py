@@ -93,7 +93,7 @@ def grouped(mixture: str, tasks: Sequence[Task], lengths: Mapping[str, int], siz
     """
     found: dict[tuple, list[Task]] = {}
     for task in tasks:
-        shape = sizes.media_shape(task.records.media)
+        shape = sizes.media_shape(task.records.media, task.records.max_media)
         if shape[0]:
             sizes.check_frames(shape[1])
         task.rows.check(layout_of(lengths, sizes, shape))

@@ -180,8 +180,10 @@ class Loader:
     def _check_visual(self, group: Group, found: RowBatch) -> None:
         """Refuses rows without room for exactly their visual tokens."""
         visual, expected = np.count_nonzero(found.arrays["media_index"] >= 0, axis=1), self._layout(group).visual
-        if (visual != expected).any():
-            row = int(np.flatnonzero(visual != expected)[0])
+        # A conversation may have fewer media than its row has room for; its source gives each a marker.
+        wrong = (visual != expected) & ["sizes" not in example for example in found.examples]
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
             raise UserError(
                 f"Expected room for {expected} visual tokens in every prompt of {self.config.mixture}; found "
                 f"{visual[row]} in {found.examples[row]['id']!r}. Its inputs need one marker (prompts.MEDIA_ID) a "
@@ -217,7 +219,9 @@ class Loader:
     def _judge_lengths(self, examples: list[dict[str, Any]], truncated: np.ndarray) -> None:
         """Warns once of many targets without an end, and stops where all rows were dropped."""
         room, seen = self.config.lengths.get("targets", 0), self._counts["seen"]
-        cut = (len(x.get("targets", ())) > room for x, over in zip(examples, truncated, strict=True) if over)
+        # A conversation is cut behind an answer, which keeps its end.
+        whole = (x.get("sizes", (0, len(x.get("targets", ()))))[1] for x in examples)
+        cut = (length > room for length, over in zip(whole, truncated, strict=True) if over)
         self._cut_targets += sum(cut)
         if seen < min(_TO_JUDGE, self.num_examples()):
             return

@@ -71,12 +71,17 @@ def _members(raw: bytes) -> Iterator[tuple[str, bytes]]:
                 yield member.name, content.read()
 
 
+def members(raw: bytes) -> list[tuple[str, bytes]]:
+    """Returns name and content of the ordinary files in a piece of a tar file."""
+    found = _plain_members(raw)
+    return list(_members(raw)) if found is None else found
+
+
 def parse_tar(raw: bytes, id_: str, fields: Fields) -> Record:
     """Reads a sample of a WebDataset; the id gets its key."""
     media, text, described = None, None, None
     key = ""
-    members = _plain_members(raw)
-    for name, content in _members(raw) if members is None else members:
+    for name, content in members(raw):
         ending = os.path.splitext(name)[1].lower()
         key = shard_index.sample_key(name)
         if ending in fields.endings and media is None:

@@ -3,7 +3,7 @@
 import collections
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,7 +39,7 @@ class Reader(Protocol):
     def blocks(self) -> np.ndarray | None: ...
 
 
-class _Places:
+class Places:
     """Which file a number belongs to, and its number there."""
 
     def __init__(self, files: Sequence[str], sizes: Sequence[int]):
@@ -67,7 +67,7 @@ class RangeReader:
             "jsonl": lambda file: shard_index.index_lines(file, line_check(fields)),
         }
         self._indexes = shards.indexes(files, scans[format_], f"{format_} {fields}", cache_dir)
-        self._places = _Places(files, [len(i.offsets) for i in self._indexes])
+        self._places = Places(files, [len(i.offsets) for i in self._indexes])
         self.left_out = sum(i.left_out for i in self._indexes)
         self._format, self._fields = format_, fields
 
@@ -135,12 +135,19 @@ class ArrayRecordReader:
         ]
 
 
-class ParquetReader:
-    """Parquet files: the row groups of the current block are kept in memory, only the two columns of them."""
+class ParquetTables:
+    """Rows of Parquet files: the row groups of the current block are kept in memory, only some columns of them."""
 
-    left_out = 0
+    def __init__(
+        self, files: Sequence[str], columns: Callable[[Sequence[str]], list[str]], settings: str, cache_dir: str
+    ):
+        """Args:
+        files: local or remote.
+        columns: given all columns of a file, returns those to read; it raises `UserError` where one is missing.
+        settings: everything that `columns` depends on.
+        cache_dir: see `shards.indexes`.
+        """
 
-    def __init__(self, files: Sequence[str], fields: Fields, cache_dir: str):
         def scan(file: Any) -> shards.Index:
             from pyarrow import ArrowException, parquet
 
@@ -148,27 +155,20 @@ class ParquetReader:
                 metadata = parquet.read_metadata(file)
             except (ArrowException, OSError) as e:
                 raise UserError(f"Expected a Parquet file; {e}. Leave it out, or correct the format.") from e
-            columns = metadata.schema.to_arrow_schema().names
-            for name in (fields.media_name, fields.caption_name):
-                if name not in columns:
-                    near = ", ".join(trees.nearest(name, columns))
-                    raise UserError(f"Expected a column {name!r}; the nearest are {near}. Set its name.")
+            columns(metadata.schema.to_arrow_schema().names)
             rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
             return shard_index.Index(np.zeros(len(rows), np.int64), np.asarray(rows, np.int64))
 
-        found = shards.indexes(files, scan, f"parquet {fields}", cache_dir)
-        self._files = _Places(files, [len(i.sizes) for i in found])
-        self._blocks = np.concatenate([i.sizes for i in found])
-        self._groups = _Places(files, self._blocks.tolist() or [0])
-        self._fields = fields
+        found = shards.indexes(files, scan, f"parquet {settings}", cache_dir)
+        self._files = Places(files, [len(i.sizes) for i in found])
+        self.blocks = np.concatenate([i.sizes for i in found])
+        self._groups = Places(files, self.blocks.tolist() or [0])
+        self._columns = columns
         self._tables: collections.OrderedDict[int, Any] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._groups)
-
-    def blocks(self) -> np.ndarray | None:
-        return self._blocks
 
     def _table(self, group: int) -> Any:
         """One row group. Dropped are those longest unused, as far as two blocks of the order need them no more."""
@@ -178,25 +178,50 @@ class ParquetReader:
             if group not in self._tables:
                 which, number = self._files.find(group)
                 with storage.open_file(self._files.files[which]) as file:
-                    columns = [self._fields.media_name, self._fields.caption_name]
-                    self._tables[group] = parquet.ParquetFile(file).read_row_group(number, columns=columns)
+                    whole = parquet.ParquetFile(file)
+                    columns = self._columns(whole.schema_arrow.names)
+                    self._tables[group] = whole.read_row_group(number, columns=columns)
             self._tables.move_to_end(group)
             while len(self._tables) > 2 and sum(map(len, self._tables.values())) > 2 * schedule.WINDOW:
                 self._tables.popitem(last=False)
             return self._tables[group]
 
+    def row(self, index: int) -> tuple[str, str, dict[str, Any]]:
+        """Returns what names a row, the folder of its file, and its columns."""
+        group, row = self._groups.find(index)
+        which, number = self._files.find(group)
+        table = self._table(group)
+        fields = {name: table.column(name)[row].as_py() for name in table.column_names}
+        return f"{self._files.name(which, number)}:{row}", os.path.dirname(self._files.files[which]), fields
+
+
+class ParquetReader:
+    """Parquet files of captioned media."""
+
+    left_out = 0
+
+    def __init__(self, files: Sequence[str], fields: Fields, cache_dir: str):
+        def columns(found: Sequence[str]) -> list[str]:
+            for name in (fields.media_name, fields.caption_name):
+                if name not in found:
+                    near = ", ".join(trees.nearest(name, found))
+                    raise UserError(f"Expected a column {name!r}; the nearest are {near}. Set its name.")
+            return [fields.media_name, fields.caption_name]
+
+        self._tables, self._fields = ParquetTables(files, columns, str(fields), cache_dir), fields
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+    def blocks(self) -> np.ndarray | None:
+        return self._tables.blocks
+
     def read(self, indices: np.ndarray) -> list[Record]:
-        pairs = []
-        for i in indices:
-            group, row = self._groups.find(int(i))
-            which, number = self._files.find(group)
-            media, caption = (
-                self._table(group).column(name)[row].as_py()
-                for name in (self._fields.media_name, self._fields.caption_name)
-            )
-            id_ = f"{self._files.name(which, number)}:{row}"
-            pairs.append(make_record(id_, media, caption, os.path.dirname(self._files.files[which])))
-        return pairs
+        found = []
+        for place, folder, values in (self._tables.row(int(i)) for i in indices):
+            media, caption = values[self._fields.media_name], values[self._fields.caption_name]
+            found.append(make_record(place, media, caption, folder))
+        return found
 
 
 def format_of(files: Sequence[str], format_: str = "auto") -> str:

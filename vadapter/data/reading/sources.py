@@ -67,6 +67,8 @@ class RandomAccessSource(abc.ABC):
             its place before media are read.
         frame_sampling: which frames of a video are taken, see `video.decode`.
         left_out: records that were found to be unusable before any was read, for the log.
+        max_media: most media of a record; where it is more than 1, a record may have fewer.
+        description: what its files were taken for, for people; "" where there is nothing to say.
     """
 
     splits: Sequence[str] = ()
@@ -75,6 +77,8 @@ class RandomAccessSource(abc.ABC):
     resize: str | None = None
     frame_sampling: str = "uniform"
     left_out: int = 0
+    max_media: int = 1
+    description: str = ""
 
     def resized(self, otherwise: str) -> Self:
         """Returns the source with this way to make pictures square, where it has none of its own."""

@@ -6,6 +6,7 @@ and texts. How a task's examples become a batch is an object of the task, its `R
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -73,6 +74,8 @@ def lay_out(
     layout: Layout,
     bos_id: int | None = None,
     closing: int = 0,
+    sizes: Sequence[int] | np.ndarray = (),
+    last_only: bool = False,
 ) -> Arrays:
     """Lays out a prompt, its visual tokens and its targets in one row.
 
@@ -87,29 +90,65 @@ def lay_out(
         layout: of the row.
         bos_id: id of the first slot, which counts among `inputs`; None or negative is 0, the pad id.
         closing: tokens at the end of a prompt that are kept when it is cut: what ends a turn of a chat.
+        sizes: of a conversation, how many of `inputs` and how many of `targets` each of its prompts and answers has,
+            in turn: prompt, answer, prompt, answer, ... It is laid out in this order. One that is too long, or has
+            more media than a row, is cut behind an answer, and its first prompt and answer as above. A row for
+            decoding ends with the last prompt that fits, and has room for the answers before it too.
+        last_only: only the last answer of a conversation that is in the row has weight.
 
     Returns:
         The fields of a `Batch` for one row, without media, and `truncated`, how many tokens were cut. A target that is
         cut has no end token, so nothing says that the text ends there.
     """
-    prompt, cut = _prompt(np.asarray([max(bos_id or 0, 0), *inputs], np.int32), layout, closing)
-    every = np.asarray(targets, np.int32)
-    kept = every[: layout.lengths["targets"]]
-    text = prompt if layout.for_decoding else np.concatenate([prompt, kept])
-    visual = text == MEDIA_ID
+    every, asked = np.asarray(targets, np.int32), np.asarray([max(bos_id or 0, 0), *inputs], np.int32)
+    prompts, answers = _turns(asked, every, sizes, layout)
+    rest = len(asked) + len(every) - sum(map(len, (*prompts, *answers)))
+    prompts[0], cut = _prompt(prompts[0], layout, closing)
+    prompts[1:] = [_widened(prompt, layout) for prompt in prompts[1:]]
     total, room = layout.row_length, layout.lengths["targets"]
-    steps = np.zeros_like(kept) if layout.for_decoding else np.arange(len(kept), dtype=np.int32)
-    weights = np.full(len(kept), 0.0 if layout.for_decoding else 1.0, np.float32)
+    kept = [answer[:room] for answer in answers]
+    cut += rest + (0 if layout.for_decoding else sum(map(len, answers)) - sum(map(len, kept)))
+    last = kept[-1]
+    if layout.for_decoding and len(sizes):
+        total += room
+    written = kept[:-1] if layout.for_decoding else kept
+    parts = [part for pair in itertools.zip_longest(prompts, written) for part in pair if part is not None]
+    text = np.concatenate(parts)
+    visual = text == MEDIA_ID
+    if layout.for_decoding:
+        kept, steps, weights = last, np.full(len(last), len(text) - 1), np.zeros(len(last), np.float32)
+    else:
+        odd = np.repeat(np.arange(len(parts)) % 2 == 1, [len(part) for part in parts])
+        kept, steps = np.concatenate(kept), np.flatnonzero(odd) - 1
+        weights = np.ones(len(kept), np.float32)
+        weights[: len(kept) - len(last) if last_only else 0] = 0
     return {
         "tokens": _padded(np.where(visual, 0, text), total),
         "segment_ids": _padded(np.ones(len(text), np.int32), total),
         "positions": _padded(np.arange(len(text), dtype=np.int32), total),
         "media_index": _padded(np.where(visual, np.cumsum(visual) - 1, -1), total, -1),
-        "target_positions": _padded(len(prompt) - 1 + steps, room),
+        "target_positions": _padded(steps.astype(np.int32), room),
         "target_ids": _padded(kept, room),
         "target_weights": _padded(weights, room),
-        "truncated": np.asarray(cut + (0 if layout.for_decoding else len(every) - len(kept)), np.int32),
+        "truncated": np.asarray(cut, np.int32),
     }
+
+
+def _turns(
+    asked: np.ndarray, answered: np.ndarray, sizes: Sequence[int] | np.ndarray, layout: Layout
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Returns prompts and answers, as many as fit a row, and at least one of each."""
+    if not len(sizes):
+        return [asked], [answered]
+    ends = np.asarray(sizes, np.int64).reshape(-1, 2).cumsum(axis=0)
+    prompts = np.split(asked, ends[:-1, 0] + 1)  # the bos slot is in the first
+    answers = np.split(answered, ends[:-1, 1])
+    media = np.cumsum([np.count_nonzero(prompt == MEDIA_ID) for prompt in prompts])
+    fits = (media <= layout.num_media) & (ends[:, 0] + 1 - media <= layout.lengths["inputs"])
+    # A row for decoding is that of training up to its last answer.
+    fits &= ends[:, 1] <= layout.lengths["targets"]
+    count = max(int(np.argmin(fits)) if not fits.all() else len(fits), 1)
+    return prompts[:count], answers[:count]
 
 
 def _prompt(inputs: np.ndarray, layout: Layout, closing: int) -> tuple[np.ndarray, int]:
@@ -119,8 +158,12 @@ def _prompt(inputs: np.ndarray, layout: Layout, closing: int) -> tuple[np.ndarra
     ordinal = np.cumsum(~marker)
     closing = min(closing, room - 1)
     keep = marker | (ordinal <= room - closing) | (ordinal > ordinal[-1] - closing)
-    repeats = np.where(marker, layout.num_visual_tokens, 1)
-    return np.repeat(inputs[keep], repeats[keep]), len(inputs) - int(np.count_nonzero(keep))
+    return _widened(inputs[keep], layout), len(inputs) - int(np.count_nonzero(keep))
+
+
+def _widened(ids: np.ndarray, layout: Layout) -> np.ndarray:
+    """The ids with each marker as R slots."""
+    return np.repeat(ids, np.where(ids == MEDIA_ID, layout.num_visual_tokens, 1))
 
 
 def _padded(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
@@ -132,9 +175,15 @@ def _padded(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class TextRows:
-    """Rows of text with media, of examples with `inputs` and `targets`: a `Batch`."""
+    """Rows of text with media, of examples with `inputs` and `targets`, and `sizes` of a conversation: a `Batch`.
+
+    Attributes:
+        vocabulary: of the text.
+        last_only: see `lay_out`.
+    """
 
     vocabulary: TextVocabulary
+    last_only: bool = False
     batch_type: ClassVar[type] = Batch
     outputs: ClassVar[tuple[str, ...]] = ("inputs", "targets")
 
@@ -143,7 +192,8 @@ class TextRows:
 
     def row(self, example: Example, layout: Layout) -> Arrays:
         words = self.vocabulary
-        return lay_out(example["inputs"], example["targets"], layout, words.bos_id, words.num_closing)
+        turns = {"sizes": example.get("sizes", ()), "last_only": self.last_only}
+        return lay_out(example["inputs"], example["targets"], layout, words.bos_id, words.num_closing, **turns)
 
     def batch(self, arrays: Arrays, media: np.ndarray, valid: np.ndarray) -> Batch:
         weights = arrays["target_weights"] * valid[:, None].astype(np.float32)
@@ -152,25 +202,31 @@ class TextRows:
 
     def shown(self, example: Example, arrays: Arrays) -> tuple[list[Token], list[Token]]:
         room, size = len(arrays["target_ids"]), len(example["targets"])
-        prompt = self._prompt(arrays)
+        first = int(arrays["target_positions"][0]) + 1
+        prompt = self._slots(arrays, 0, first)
+        if "sizes" in example:
+            cut = [Token(f"{arrays['truncated']} tokens are cut", kind="cut")] if arrays["truncated"] else []
+            return prompt, self._slots(arrays, first, int(np.count_nonzero(arrays["segment_ids"]))) + cut
         if (cut := int(arrays["truncated"]) - max(size - room, 0)) > 0:
             prompt.append(Token(f"{cut} tokens are cut", kind="cut"))
         pairs = zip(arrays["target_ids"][: min(size, room)], arrays["target_weights"], strict=False)
         target = [dataclasses.replace(self._token(i), weight=float(weight)) for i, weight in pairs]
         return prompt, target + ([Token(f"{size - room} tokens are cut", kind="cut")] if size > room else [])
 
-    def _prompt(self, arrays: Arrays) -> list[Token]:
-        """The prompt's tokens, with the visual ones of a medium as one."""
+    def _slots(self, arrays: Arrays, start: int, stop: int) -> list[Token]:
+        """The tokens of some slots with their weights as targets, visual ones in a row as one."""
+        weighted = arrays["target_weights"] > 0
+        weights = dict(zip(arrays["target_positions"][weighted] + 1, arrays["target_weights"][weighted], strict=True))
         found: list[Token] = []
         visual = 0
-        for i in range(int(arrays["target_positions"][0]) + 1):
+        for i in range(start, stop):
             if arrays["media_index"][i] >= 0:
                 visual += 1
                 continue
             if visual:
                 found.append(Token(f"{visual} visual tokens", kind="visual"))
             visual = 0
-            found.append(self._token(arrays["tokens"][i]))
+            found.append(dataclasses.replace(self._token(arrays["tokens"][i]), weight=float(weights.get(i, 0.0))))
         return found + ([Token(f"{visual} visual tokens", kind="visual")] if visual else [])
 
     def _token(self, i: int) -> Token:

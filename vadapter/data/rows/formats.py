@@ -1,4 +1,4 @@
-"""How a prompt and its answer are written in a row: as plain text, or as the turns of a chat.
+"""How prompts and answers are written in a row: as plain text, or as the turns of a chat.
 
 The turns are those of the official chat templates, without system prompts that hold a date. Special tokens are written
 out; `vocabulary.TextVocabulary.symbols` turns each into its one id.
@@ -23,7 +23,10 @@ class Format:
         end: token that ends an answer; None is the vocabulary's end token.
         known_by: tokens that only vocabularies of this family have; none for formats that must be named.
         space: what follows `before` and `between` is preceded by a space, as a word of the same text.
-        tokens: special tokens in `before`, `between` and `end`.
+        tokens: special tokens in all of these.
+        system: around a system's text, in the place of `before`.
+        again: between the end of an answer and the next prompt.
+        restarts: the token that begins a row comes before `again` (Llama 2).
     """
 
     name: str
@@ -33,10 +36,14 @@ class Format:
     known_by: tuple[str, ...] = ()
     space: bool = False
     tokens: tuple[str, ...] = ()
+    system: tuple[str, str] = ("", " ")
+    again: str = ""
+    restarts: bool = False
 
 
 _CHATML = ("<|im_start|>", "<|im_end|>")
 _ASK, _ANSWER = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+_CHATML_SYSTEM, _CHATML_AGAIN = ("<|im_start|>system\n", f"<|im_end|>\n{_ASK}"), f"\n{_ASK}"
 _HEADER = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 # The first whose tokens a vocabulary has is that of `chat`.
@@ -50,15 +57,20 @@ FORMATS: Mapping[str, Format] = {
             "<end_of_turn>\n<start_of_turn>model\n",
             "<end_of_turn>",
             ("<start_of_turn>",),
+            system=("<start_of_turn>user\n", "\n\n"),  # Gemma has no turn of a system
+            again="\n<start_of_turn>user\n",
             tokens=("<start_of_turn>", "<end_of_turn>"),
         ),
-        # Qwen3 with thinking switched off.
+        # Qwen3 with thinking switched off. Its template leaves the empty thinking out of past turns; here every
+        # answer follows it, as it does when it is generated, so that a row teaches all its answers.
         Format(
             "qwen3",
             _ASK,
             f"{_ANSWER}<think>\n\n</think>\n\n",
             "<|im_end|>",
             ("<|im_start|>", "<think>"),
+            system=_CHATML_SYSTEM,
+            again=_CHATML_AGAIN,
             tokens=(*_CHATML, "<think>", "</think>"),
         ),
         Format(
@@ -68,6 +80,8 @@ FORMATS: Mapping[str, Format] = {
             _ANSWER,
             "<|im_end|>",
             ("<|im_start|>",),
+            system=_CHATML_SYSTEM,
+            again=_CHATML_AGAIN,
             tokens=_CHATML,
         ),
         Format(
@@ -76,10 +90,23 @@ FORMATS: Mapping[str, Format] = {
             "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
             "<|eot_id|>",
             ("<|start_header_id|>",),
+            system=(
+                "<|start_header_id|>system<|end_header_id|>\n\n",
+                "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
+            ),
+            again="<|start_header_id|>user<|end_header_id|>\n\n",
             tokens=_HEADER,
         ),
         # Its turns are ordinary text, so nothing in a vocabulary tells it from a plain one.
-        Format("llama2", "[INST]", " [/INST]", space=True),
+        Format(
+            "llama2",
+            "[INST]",
+            " [/INST]",
+            space=True,
+            system=("[INST] <<SYS>>\n", "\n<</SYS>>\n\n"),
+            again="[INST]",
+            restarts=True,
+        ),
     )
 }
 

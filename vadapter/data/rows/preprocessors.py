@@ -202,3 +202,52 @@ class Document(Preprocessor):
         targets = _ids([*vocabulary.encode(text), vocabulary.end])
         asked = {"prompt": "", "references": [text], "question": "", "answers": []}
         return {**rest, **asked, "inputs": _ids([]), "targets": targets}
+
+
+@preprocessor
+@dataclasses.dataclass(frozen=True)
+class Chat(Preprocessor):
+    """The turns of a conversation (`roles`, `texts`) in the vocabulary's format, with a marker for each medium.
+
+    The example's `inputs` and `targets` are those of all turns, and `sizes` says how many each turn has, see
+    `converters.lay_out`.
+    """
+
+    def example(self, record: Mapping[str, Any], vocabulary: TextVocabulary) -> Example:
+        turns = list(zip(record["roles"], record["texts"], strict=True))
+        system = turns.pop(0)[1] if turns and turns[0][0] == "system" else ""
+        asked, answered = [text for _, text in turns[::2]], [text for _, text in turns[1::2]]
+        inputs = [chat_prompt(text, vocabulary, system, i > 0) for i, text in enumerate(asked)]
+        targets = [vocabulary.answer(text) for text in answered]
+        sizes = [len(part) for pair in zip(inputs, targets, strict=True) for part in pair]
+        rest = {key: value for key, value in record.items() if key not in ("roles", "texts")}
+        shown = "\n".join([*([system] if system else []), *(text for _, text in turns[:-1])])
+        return {
+            **rest,
+            "question": asked[-1].replace(prompts.OBJECT, "<image>") if asked else "",
+            "answers": answered[-1:],
+            "references": answered[-1:],
+            "prompt": shown.replace(prompts.OBJECT, prompts.MEDIA),
+            "inputs": _ids([i for ids in inputs for i in ids]),
+            "targets": _ids([i for ids in targets for i in ids]),
+            "sizes": _ids(sizes),
+        }
+
+    def templates(self, media: str) -> Mapping[str, str]:
+        return {f"{media}_question": "<media> <question>?"} if media != "none" else {}
+
+
+def chat_prompt(text: str, vocabulary: TextVocabulary, system: str = "", later: bool = False) -> list[int]:
+    """Returns the ids of one question of a conversation, up to where its answer begins.
+
+    Args:
+        text: with `prompts.OBJECT` in the place of each medium, which becomes a `MEDIA_ID`.
+        vocabulary: the model's.
+        system: the system's text before the first question.
+        later: whether it follows an answer.
+    """
+    first, *rest = text.split(prompts.OBJECT)
+    ids = vocabulary.next_head(first) if later else vocabulary.head(first, system)
+    for part in rest:
+        ids += [prompts.MEDIA_ID, *vocabulary.more(part)]
+    return [*ids, *vocabulary.tail("")]

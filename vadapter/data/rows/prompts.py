@@ -17,6 +17,7 @@ from vadapter.data.rows.vocabulary import TextVocabulary
 
 MEDIA_ID = -1  # stands among a prompt's ids where its visual tokens go
 MEDIA = "<media>"
+OBJECT = "\ufffc"  # a medium's place in a turn of a conversation: Unicode's sign for an object in a text
 QUESTION = "<question>"
 EXAMPLES = "<examples>"
 ANSWER = "<answer>"

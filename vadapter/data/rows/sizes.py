@@ -27,10 +27,10 @@ class Sizes:
     num_visual_tokens: int | Mapping[int, int] = 0
     resize: str = resizing.DEFAULT
 
-    def media_shape(self, kind: str) -> Shape:
-        """Returns (M, F, h, w, 3) of a record that shows `kind`: none (M = 0), image (F = 1) or video."""
+    def media_shape(self, kind: str, most: int = 1) -> Shape:
+        """Returns (M, F, h, w, 3) of a record that shows `kind`: none (M = 0), image (F = 1) or video; M is `most`."""
         frames = self.num_frames if kind == "video" else 1
-        return int(kind != "none"), frames, self.image_size, self.image_size, 3
+        return most if kind != "none" else 0, frames, self.image_size, self.image_size, 3
 
     def visual_tokens(self, frames: int) -> int:
         """Returns R for a medium of so many frames; 0 where the model was not made for them."""

@@ -195,12 +195,31 @@ class TextVocabulary:
             ids += encode(part) if known is None else [known]
         return ids
 
-    def head(self, before: str) -> list[int]:
-        """Returns the ids of a prompt's text before the visual tokens."""
+    def head(self, before: str, system: str = "") -> list[int]:
+        """Returns the ids of a prompt's text before the visual tokens, and of a system's text before it."""
+        if system:
+            return self._system(before, system)
         opening = self.symbols(self.format.before, first=True)
         if opening and before and self.format.space:
             before = f" {before}"
         return [*opening, *(self.more(before) if opening else self.first(before))]
+
+    def _system(self, before: str, system: str) -> list[int]:
+        start, stop = self.format.system
+        opening = self.symbols(start, first=True)
+        write = self.more if opening else self.first
+        if any(token in stop for token in self.format.tokens):
+            return [*opening, *write(system), *self.symbols(stop), *self.more(before)]
+        return [*opening, *write(f"{system}{stop}{before}")]
+
+    def next_head(self, before: str) -> list[int]:
+        """Returns the ids of a further prompt's text, as it follows an answer, before its visual tokens."""
+        start = [self.bos_id] if self.format.restarts and self.bos_id is not None else []
+        return [
+            *start,
+            *self.symbols(self.format.again),
+            *self.more(f" {before}" if self.format.space and before else before),
+        ]
 
     def tail(self, after: str) -> list[int]:
         """Returns the ids of a prompt's text after the visual tokens."""

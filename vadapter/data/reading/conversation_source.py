@@ -1,0 +1,250 @@
+"""`ConversationSource`: chats with any number of images and videos, for `tasks.chat_task`."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vadapter.base import resizing
+from vadapter.base.errors import UserError
+from vadapter.base.paths import is_remote
+from vadapter.data.reading import contents, conversations, images, shards, storage, video
+from vadapter.data.reading.conversation_files import Reader, open_files
+from vadapter.data.reading.conversations import MARK, Conversation, File
+from vadapter.data.reading.images import MediaError
+from vadapter.data.reading.media_folders import MediaFolders
+from vadapter.data.reading.records import MAX_REMOTE_BYTES
+from vadapter.data.reading.sources import Medium, RandomAccessSource
+from vadapter.data.rows.sizes import MEDIA_KINDS, Shape
+
+SETTING = "chat_task.media_folders"
+MOST_FOUND = 8  # media a row, where nobody says how many
+_LOOKED_AT = 1000  # first records, for what a file has
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A record as `ConversationSource` reads it, and whether it is to be augmented."""
+
+    conversation: Conversation
+    train: bool
+
+
+class ConversationSource(RandomAccessSource):
+    """Chats from any number of files. See `tasks.chat_task` for the arguments."""
+
+    def __init__(
+        self,
+        train: str | Sequence[str],
+        validation: str | Sequence[str] = "",
+        *,
+        media: str = "",
+        max_media: int = 0,
+        tiles: int = 0,
+        augment: Augment | None = None,
+        holdout: float = 0.0,
+        resize: str | None = None,
+        frame_sampling: str = "uniform",
+        cache_dir: str = "",
+        threads: int = 0,
+        max_bad_share: float = 0.01,
+        media_folders: str | Sequence[str] = (),
+    ):
+        video.check_sampling(frame_sampling)
+        resizing.parse(resize)
+        _check_numbers(media, max_media, tiles)
+        self.resize, self.frame_sampling, self._tiles, self._augment = resize, frame_sampling, tiles, augment
+        format_, reader = open_files(train, cache_dir)
+        files = [file for given in (train, validation) if given for file in shards.expand(given)]
+        self.folders = MediaFolders.of(files, media_folders, SETTING)
+        self._files = {"train": shards.expand(train)}
+        self._name = self._files["train"][0]
+        self.threads = threads or storage.default_threads(self._name)
+        held = 0 if validation or holdout <= 0 else min(max(round(holdout * len(reader)), 1), len(reader) - 1)
+        self._parts: dict[str, tuple[Reader, int, int]] = {"train": (reader, 0, len(reader) - held)}
+        if held:
+            self._parts["validation"] = (reader, len(reader) - held, len(reader))
+        if validation:
+            _, other = open_files(validation, cache_dir)
+            self._parts["validation"] = (other, 0, len(other))
+            self._files["validation"] = shards.expand(validation)
+        self.splits = tuple(self._parts)
+        self._look(reader, format_, media, max_media, max_bad_share)
+
+    def _look(self, reader: Reader, format_: str, media: str, max_media: int, max_bad_share: float) -> None:
+        """Finds by the first records what the files have, and says it."""
+        for each in {id(r): r for r, _, _ in self._parts.values()}.values():
+            self.left_out += each.left_out
+            total = each.left_out + len(each)
+            if each.left_out > max_bad_share * total:
+                raise UserError(
+                    f"Expected at most {max_bad_share:.1%} of the records of {self._name} to be unusable; found "
+                    f"{each.left_out} of {total} (named in the log). Repair the files, or raise "
+                    "chat_task.max_bad_share."
+                )
+        good, layout, wrong = [], "", ""
+        for i in range(min(len(reader), _LOOKED_AT)):
+            fields, found = reader.read(i)
+            layout = layout or ("" if found.error else conversations.layout_of(fields))
+            good += [] if found.error else [self._tiled(found)]
+            wrong = wrong or (f"{found.id} {found.error}" if found.error else "")
+        if not good:
+            raise UserError(
+                f"Expected conversations in {self._name}; not one of the first records can be used: {wrong}. Correct "
+                "them; docs/conversations.md has the layouts."
+            )
+        kinds = {file.kind for conversation in good for file in conversation.media}
+        self.media = media or ("video" if "video" in kinds else "image" if kinds else "none")
+        most = max(len(conversation.media) for conversation in good)
+        self.max_media = 0 if self.media == "none" else max_media or min(max(most, 1), MOST_FOUND)
+        some = f"{self.media}{'s' if self.max_media > 1 else ''}"
+        self.description = f"{layout} in {format_}; at most {self.max_media} {some} a row"
+        if self.media == "none":
+            self.description = f"{layout} in {format_}; text alone"
+        if most > self.max_media:
+            logging.warning(
+                "%s: a record has %d images or videos, and a row holds %d: later turns are cut. Raise "
+                "chat_task.max_media to keep them.",
+                *(self._name, most, self.max_media),
+            )
+
+    def __str__(self) -> str:
+        return f"ConversationSource({self._name})"
+
+    def num_examples(self, split: str) -> int:
+        _, start, stop = self._parts[split]
+        return stop - start
+
+    def read(self, split: str, indices: np.ndarray) -> list[Found]:
+        reader, start, _ = self._parts[split]
+        found = [reader.read(int(i) + start)[1] for i in indices]
+        for conversation in found if self.media == "none" else ():  # nobody asks for media, which would tell
+            if conversation.error or conversation.media:
+                raise MediaError(conversation.error or "has images or videos, and chat_task.media is 'none'")
+        return [Found(c if c.error else self._tiled(c), split == "train") for c in found]
+
+    def _tiled(self, conversation: Conversation) -> Conversation:
+        """Puts the tiles of each image behind it: as marks in the text, and as media."""
+        if not self._tiles:
+            return conversation
+        media = [view for file in conversation.media for view in _views(file, self._tiles)]
+        counts = iter(1 + self._tiles**2 if file.kind == "image" else 1 for file in conversation.media)
+        turns = [
+            (
+                role,
+                "".join(MARK * next(counts) if letter == MARK else letter for letter in text) if MARK in text else text,
+            )
+            for role, text in conversation.turns
+        ]
+        return dataclasses.replace(conversation, turns=tuple(turns), media=tuple(media))
+
+    def features(self, record: Found) -> dict[str, Any]:
+        """`roles` and `texts` of the turns, with a `MARK` in the text for each medium."""
+        conversation = record.conversation
+        roles, texts = [role for role, _ in conversation.turns], [text for _, text in conversation.turns]
+        return {"id": conversation.id, "roles": roles, "texts": texts}
+
+    def read_media(self, record: Found, shape: Shape, choice: int = 0) -> np.ndarray:
+        """The first M media; a still image fills the frames of a video where the rows have videos."""
+        conversation = record.conversation
+        if conversation.error:
+            raise MediaError(conversation.error)
+        if conversation.first_media() > shape[0]:
+            raise MediaError(
+                f"its first turn has {conversation.first_media()} images and videos, and a row holds {shape[0]} "
+                "(chat_task.max_media)"
+            )
+        found, whole = np.zeros(shape, np.uint8), np.zeros(0)
+        for i, file in enumerate(conversation.media[: shape[0]]):
+            try:
+                if file.view is None:
+                    found[i] = self._frames(file, shape[1], shape[2], choice)
+                    continue
+                x, y, count = file.view
+                if (x, y) == (0, 0):  # the first of the tiles, which follow one another
+                    whole = images.decode(self._content(file), shape[2] * count, "stretch bilinear")
+                rows, columns = (slice(at * shape[2], (at + 1) * shape[2]) for at in (y, x))
+                found[i] = whole[rows, columns]
+            except (MediaError, OSError) as e:
+                raise MediaError(f"{file.kind} {i + 1} of {len(conversation.media)}: {e}") from e
+        if self._augment is not None and record.train:
+            for i in range(min(len(conversation.media), shape[0])):
+                found[i] = _augmented(self._augment, found[i], np.random.default_rng([choice, i]))
+        return found
+
+    def _content(self, file: File) -> bytes:
+        """The encoded file; b"" of a local video, which is read in parts."""
+        if not file.path:
+            return file.content
+        self.folders.check(file.path)
+        if file.kind == "image" or is_remote(file.path):
+            return storage.read_file(file.path, images.MAX_BYTES if file.kind == "image" else MAX_REMOTE_BYTES)
+        return b""
+
+    def _frames(self, file: File, frames: int, size: int, choice: int) -> np.ndarray:
+        content = self._content(file)
+        if file.kind == "image":
+            return np.broadcast_to(images.decode(content, size, self.resize), (frames, size, size, 3))
+        if self.media != "video":
+            raise MediaError("rows of this file have images only: set chat_task.media = 'video'")
+        return video.decode(content or file.path, frames, size, self.resize, self.frame_sampling, choice)
+
+    def medium(self, record: Found) -> Medium:
+        """All media of the record together; without media none."""
+        digests = []
+        for file in record.conversation.media:
+            try:
+                if file.path:
+                    self.folders.check(file.path)
+            except MediaError:
+                return Medium(None, file.path)
+            one = Medium.of_file(file.path) if file.path else Medium.of_bytes([file.content])
+            if one.digest is None:
+                return one
+            digests.append(one)
+        return digests[0] if len(digests) == 1 else Medium.of_bytes([d.digest for d in digests if d.digest])
+
+    def fingerprint(self, split: str) -> str:
+        """See `contents.of_files`."""
+        _, start, stop = self._parts[split]
+        files = self._files.get(split) or self._files["train"]
+        return contents.of_values([contents.of_files(files), start, stop, self.media, self.max_media, self._tiles])
+
+    @functools.cache  # noqa: B019 sources live as long as the process
+    def blocks(self, split: str) -> np.ndarray | None:
+        reader, start, stop = self._parts[split]
+        sizes = reader.blocks()
+        if sizes is None:
+            return None
+        inside = np.diff(np.clip(np.cumsum(sizes), start, stop), prepend=start)
+        return inside[inside > 0]
+
+
+def _check_numbers(media: str, max_media: int, tiles: int) -> None:
+    if media and media not in MEDIA_KINDS:
+        raise UserError(f"Expected chat_task.media to be one of {', '.join(MEDIA_KINDS)}; found {media!r}. Choose one.")
+    for name, value, most in (("max_media", max_media, 1024), ("tiles", tiles, 8)):
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise UserError(f"Expected chat_task.{name} to be a number of 0 to {most}; found {value!r}. Change it.")
+
+
+def _views(file: File, tiles: int) -> list[File]:
+    """An image and its tiles, row by row; a video alone."""
+    if file.kind != "image":
+        return [file]
+    return [file, *(dataclasses.replace(file, view=(x, y, tiles)) for y in range(tiles) for x in range(tiles))]
+
+
+def _augmented(augment: Augment, frames: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """What a hook makes of one medium, checked."""
+    made = np.asarray(augment(frames.copy(), generator))
+    if made.shape != frames.shape or made.dtype != np.uint8:
+        raise UserError(
+            f"Expected chat_task.augment to return uint8 {list(frames.shape)}, as it was given; found {made.dtype} "
+            f"{list(made.shape)}. Correct the function."
+        )
+    return made

@@ -1,0 +1,105 @@
+"""A conversation that is in memory as a batch, for a model to go on with."""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vadapter.base.batch import Batch
+from vadapter.base.errors import UserError
+from vadapter.data.reading import conversations, images, video
+from vadapter.data.reading.conversations import File
+from vadapter.data.reading.images import MediaError
+from vadapter.data.rows.converters import TextRows, stacked
+from vadapter.data.rows.preprocessors import Chat
+from vadapter.data.rows.sizes import Sizes, layout_of
+from vadapter.data.rows.vocabulary import TextVocabulary
+
+_ANSWER = {"role": "assistant", "content": "."}  # in the place of the one to come
+
+
+def batch(
+    messages: Sequence[Mapping[str, Any]],
+    vocabulary: TextVocabulary,
+    lengths: Mapping[str, int],
+    sizes: Sizes,
+    resize: str,
+    rows: int = 1,
+) -> Batch:
+    """Makes rows for decoding of a conversation, all of them the same.
+
+    Args:
+        messages: `role` and `content` of each turn, as OpenAI has them; the last is the user's. An image is a path, a
+            data: URL, the bytes of a file, a PIL image or a uint8 array [h, w, 3].
+        vocabulary: the model's.
+        lengths: `inputs` for the questions, `targets` for the answers so far.
+        sizes: what the model takes.
+        resize: see `resizing.parse`.
+        rows: B.
+
+    Returns:
+        A batch of numpy arrays, with as many media a row as the conversation has.
+
+    Raises:
+        UserError: turns that make no sense, media that cannot be read, or a conversation that is too long.
+    """
+    found = conversations.parse({"messages": [*map(_encoded, messages), _ANSWER]}, "it", os.getcwd())
+    if found.error:
+        raise UserError(f"Expected a conversation that ends with the user's turn; it {found.error}. Correct it.")
+    kinds = {file.kind for file in found.media}
+    kind = "video" if "video" in kinds else "image" if kinds else "none"
+    shape = sizes.media_shape(kind, len(found.media))
+    if shape[0]:
+        sizes.check_frames(shape[1])
+    media = np.zeros((rows, *shape), np.uint8)
+    for i, file in enumerate(found.media):
+        media[:, i] = _frames(file, i + 1, shape, resize)
+    roles, texts = zip(*found.turns, strict=True)
+    example = Chat().example({"roles": roles, "texts": texts}, vocabulary)
+    row = TextRows(vocabulary).row(example, layout_of(lengths, sizes, shape, for_decoding=True))
+    if row["truncated"]:
+        raise UserError(
+            f"The conversation has {row['truncated']} tokens more than the model reads ({dict(lengths)}). Leave its "
+            "first turns out, or train with longer TASK_FEATURE_LENGTHS."
+        )
+    return TextRows(vocabulary).batch(stacked([row] * rows), media, np.ones(rows, bool))
+
+
+def _frames(file: File, place: int, shape: Sequence[int], resize: str) -> np.ndarray:
+    try:
+        if file.kind == "video":
+            return video.decode(file.content or file.path, shape[1], shape[2], resize)
+        return (
+            images.decode(file.content, shape[2], resize) if file.content else images.load(file.path, shape[2], resize)
+        )
+    except (MediaError, OSError) as e:
+        raise UserError(f"Reading {file.kind} {place} of the conversation: {e}. Replace it or leave it out.") from e
+
+
+def _encoded(message: Any) -> Any:
+    """A turn whose pictures in memory are files."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(content, list | tuple):
+        return message
+    return {**message, "content": [_part(part) for part in content]}
+
+
+def _part(part: Any) -> Any:
+    if not isinstance(part, Mapping):
+        return part
+    return {key: _file(value) for key, value in part.items()}
+
+
+def _file(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3:
+        value = Image.fromarray(value)
+    if not isinstance(value, Image.Image):
+        return value
+    buffer = io.BytesIO()
+    value.convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()

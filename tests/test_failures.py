@@ -47,6 +47,8 @@ CASES = [
     (MemoryError("Unable to allocate 9 TiB"), exit_codes.USER, "Unable to allocate 9 TiB.*BATCH_SIZE"),
     (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes"), exit_codes.USER, "device"),
     (JaxRuntimeError("UNAVAILABLE: coordination service"), exit_codes.PASSING, "Another process of this run"),
+    (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), exit_codes.PASSING, "Another process of"),
+    (RuntimeError("UNKNOWN: Gloo AllReduce failed: Read error"), exit_codes.PASSING, "Another process of this run"),
     (RuntimeError("Unable to initialize backend 'cuda': none"), exit_codes.USER, "JAX_PLATFORMS"),
     (OSError(errno.ENOSPC, "No space left on device", "/runs/a"), exit_codes.USER, r"no space is left.*\(/runs/a\)"),
     (PermissionError(errno.EACCES, "Permission denied", "/runs/a"), exit_codes.USER, "/runs/a cannot be used: Perm"),
@@ -74,6 +76,7 @@ def test_an_error_that_is_no_bug_is_one_paragraph(command, capsys, error, status
     "error",
     [
         ValueError("wrong"),
+        ValueError("Gloo is no backend"),
         KeyError("missing"),
         RuntimeError("RESOURCE_EXHAUSTED of something else"),
         OSError("without a number"),

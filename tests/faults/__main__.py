@@ -11,33 +11,19 @@ prints and writes, so a repeated trial strikes at the same place, but not in the
 
 import argparse
 import collections
-import os
 import random
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-# Before jax is imported: one device a process, little work for the compiler, and no threads before a fork.
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "CUDA_VISIBLE_DEVICES": "",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
-WORK = tempfile.mkdtemp(prefix="vadapter-faults-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(WORK, "compiled")
+from tests.faults import environment  # isort: skip  # before jax
 
-import orbax.checkpoint  # noqa: E402, F401
+import orbax.checkpoint  # noqa: F401
 
-from tests.faults import kinds  # noqa: E402
-from tests.faults.run import Run, Wrong  # noqa: E402
-from tests.faults.sessions import Hangs  # noqa: E402
+from tests.faults import kinds
+from tests.faults.run import Run, Wrong
+from tests.faults.sessions import Hangs
 
 PAIRS = 0.1  # share of the trials that have two processes
 
@@ -45,17 +31,20 @@ PAIRS = 0.1  # share of the trials that have two processes
 class Trials:
     """All trials of a seed, and what came of them by kind of fault."""
 
-    def __init__(self, seed: int, work: Path, pairs: float, disk: bool):
+    def __init__(self, seed: int, work: Path, pairs: float, disk: bool, group: str | None = None):
         self.seed, self.work, self.pairs, self.disk = seed, work, pairs, disk
+        self.group = kinds.GROUPS[group] if group else (*kinds.ONE, *kinds.TWO)
         self.whole: dict[tuple[int, int], dict] = {}
         self.table: dict[str, collections.Counter[str]] = {}
 
     def one(self, number: int) -> str | None:
         """Runs a trial; returns what was wrong."""
         chance = random.Random(f"{self.seed}/{number}")
-        two = chance.random() < self.pairs
+        two = chance.random() < self.pairs and not set(self.group).isdisjoint(kinds.TWO)
         known = kinds.TWO if two else kinds.ONE
-        names = chance.choices(sorted(known), k=chance.choice((1, 2, 2, 3)) if not two else 1)
+        names = chance.choices(
+            [name for name in sorted(known) if name in self.group], k=chance.choice((1, 2, 2, 3)) if not two else 1
+        )
         if not self.disk:
             names = [name for name in names if name != "disk full"] or ["SIGKILL"]
         folder = self.work / f"trial-{number}"
@@ -112,26 +101,28 @@ class Trials:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("python -m tests.faults", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser("python -m tests.faults", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--n", type=int, default=200, help="trials")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, metavar="N", help="this trial alone")
     parser.add_argument("--pairs", type=float, default=PAIRS, help="share of trials with two processes")
+    parser.add_argument("--kinds", choices=sorted(kinds.GROUPS), help="faults of this group alone")
     parser.add_argument("--minutes", type=float, help="begin no trial after so many")
     args = parser.parse_args()
-    began, work = time.monotonic(), Path(WORK)
+    began, work = time.monotonic(), Path(environment.WORK)
     with kinds.Disk(work / "probe") as probe:
         disk = probe.mounted
     if not disk:
         print("No disk can be mounted here: trials of a full one are left out.")
-    trials, wrong, done = Trials(args.seed, work, args.pairs, disk), 0, 0
+    trials, wrong, done = Trials(args.seed, work, args.pairs, disk, args.kinds), 0, 0
     for number in range(args.n) if args.only is None else (args.only,):
         if args.minutes is not None and time.monotonic() - began > 60 * args.minutes:
             break
         said, done = trials.one(number), done + 1
         if said:
             wrong += 1
-            print(f"{said}\n    Again: python -m tests.faults --seed {args.seed} --only {number}", flush=True)
+            group = f" --kinds {args.kinds}" if args.kinds else ""
+            print(f"{said}\n    Again: python -m tests.faults --seed {args.seed}{group} --only {number}", flush=True)
     trials.print()
     print(f"{done} trials of seed {args.seed} in {time.monotonic() - began:.0f} s, {wrong} wrong.")
     if wrong:

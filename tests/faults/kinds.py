@@ -173,6 +173,19 @@ TWO: dict[str, Fault] = {
     "two: SIGTERM to one": one_signal(signal.SIGTERM),
     "two: damage": damaged("flip"),
 }
+GROUPS = {
+    "kill": (
+        "SIGKILL",
+        "SIGTERM",
+        "SIGINT",
+        "two signals",
+        "two: one killed",
+        "two: both killed",
+        "two: SIGTERM to one",
+    ),
+    "disk": ("disk full",),
+    "damage": (*(f"damage: {kind}" for kind in damage.KINDS), "empty checkpoint", "two: damage"),
+}
 
 
 class Disk:

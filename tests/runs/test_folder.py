@@ -4,9 +4,11 @@ import errno
 import json
 import logging
 import os
+import sys
 import threading
 
 import pytest
+import tensorstore
 
 from vadapter.base import files, storage_errors
 from vadapter.base.errors import UserError
@@ -144,3 +146,23 @@ def test_threads_tell_of_the_disk_once_and_of_other_things_as_ever(capsys):
         threading.excepthook = former
         logger.removeHandler(handler)
     assert seen == ["a bug", "something else"]
+
+
+def test_a_result_that_comes_after_a_failed_save_prints_nothing(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: seen.append(str(args.exc_value)))
+
+    def ends(error):  # as threads of TensorStore tell of an error in what they call
+        def late(_):
+            raise error
+
+        promise, future = tensorstore.Promise.new()
+        future.add_done_callback(late)
+        promise.set_result(1)
+
+    with storage_errors.told_once():
+        ends(RuntimeError("Event loop is closed"))
+        ends(OSError(errno.ENOSPC, "full"))
+        ends(RuntimeError("a bug"))
+    ends(RuntimeError("Event loop is closed"))
+    assert seen == ["a bug", "Event loop is closed"]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from tests import saved
 from tests.training import small
@@ -108,3 +109,32 @@ def test_a_bucket_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
         monkeypatch.setattr(checkpointer._orbax, "restore", unanswered)
         with pytest.raises(ConnectionError, match="checkpoint_0 cannot be read now"):
             checkpointer.read(0, checkpointer.shapes(0))
+
+
+def test_a_process_that_is_lost_while_all_restore_is_no_damage(tmp_path, monkeypatch):
+    saved.save_params(str(tmp_path), {"a": np.ones(2)})
+    with checkpoints.Checkpointer(str(tmp_path), read_only=True) as checkpointer:
+
+        def lost(*_, **__):
+            raise ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+        monkeypatch.setattr(checkpointer._orbax, "restore", lost)
+        with pytest.raises(ValueError, match="Gloo") as found:
+            checkpointer.read(0, checkpointer.shapes(0))
+        assert not isinstance(found.value, UserError)
+
+
+def test_a_lost_answer_of_a_bucket_leaves_nothing_of_a_checkpoint(tmp_path, monkeypatch):
+    saved.save_params(str(tmp_path), {"a": np.ones(2)})
+    real, asked = type(epath.Path(tmp_path)).rmtree, []
+
+    def lost_at_first(path, missing_ok=False):
+        asked.append(path)
+        if len(asked) == 1:
+            raise FileNotFoundError("deleted already, in the first of two tries")
+        real(path, missing_ok)
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "rmtree", lost_at_first)
+    monkeypatch.setattr(checkpoints, "is_remote", lambda path: True)
+    checkpoints.drop_after(str(tmp_path), -1)
+    assert not (tmp_path / "checkpoint_0").exists()

@@ -3,6 +3,7 @@
 import errno
 import logging
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,7 +63,8 @@ def reason(error: BaseException | None) -> str | None:
 def told_once() -> Iterator[None]:
     """Keeps threads of libraries from telling of such errors too, each with a traceback of its own.
 
-    The error itself is raised where the thread is waited for.
+    The error itself is raised where the thread is waited for. After it, results of TensorStore's other writes come to
+    an event loop that Orbax has closed; nobody waits for them.
     """
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -73,14 +75,19 @@ def told_once() -> Iterator[None]:
         if reason(args.exc_value) is None:
             former(args)
 
-    former = threading.excepthook
+    def unraisable(args: Any) -> None:
+        late = isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed"
+        if not late and reason(args.exc_value) is None:
+            former_unraisable(args)
+
+    former, former_unraisable = threading.excepthook, sys.unraisablehook
     loggers = [logging.getLogger("absl"), logging.getLogger()]
-    threading.excepthook = hook
+    threading.excepthook, sys.unraisablehook = hook, unraisable
     for logger in loggers:
         logger.addFilter(is_other)
     try:
         yield
     finally:
-        threading.excepthook = former
+        threading.excepthook, sys.unraisablehook = former, former_unraisable
         for logger in loggers:
             logger.removeFilter(is_other)

@@ -5,7 +5,7 @@ import sys
 from typing import NamedTuple
 
 import vadapter
-from vadapter.base import exit_codes, storage_errors
+from vadapter.base import exit_codes, lost_processes, storage_errors
 from vadapter.base.errors import UserError
 
 _NETWORK = ("google.api_core", "google.auth", "requests", "urllib3", "httpx", "aiohttp", "huggingface_hub")
@@ -16,14 +16,6 @@ _PASSING = {
 }
 # What jax, XLA, Orbax and TensorFlow say in errors that have no class of their own.
 _DEVICE_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
-_OTHERS_LOST = (
-    "DEADLINE_EXCEEDED",
-    "UNAVAILABLE",
-    "coordination service",
-    "Gloo",
-    "heartbeat timeout",
-    "Connection reset by peer",
-)
 _NO_BACKEND = ("Unable to initialize backend", "Unknown backend")
 
 
@@ -74,7 +66,7 @@ def _memory(error: BaseException) -> Failure | None:
             "(BATCH_SIZE) or model, fewer batches ahead (LoaderConfig.prefetch), or a machine with more memory.",
             exit_codes.USER,
         )
-    if _of_jax(error) and any(text in said for text in _DEVICE_MEMORY):
+    if lost_processes.of_jax(error) and any(text in said for text in _DEVICE_MEMORY):
         return Failure(
             f"The memory of a device did not suffice: {_first_line(said)} Use a smaller batch (BATCH_SIZE) or more "
             "parts of it (OptimizerConfig.accumulate), recompute activations (remat), spread the model over more "
@@ -105,9 +97,9 @@ def _jax(error: BaseException) -> Failure | None:
             "cpu, or unset it; or install the jax of the device (docs/howto.md).",
             exit_codes.USER,
         )
-    if _of_jax(error) and any(text in said for text in _OTHERS_LOST):
+    if (lost := lost_processes.said(error)) is not None:
         return Failure(
-            f"Another process of this run was lost or did not answer: {_first_line(said)} Start all of them again; "
+            f"Another process of this run was lost or did not answer: {_first_line(lost)} Start all of them again; "
             "the run goes on from its last checkpoint.",
             exit_codes.PASSING,
         )
@@ -128,10 +120,6 @@ def _file(error: BaseException) -> Failure | None:
         "used.",
         exit_codes.USER,
     )
-
-
-def _of_jax(error: BaseException) -> bool:
-    return any(kind.__name__ in ("JaxRuntimeError", "XlaRuntimeError") for kind in type(error).__mro__)
 
 
 def _first_line(said: str) -> str:

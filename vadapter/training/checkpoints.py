@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from vadapter.base import buckets, checksums, trees
+from vadapter.base import buckets, checksums, lost_processes, trees
 from vadapter.base.array_types import PyTree
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
@@ -86,6 +86,16 @@ def newest(model_dir: str) -> int | None:
     return None
 
 
+def _delete(folder: epath.Path) -> None:
+    try:
+        folder.rmtree()
+    except FileNotFoundError:
+        if not is_remote(folder):
+            raise
+        # A bucket whose answer was lost is asked again, and has no such file any more. The rest of the folder is there.
+        folder.rmtree(missing_ok=True)
+
+
 def split(path: str) -> tuple[str, int | None]:
     """Returns the MODEL_DIR of a path, and the step that it names: None where it is no `checkpoint_<step>` folder."""
     path = path.rstrip("/")
@@ -130,7 +140,7 @@ def drop_after(model_dir: str, step: int) -> list[int]:
     """Deletes the checkpoints of later steps, and `done.json`. To be called by one process; returns the steps."""
     later = [s for s in _named(model_dir) if s > step]
     for s in later:
-        _path(model_dir, s).rmtree()
+        _delete(_path(model_dir, s))
     (epath.Path(model_dir) / "done.json").unlink(missing_ok=True)
     return later
 
@@ -175,7 +185,7 @@ class Checkpointer:
             epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
             for path in epath.Path(model_dir).iterdir():  # of a process that was killed
                 if _UNFINISHED.fullmatch(path.name):
-                    path.rmtree()
+                    _delete(path)
 
     def latest(self) -> int | None:
         """Returns the step of the newest checkpoint of this run, or None."""
@@ -230,7 +240,7 @@ class Checkpointer:
         for step in _named(self._model_dir):
             if step < before and step not in kept:
                 try:
-                    _path(self._model_dir, step).rmtree()
+                    _delete(_path(self._model_dir, step))
                 except OSError as e:  # no reason to lose the new one
                     integrity.tell(f"{_path(self._model_dir, step)} could not be deleted ({e}).")
 
@@ -315,6 +325,8 @@ class Checkpointer:
         try:
             yield
         except (ValueError, KeyError, AttributeError, TypeError, OSError) as e:
+            if lost_processes.said(e) is not None:  # a restore waits for all processes
+                raise
             said = (str(e).splitlines() or [type(e).__name__])[0]
             if isinstance(e, ConnectionError | TimeoutError) or any(word in str(e) for word in _PASSING):
                 raise ConnectionError(f"{self._model_dir}/checkpoint_{step} cannot be read now ({said:.200})") from e

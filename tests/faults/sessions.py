@@ -72,9 +72,10 @@ class Session:
         return self.status
 
     def destroy(self) -> None:
-        """Ends it if it runs still."""
-        self.send(signal.SIGKILL)
-        self.end()
+        """Ends it if it runs still, however long it has run."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def _check_time(self) -> None:
         if time.monotonic() - self.began > LIMIT:

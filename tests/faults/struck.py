@@ -24,6 +24,7 @@ from vadapter.runs import lock
 from vadapter.training import checkpoints, freezing, initialize, loop
 
 STEPS = 12
+PATIENCE = 60  # seconds in which processes wait for one that never comes: less than the harness waits for them
 PAUSE = 0.01  # seconds before a batch, so that a run lasts long enough to be struck everywhere
 
 
@@ -57,7 +58,7 @@ def run(folder: str, report: str, every: int, keep: int) -> int:
 
 
 def _train(folder: str, report: str, every: int, keep: int) -> int:
-    hosts.start()
+    hosts.start(hosts.HostsConfig(initialization_timeout=PATIENCE))
     if jax.process_count() > 1:  # a process's program is that of its own devices
         jax.config.update("jax_enable_compilation_cache", False)
     partitioner = small.partitioner(data=jax.device_count())

@@ -80,7 +80,7 @@ setup(
         "beam": ["apache-beam[gcp]>=2.77"],
         "gguf": GGUF,
         "open": [*GGUF, "onnx>=1.17", "resvg-py>=0.2"],
-        "parity": ["accelerate>=1.1", "torch>=2.6", "transformers>=5"],  # accelerate: transformers reads GGUF by it
+        "parity": ["accelerate>=1.1", "peft>=0.17", "torch>=2.6", "transformers>=5"],  # GGUF is read by accelerate
         "test": [
             *(*GCS, *GGUF, "build>=1.2", "jax[tpu]>=0.10", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"),
             *("huggingface_hub>=1.0", "hypothesis>=6.100", "ipykernel>=6", "nbclient>=0.10", "nbformat>=5"),

@@ -136,14 +136,15 @@ def _read(model: Decoder, tokens: jax.Array, mask: jax.Array, positions: jax.Arr
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(config: DecoderConfig, params: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+def traced_logits(config: DecoderConfig, params: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """As `logits`, for gradients; at padding they are anything."""
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     return Decoder(config).apply({"params": params}, tokens, mask, positions, None, method=_read)[0]
 
 
 def logits(config: DecoderConfig, params: Any, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Returns the logits of rows padded anywhere, 0 at padding."""
-    return np.asarray(_logits(config, params, tokens, mask)) * mask[..., None]
+    return np.asarray(traced_logits(config, params, tokens, mask)) * mask[..., None]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

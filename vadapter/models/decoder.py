@@ -19,6 +19,7 @@ from vadapter.models.flops import FlopCounter
 from vadapter.models.kv_cache import KVCache
 from vadapter.models.layer_inputs import AttentionInputs, LayerInputs, SharedInputs
 from vadapter.models.layers import Norm, dense, named
+from vadapter.models.lora import LoraConfig
 from vadapter.models.masks import Visibility
 from vadapter.models.positions import RopeScaling, apply_rope, rope_frequencies, rope_rotation
 from vadapter.partitioning import constrain
@@ -66,6 +67,7 @@ class DecoderConfig:
         attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs; see `attention.attend`.
         dtype: of the computation: `float32` or `bfloat16`.
         remat: what the backward pass recomputes: `none`, `full` or `dots`.
+        lora: small trained maps beside those of the layers; None has none.
     """
 
     stack: ClassVar[str] = "layers"
@@ -106,6 +108,7 @@ class DecoderConfig:
     attention_impl: AttentionImpl = "xla"
     dtype: str = "bfloat16"
     remat: layers.Remat = "none"
+    lora: LoraConfig | None = None
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
@@ -113,6 +116,8 @@ class DecoderConfig:
                 f"DecoderConfig: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}."
             )
         self._check_rope()
+        if self.lora is not None:
+            self.lora.check(self._maps, "the decoder")
         layers.known("qk_norm_over", self.qk_norm_over, ("head", "all_heads"))
         if unknown := set(self.attention_pattern) - {"global", "local"}:
             raise UserError(
@@ -136,6 +141,14 @@ class DecoderConfig:
             raise UserError("DecoderConfig: rope_pattern is empty; (True,) rotates in all layers.")
         if self.rope_scaling:
             self.rope_scaling.check_channels(self.rotated)
+
+    @property
+    def _maps(self) -> dict[str, tuple[int, int]]:
+        heads, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        outputs = {"query": heads, "key": kv, "value": kv}
+        attention = {f"attention/{name}": (self.width, size) for name, size in outputs.items()}
+        wide = {f"mlp/{name}": (self.width, self.mlp_dim) for name in (("gate", "up") if self.gated else ("up",))}
+        return attention | {"attention/out": (heads, self.width)} | wide | {"mlp/down": (self.mlp_dim, self.width)}
 
     @property
     def local_layers(self) -> tuple[bool, ...]:
@@ -191,7 +204,7 @@ class Attention(nn.Module):
         """Returns what attention adds, and the cached keys and values with the new ones (None without a cache)."""
         c = self.config
         inputs = shared.attention(own)
-        common: dict[str, Any] = {"bias": c.qkv_bias, "dtype": c.dtype}
+        common: dict[str, Any] = {"bias": c.qkv_bias, "dtype": c.dtype, "lora": c.lora}
         query = dense((c.num_heads, c.head_dim), ("embed", "heads", "kv"), name="query", **common)(x)
         # The kernels of one head are small: to gather them in each layer takes longer than to keep them whole.
         names = (None if c.num_kv_heads == 1 else "embed", "kv_heads", "kv")
@@ -218,7 +231,9 @@ class Attention(nn.Module):
             impl=c.attention_impl,
         )
         out = constrain(out, "batch", "length", "activation_heads", None)
-        return dense(c.width, ("heads", "kv", "embed"), name="out", axis=(-2, -1), dtype=c.dtype)(out), read
+        return dense(c.width, ("heads", "kv", "embed"), name="out", axis=(-2, -1), dtype=c.dtype, lora=c.lora)(
+            out
+        ), read
 
     def _norm(self, name: str, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
         c = self.config
@@ -250,7 +265,7 @@ class Layer(nn.Module):
             y = norm(name, y) if c.post_norms else y
             return y if c.residual_multiplier == 1 else y * c.residual_multiplier
 
-        mlp = layers.GatedMlp(c.mlp_dim, c.activation, c.gated, dtype=c.dtype, name="mlp")
+        mlp = layers.GatedMlp(c.mlp_dim, c.activation, c.gated, dtype=c.dtype, lora=c.lora, name="mlp")
         y = before("pre_attention_norm", x)
         out, read = Attention(c, name="attention")(y, own, shared)
         out = after("post_attention_norm", out)

@@ -14,6 +14,8 @@ import jax
 from vadapter.base import trees
 from vadapter.base.batch import Counts
 
+_MAPS = ("/kernel", "/lora_a", "/lora_b")
+
 FlopsOf = Callable[[Any], dict[str, float]]
 
 # Dense bf16 FLOP/s of one jax device, by the start of its device_kind; the longest that fits counts. Vendors' figures.
@@ -83,14 +85,14 @@ class FlopCounter:
         return 2.0 * self.sizes[path] * tokens * (1 + (path in self.trainable) + flows)
 
     def kernels(self, tokens: float | Callable[[str], float], flows: bool | None = None) -> float:
-        """FLOPs of all kernels of the part (parameters named `kernel`, as linear maps have them).
+        """FLOPs of all kernels of the part (parameters named `kernel`, as linear maps have them, and those of LoRA).
 
         Args:
             tokens: how many tokens the kernels multiply, or a function that says so of a kernel's path below the part.
             flows: see `matmul`.
         """
         start = len(self.name) + 1
-        mine = (p[start:] for p in self.sizes if p.startswith(f"{self.name}/") and p.endswith("/kernel"))
+        mine = (p[start:] for p in self.sizes if p.startswith(f"{self.name}/") and p.endswith(_MAPS))
         return sum(self.matmul(p, tokens(p) if callable(tokens) else tokens, flows) for p in mine)
 
     def attention(self, queries: float, keys: float, width: int, layers: int, causal: bool = False) -> float:

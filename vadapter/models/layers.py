@@ -11,6 +11,8 @@ from flax.linen.dtypes import promote_dtype
 from vadapter.base import quantization
 from vadapter.base.array_types import Array, Float
 from vadapter.base.errors import UserError
+from vadapter.models import lora as lora_lib
+from vadapter.models.lora import LoraConfig
 from vadapter.partitioning import constrain
 
 NormKind = Literal["rms", "rms_plus_one", "layer", "layer_no_bias"]
@@ -92,6 +94,27 @@ def _dot_general_cls() -> Callable:
     return _dot_general
 
 
+class Linear(nn.DenseGeneral):
+    """`nn.DenseGeneral`, with LoRA beside its kernel where that is asked for.
+
+    Attributes:
+        lora: what to add, to maps whose path in a layer it matches.
+        axis_names: logical axis names of the kernel.
+    """
+
+    lora: LoraConfig | None = None
+    axis_names: tuple[str | None, ...] = ()
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        y = super().__call__(inputs)
+        if self.lora is None or not self.lora.matches("/".join(self.path[-2:])):
+            return y
+        axes = (self.axis,) if isinstance(self.axis, int) else tuple(self.axis)
+        outputs = (self.features,) if isinstance(self.features, int) else tuple(self.features)
+        return y + lora_lib.add(self, self.lora, inputs.astype(y.dtype), axes, outputs, self.axis_names)
+
+
 def dense(
     features: int | Sequence[int],
     names: Sequence[str | None],
@@ -101,6 +124,7 @@ def dense(
     bias: bool = False,
     dtype: str = "float32",
     init: Callable = fan_in,
+    lora: LoraConfig | None = None,
 ) -> nn.DenseGeneral:
     """A linear map over `axis` of its input to `features`, parameters `kernel` (input axes, then features) and `bias`.
 
@@ -114,9 +138,12 @@ def dense(
         bias: whether there is one.
         dtype: of the computation; parameters are made in f32.
         init: kernel initialiser.
+        lora: adds a low-rank map where it matches the last two words of the map's path.
     """
     outputs = 1 if isinstance(features, int) else len(features)
-    return nn.DenseGeneral(
+    return Linear(
+        lora=lora,
+        axis_names=tuple(names),
         features=features,
         axis=axis,
         use_bias=bias,
@@ -168,19 +195,21 @@ class GatedMlp(nn.Module):
         act: activation of the gate.
         gated: whether there is a gate (GeGLU, SwiGLU, ...).
         dtype: of the computation.
+        lora: of the maps.
     """
 
     mlp_dim: int
     act: Activation = "gelu_tanh"
     gated: bool = True
     dtype: str = "float32"
+    lora: LoraConfig | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         def wide(name: str) -> Array:
-            maps = dense(self.mlp_dim, ("embed", "mlp"), name=name, dtype=self.dtype)
+            maps = dense(self.mlp_dim, ("embed", "mlp"), name=name, dtype=self.dtype, lora=self.lora)
             return constrain(maps(x), "batch", "length", "activation_mlp")
 
         act = activation(self.act)
         hidden = act(wide("gate")) * wide("up") if self.gated else act(wide("up"))
-        return dense(x.shape[-1], ("mlp", "embed"), name="down", dtype=self.dtype)(hidden)
+        return dense(x.shape[-1], ("mlp", "embed"), name="down", dtype=self.dtype, lora=self.lora)(hidden)

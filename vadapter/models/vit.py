@@ -17,6 +17,7 @@ from vadapter.models.attention import AttentionImpl, attend
 from vadapter.models.configuration import encoder
 from vadapter.models.flops import FlopCounter
 from vadapter.models.layers import Norm, dense, named
+from vadapter.models.lora import LoraConfig
 from vadapter.models.positions import Rotation, apply_rope
 from vadapter.partitioning import constrain
 
@@ -69,6 +70,7 @@ class ViTConfig:
         attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs; see `attention.attend`.
         dtype: of the computation; patch and position embeddings are always in f32.
         remat: what the backward pass recomputes: `none`, `full` or `dots`.
+        lora: small trained maps beside those of the layers; None has none.
     """
 
     stack: ClassVar[str] = "Transformer/encoderblock"
@@ -102,6 +104,7 @@ class ViTConfig:
     attention_impl: AttentionImpl = "xla"
     dtype: str = "bfloat16"
     remat: layers.Remat = "none"
+    lora: LoraConfig | None = None
 
     def __post_init__(self):
         resizing.parse(self.resize)
@@ -123,6 +126,8 @@ class ViTConfig:
                 f"ViTConfig: position_grid {self.position_grid} is the size of a table, and {self.positions} positions "
                 "have none. Leave position_grid at None."
             )
+        if self.lora is not None:
+            self.lora.check(self._maps, "the vision encoder")
         rotated = {"rotary": self.head_dim, "sines": self.width}.get(self.positions, 0)
         if rotated % 4:
             raise UserError(
@@ -130,6 +135,13 @@ class ViTConfig:
                 f"({'a head' if self.positions == 'rotary' else 'a token'}), and these are {rotated}. Change width or "
                 "num_heads."
             )
+
+    @property
+    def _maps(self) -> dict[str, tuple[int, int]]:
+        square, wide = (self.width, self.width), (self.width, self.mlp_dim)
+        attention = {f"MultiHeadDotProductAttention_0/{name}": square for name in ("query", "key", "value", "out")}
+        mlp = {f"MlpBlock_0/{name}": wide for name in (("Gate", "Dense_0") if self.gated else ("Dense_0",))}
+        return attention | mlp | {"MlpBlock_0/Dense_1": (self.mlp_dim, self.width)}
 
     @property
     def head_dim(self) -> int:
@@ -182,7 +194,7 @@ class MlpBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
         c = self.config
-        options = {"bias": "mlp" in c.biases, "dtype": c.dtype, "init": _xavier}
+        options = {"bias": "mlp" in c.biases, "dtype": c.dtype, "init": _xavier, "lora": c.lora}
 
         def wide(name: str) -> Array:
             y = dense(c.mlp_dim, ("embed", "mlp"), name=name, **options)(x)
@@ -212,7 +224,7 @@ class SelfAttention(nn.Module):
 
         def heads(name: str) -> Array:
             shape, names = (c.num_heads, c.head_dim), ("embed", "heads", "kv")
-            y = dense(shape, names, name=name, bias=name in c.biases, dtype=c.dtype, init=_xavier)(x)
+            y = dense(shape, names, name=name, bias=name in c.biases, dtype=c.dtype, init=_xavier, lora=c.lora)(x)
             return constrain(y, "batch", "length", "activation_heads", None)
 
         query, key, value = heads("query"), heads("key"), heads("value")
@@ -222,7 +234,8 @@ class SelfAttention(nn.Module):
             query, key = apply_rope(query, rotation), apply_rope(key, rotation)
         y = attend(query, key, value, None, scale=c.head_dim**-0.5, impl=c.attention_impl)
         names, bias = ("heads", "kv", "embed"), "out" in c.biases
-        return dense(c.width, names, name="out", axis=(-2, -1), bias=bias, dtype=c.dtype, init=_xavier)(y)
+        out = dense(c.width, names, name="out", axis=(-2, -1), bias=bias, dtype=c.dtype, init=_xavier, lora=c.lora)
+        return out(y)
 
 
 class EncoderBlock(nn.Module):

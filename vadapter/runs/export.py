@@ -13,6 +13,8 @@ from flax import linen as nn
 from vadapter.base import files, trees
 from vadapter.base.errors import UserError
 from vadapter.base.paths import relative, resolve
+from vadapter.models import lora
+from vadapter.models.stacks import layer_stacks, with_stack
 from vadapter.models.vlm import VLM, VLMConfig
 from vadapter.partitioning import abstract_params
 from vadapter.runs import bundle as bundles
@@ -22,17 +24,20 @@ from vadapter.training import checkpoints
 from vadapter.training.sources import Offer, Reference, Source, check_same, look
 
 
-def export(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], step: int | None = None) -> Bundle:
+def export(
+    checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], step: int | None = None, *, merge: bool = False
+) -> Bundle:
     """Makes a bundle of a run.
 
     Args:
         checkpoint: a MODEL_DIR, or one of its `checkpoint_<step>` folders.
         out: folder to write.
         step: which checkpoint; default the latest.
+        merge: adds LoRA to the kernels beside it, which the bundle then holds; the model has no LoRA any more.
 
     Raises:
         UserError: the folder is not that of a run with an adapter, a source of the run has changed, or there is
-            something at `out`.
+            something at `out`; or `merge` of a model without LoRA.
     """
     out = os.fspath(out)
     model_dir, step = checkpoints.locate(os.fspath(checkpoint), step)
@@ -46,9 +51,15 @@ def export(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], step
     frozen = {path: x for path, x in abstract.items() if path not in own}
     taken: dict[str, np.ndarray] = {}
     backbones = []
+    merged = _beside(own) if merge else frozenset()
+    if merge and not merged:
+        raise UserError(f"{model_dir} trained no LoRA, so there is nothing to merge. Export it without merging.")
     for reference, offer, paths in _givers(run, abstract, frozen, model_dir):
         parts = Counter()
-        for path in paths:
+        if inner := [path for path in paths if path in merged]:
+            check_same(reference, offer.reference(offer.folder, frozen), f"The run {model_dir}")
+            own |= _read(offer, {path: offer.taken[path] for path in inner})
+        for path in (path for path in paths if path not in merged):
             parts[path.split("/")[0]] += frozen[path].size
         if parts.pop("adapter", None):
             check_same(reference, offer.reference(offer.folder, frozen), f"The run {model_dir}")
@@ -57,9 +68,36 @@ def export(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], step
         if parts:
             path = relative(offer.folder, out)
             backbones.append(Backbone(dict(parts), path, reference.step, reference.rules, reference.sha256))
+    if merge:
+        own = _merged(description.model, own)
+        description = dataclasses.replace(description, model=_without_lora(description.model))
     training = {**description.training, **_outcome(model_dir, step), "sources": _names(run)}
     moved = dataclasses.replace(description.moved(model_dir, out), training=training)
     return bundles.write(out, moved, {**taken, **own}, step=step, backbones=backbones, frozen=list(taken))
+
+
+def _beside(own: Collection[str]) -> frozenset[str]:
+    """The kernels that LoRA stands beside."""
+    return frozenset(path.removesuffix("lora_a") + "kernel" for path in own if path.endswith("/lora_a"))
+
+
+def _merged(model: VLMConfig, own: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def scale(path: str) -> float:
+        part = model.encoder if path.startswith("encoder/") else model.decoder
+        if path.startswith("adapter/"):
+            part = getattr(model.adapter, "lm", None)
+        return getattr(part, "lora").scale  # noqa: B009
+
+    # In f32: rounded to bf16, what LoRA learned would be lost where it is small beside the kernel.
+    wide = {p: np.asarray(x, np.float32) if p in _beside(own) else x for p, x in own.items()}
+    return {path: np.asarray(x) for path, x in trees.flatten(lora.merge(trees.unflatten(wide), scale)).items()}
+
+
+def _without_lora(config: Any) -> Any:
+    for place, stack in layer_stacks(config).items():
+        if getattr(stack, "lora", None) is not None:
+            config = with_stack(config, place, lora=None)
+    return config
 
 
 def _givers(

@@ -41,8 +41,8 @@ def warm_start(
         All parameters, and the record of the bundle for the run's checkpoints.
 
     Raises:
-        UserError: the bundle is damaged, has another adapter or other backbones than the run, or parameters that the
-            run freezes at other values.
+        UserError: the bundle is damaged, has another adapter, LoRA or other backbones than the run, or parameters that
+            the run freezes at other values (merged kernels too).
     """
     what = f"The bundle {bundle.folder}"
     _check_adapter(bundle, model)
@@ -53,8 +53,8 @@ def warm_start(
         kept = storage.keep(path, x)
         if path not in storage.trained and not _equal(kept, flat[path]):
             raise UserError(
-                f"{what} has other values for {path} than the sources of this run, which freezes it. Train it, or give "
-                "the source that the bundle was trained with."
+                f"{what} has other values for {path} than the sources of this run, which freezes it. Train it, give "
+                "the source that the bundle was trained with, or, if LoRA was merged into it, export without --merge."
             )
         flat[path] = kept
     trained = sum(path in storage.trained for path in arrays)
@@ -83,6 +83,13 @@ def _check_adapter(bundle: Bundle, model: Any) -> None:
             f"The bundle {bundle.folder} has another adapter than this run: {_difference(theirs, ours)}. Use the "
             "adapter's configuration of the bundle (its bundle.json)."
         )
+    for part in ("encoder", "decoder"):
+        before, now = (getattr(getattr(x, part, None), "lora", None) for x in (bundle.description.model, model))
+        if before is not None and before != now:  # another alpha would change what its LoRA computes
+            raise UserError(
+                f"The bundle {bundle.folder} has {before} in its {part}, and this run has {now or 'no LoRA'}. Use the "
+                "bundle's, or a bundle of a run before LoRA."
+            )
 
 
 def _lasting(record: Any) -> Any:

@@ -20,14 +20,36 @@ def partition(params: trees.Tree, trainable: Sequence[str]) -> tuple[dict[str, A
         trainable: regexes; a parameter whose whole path one of them matches is trained, the others are frozen.
 
     Raises:
-        UserError: a pattern matches nothing, or there are no patterns.
+        UserError: a pattern matches nothing, or there are no patterns; or LoRA stands beside a trained kernel, or one
+            of its two parts is trained alone.
     """
     if not trainable:
         raise UserError(
             "No parameter is trainable: the list of trainable patterns is empty. Give regexes of parameter paths, such "
             "as 'adapter/.*'."
         )
-    return trees.split(params, trainable, "trainable pattern")
+    trained, frozen = trees.split(params, trainable, "trainable pattern")
+    _check_lora(trees.flatten(trained), trees.flatten(frozen))
+    return trained, frozen
+
+
+def _check_lora(trained: dict[str, Any], frozen: dict[str, Any]) -> None:
+    """A low-rank map stands beside a frozen kernel, and is trained itself; both of its parts are."""
+    for path in trained:
+        place, _, name = path.rpartition("/")
+        if name in ("lora_a", "lora_b") and f"{place}/kernel" in trained:
+            raise UserError(
+                f"{place} has LoRA, and its kernel is trained already. Take the kernel out of the trainable patterns, "
+                "or the map out of LoraConfig.targets."
+            )
+    for path in frozen:
+        place, _, name = path.rpartition("/")
+        other = f"{place}/lora_{'b' if name == 'lora_a' else 'a'}"
+        if name in ("lora_a", "lora_b") and other in trained:
+            raise UserError(
+                f"{other} is trained and {path} is frozen. Choose both or neither: the trainable pattern for LoRA is "
+                "'.*/lora_[ab]'."
+            )
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:

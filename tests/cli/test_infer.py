@@ -1,14 +1,24 @@
 """`vadapter infer` on several files and folders, and its settings of decoding."""
 
+import io
+import json
 import os
+import subprocess
+import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests import hang
 from tests.tiny_bundle import write_bundle
+from vadapter.base.errors import UserError
 from vadapter.cli.main import main
+from vadapter.generation.config import DecodingConfig
+from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
+from vadapter.runs.load import load
+from vadapter.runs.many import Item, say
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +82,91 @@ def test_a_setting_of_another_way_of_decoding_is_refused(folder, capsys, setting
     assert infer(folder, picture, f"--{setting}") == 2
     assert f"Add --decoding={method}" in capsys.readouterr().err
     assert infer(folder, picture, f"--{setting}", f"--decoding={method}") == 0
+
+
+def records_of(folder, tmp_path):
+    """Five records, of which the second and the fourth cannot be answered."""
+    photo = str(folder / "photos" / "a.png")
+    os.symlink(folder / "photos" / "b.JPG", tmp_path / "beside.jpg")
+    lines = [
+        json.dumps({"id": "one", "image": photo}),
+        json.dumps({"image": "missing.png", "question": "what ?"}),
+        json.dumps({"image": "beside.jpg", "question": "what ?"}),
+        '{"image": ',
+        json.dumps({"id": 5, "image": photo, "question": None}),
+    ]
+    path = tmp_path / "records.jsonl"
+    path.write_text("\n".join(lines) + "\n\n")
+    return path
+
+
+def test_records_give_an_object_each_and_a_bad_one_its_error(folder, tmp_path, capsys):
+    path = records_of(folder, tmp_path)
+    assert infer(folder, f"--jsonl={path}", f"--out={tmp_path / 'out.jsonl'}") == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "2 of 5 records cannot be answered" in said.err and "Traceback" not in said.err
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in found] == [1, 2, 3, 4, 5] and found[0]["id"] == "one" and found[4]["id"] == 5
+    assert ["text" in row for row in found] == [True, False, True, False, True]
+    assert "missing.png" in found[1]["error"] and "Line 4" in found[3]["error"]
+    assert found[0]["text"] == found[4]["text"]
+
+
+def test_an_interrupted_output_goes_on(folder, tmp_path, capsys):
+    path, out = records_of(folder, tmp_path), tmp_path / "out.jsonl"
+    infer(folder, f"--jsonl={path}", f"--out={out}")
+    whole = out.read_text()
+    lines = whole.splitlines(keepends=True)
+    kept = lines[0].replace('"text": "', '"text": "kept')
+    out.write_text(kept + lines[1] + lines[2][:20])  # the third was being written
+    infer(folder, f"--jsonl={path}", f"--out={out}")
+    assert out.read_text() == kept + "".join(lines[1:])
+    out.write_text(lines[1])
+    assert infer(folder, f"--jsonl={path}", f"--out={out}") == 2
+    assert "is no result of record 1" in capsys.readouterr().err and out.read_text() == lines[1]
+
+
+def test_records_come_from_stdin_and_go_to_stdout(folder, monkeypatch, capsys):
+    line = json.dumps({"image": str(folder / "photos" / "a.png")}).encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(line)))
+    assert infer(folder, "--jsonl=-") == 0
+    assert json.loads(capsys.readouterr().out)["text"] is not None
+
+
+def test_a_pattern_names_files(folder, capsys):
+    assert infer(folder, "--media", str(folder / "photos" / "*.png"), str(folder / "*" / "more" / "?.png")) == 0
+    assert named(capsys.readouterr().out) == ["a.png", "c.png"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("--jsonl=no.jsonl",), ("--jsonl=/dev/zero",), ("--jsonl=a.jsonl", "--media=a.png"), ("--media=*.nothing",)],
+)
+def test_what_cannot_be_read_is_refused_before_the_model_is_read(capsys, arguments):
+    with hang.stopped():
+        assert main(["infer", "--bundle=nowhere", *arguments]) == 2
+    assert "--media" in (said := capsys.readouterr().err) or "--jsonl" in said
+
+
+def test_many_at_a_time_say_what_each_says_alone(folder):
+    """On one device, where they are decoded together."""
+    trained = load(folder / "bundle", partitioner=Partitioner(make_mesh(MeshConfig(), jax.devices()[:1])))
+    paths = [str(folder / "photos" / name) for name in ("a.png", "b.JPG", "more/c.png")]
+    decoding = DecodingConfig(max_new_tokens=5)
+    items = [Item(path, question) for question in (None, "what ?", "who ?") for path in paths]
+    items.insert(4, Item("nowhere.png"))
+    items.insert(0, Item(error="no record"))
+    found = list(say(trained, items, decoding, rows=2))
+    assert [said.error is None for said in found] == [item.error is None and item.media in paths for item in items]
+    for item, said in zip(items, found, strict=True):
+        if said.error is None and item.question is None:
+            assert said.text == trained.caption(item.media, decoding=decoding)
+        elif said.error is None and item.question is not None:
+            assert said.text == trained.answer(item.media, item.question, decoding=decoding)
+    with pytest.raises(UserError, match="<media>"):
+        list(say(trained, [Item(paths[0], prompt="no place for it")]))
+
+
+def test_help_and_mistakes_answer_without_jax():
+    code = "import sys, vadapter.cli.infer; sys.exit('jax' in sys.modules or 'tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -192,6 +192,18 @@ def test_captions_and_questions_are_scored_apart():
     json.dumps(result.records)
 
 
+def test_a_stream_of_texts_gives_the_records_that_batches_give():
+    rows = [{"id": i, "references": ["a red square"], "valid": i < 3, "thumbnail": PICTURE} for i in range(4)]
+    ids = np.array([[2, 3, 4, 1], [2, 4, -1, -1], [5, 1, 0, 0], [2, 2, 2, 2]])
+
+    def stream(params, batches):
+        return ((ids, other) for _, other in batches)
+
+    plain, streamed = generation(rows, ids), generation(rows, None, stream=stream)
+    assert [r["prediction"] for r in streamed.records] == ["a red square", "a square", "2"]
+    assert streamed.records == plain.records and streamed.scalars == plain.scalars
+
+
 def test_pictures_carry_predictions():
     row = {"question": "how many?", "references": ["2"], "valid": True, "thumbnail": VIDEO}
     rows = [{"id": i, **row} for i in range(70)]

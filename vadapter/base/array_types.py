@@ -5,6 +5,6 @@ a medium, Q learned queries, T query length, S key length, N heads, K key/value 
 V vocabulary, C colour channels, L targets of a row, G label groups.
 """
 
-from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt8
 
-__all__ = ["Array", "Bool", "Float", "Int", "PyTree", "UInt8"]
+__all__ = ["Array", "Bool", "Float", "Int", "PyTree", "Shaped", "UInt8"]

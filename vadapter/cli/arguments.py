@@ -31,9 +31,11 @@ def trained(args: argparse.Namespace, partitioner: "Partitioner | None" = None) 
     Raises:
         UserError: as `vadapter.runs.load.load`; or --step was given with a bundle.
     """
+    from vadapter.base import compile_cache
     from vadapter.runs import bundle
     from vadapter.runs.load import load
 
+    compile_cache.start()
     if args.bundle:
         if args.step is not None:
             raise UserError("--step goes with --model_dir, which was not given. Leave it out.")

@@ -1,15 +1,19 @@
-"""Captions an image or a video, or answers a question about it.
+"""Captions images and videos, or answers questions about them.
 
 vadapter infer --model_dir=runs/queries --media=photo.jpg
 vadapter infer --bundle=owl --media=clip.mp4 --question='what moves ?'
 vadapter infer --bundle=owl --media photos more/dog.jpg --decoding=sample --temperature=0.7
+vadapter infer --bundle=owl --jsonl=questions.jsonl --out=answers.jsonl
 vadapter infer --bundle=owl --encoder=weights/siglip --decoder=weights/gemma --media=photo.jpg
 
 Needs neither the gin files nor the data that the model was trained with.
 """
 
 import argparse
-import functools
+import contextlib
+import dataclasses
+import glob
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +22,8 @@ from typing import Any
 from vadapter.base import local_files
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
+from vadapter.cli import record_files
+from vadapter.runs.many import Item
 
 # What a folder is searched for. A file that is named may have any ending.
 _PICTURES = "jpg jpeg jpe jfif png webp gif bmp tif tiff avif jp2 ppm pgm"
@@ -33,11 +39,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
         "--media",
-        required=True,
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="JPEG, PNG, WebP or video, or a folder of them; may be several, and repeated",
+        help="JPEG, PNG, WebP or video, a folder of them, or a pattern such as 'photos/*.jpg'; may be several",
+    )
+    parser.add_argument(
+        "--jsonl",
+        metavar="FILE",
+        help='records instead of --media: one JSON object a line with "image" or "video", and if wanted "question", '
+        '"prompt" and "id"; - is stdin',
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help='JSONL to write, one object a record with "text" or "error"; the same command goes on where it stopped',
     )
     parser.add_argument("--question", metavar="TEXT", help="asks this; without it the file is captioned")
     parser.add_argument(
@@ -88,9 +104,8 @@ def run(args: argparse.Namespace) -> None:
                 f"--{name} {value} does nothing with --decoding={args.method}. Add --decoding={_OF_METHOD[name]}, or "
                 f"leave --{name} out."
             )
-    paths = files_of(args.media)  # before the seconds that jax and the model take
-
-    import jax
+    records = _records(args)  # before the seconds that jax and the model take
+    output = record_files.Output(args.out, [names for names, _ in records]) if args.out else None
 
     from vadapter.cli import arguments
     from vadapter.generation.config import DecodingConfig
@@ -99,24 +114,54 @@ def run(args: argparse.Namespace) -> None:
     decoding = DecodingConfig(method=args.method, max_new_tokens=args.max_new_tokens, **chosen)
     hosts.start()
     trained = arguments.trained(args, Partitioner(make_mesh(MeshConfig(*args.mesh))))
-    settings: Any = {"prompt": args.prompt, "decoding": decoding}
-    ask = functools.partial(trained.answer, question=args.question) if args.question else trained.caption
-    unreadable = []
-    for path in paths:
-        try:
-            text = ask(path, **settings)
-        except UserError as e:
-            if len(paths) == 1 or not _is_of_a_file(e):
-                raise
-            unreadable.append(path)
-            print(e, file=sys.stderr, flush=True)
-            continue
-        if jax.process_index() == 0:
-            print(f"{path}: {text}" if len(paths) > 1 else text, flush=True)
-    if unreadable:
+    with contextlib.closing(output) if output else contextlib.nullcontext():
+        _say(args, trained, records, decoding, output)
+
+
+def _records(args: argparse.Namespace) -> list[tuple[dict[str, Any], Item]]:
+    """What names each record in the output, and what is asked of it."""
+    if args.jsonl:
+        if args.media or args.question:
+            raise UserError(
+                f"--{'media' if args.media else 'question'} was given with --jsonl, whose records have their own. "
+                "Leave one of them out."
+            )
+        found = record_files.read(args.jsonl)
+        return [(names, dataclasses.replace(item, prompt=item.prompt or args.prompt)) for names, item in found]
+    if not args.media:
+        raise UserError("Expected pictures or videos; found neither --media nor --jsonl. Give one of them.")
+    asked = {"question": args.question} if args.question else {}
+    paths = files_of(args.media)
+    return [({"media": path, **asked}, Item(path, args.question, args.prompt)) for path in paths]
+
+
+def _say(args: argparse.Namespace, trained: Any, records: list, decoding: Any, output: Any) -> None:
+    import jax
+
+    from vadapter.runs.many import say
+
+    first, done = jax.process_index() == 0, output.done if output else 0
+    failed = []
+    said = say(trained, [item for _, item in records[done:]], decoding)
+    for (names, item), found in zip(records[done:], record_files.shown(said, len(records), done), strict=True):
+        name = item.media or f"line {names.get('line')}"
+        if found.error is not None:
+            if len(records) == 1 and not args.jsonl and not output:
+                raise UserError(found.error)
+            failed.append(name)
+            print(found.error, file=sys.stderr, flush=True)
+        result = names | ({"text": found.text} if found.error is None else {"error": found.error})
+        if output and first:
+            output.write(result)
+        elif first and args.jsonl and not output:
+            print(json.dumps(result, ensure_ascii=False), flush=True)
+        elif first and found.error is None and not output:
+            print(f"{name}: {found.text}" if len(records) > 1 else found.text, flush=True)
+    if failed:
+        what = "records cannot be answered" if args.jsonl else "files cannot be read"
         raise UserError(
-            f"Expected pictures and videos; {len(unreadable)} of {len(paths)} files cannot be read, as was said above: "
-            f"{', '.join(unreadable[:5])}{', ...' if len(unreadable) > 5 else ''}. Replace them or leave them out."
+            f"Expected pictures and videos; {len(failed)} of {len(records)} {what}, as was said above: "
+            f"{', '.join(failed[:5])}{', ...' if len(failed) > 5 else ''}. Replace them or leave them out."
         )
 
 
@@ -132,6 +177,8 @@ def files_of(media: Sequence[str]) -> list[str]:
             found.append(path)
         elif os.path.isdir(path):
             found += _in_folder(path)
+        elif not os.path.lexists(path) and glob.has_magic(path) and (matched := sorted(glob.glob(path))):
+            found += [name for name in matched if not os.path.isdir(name)]
         else:
             try:
                 local_files.check(path)
@@ -154,13 +201,3 @@ def _in_folder(folder: str) -> list[str]:
             "folders in it are not searched. Name the files or the folder that has them."
         )
     return paths
-
-
-def _is_of_a_file(error: BaseException) -> bool:
-    """Whether an error is of the file that was read, so that others may be sound."""
-    from vadapter.data.reading.images import MediaError
-
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, MediaError | OSError):
-        found = found.__cause__
-    return found is not None

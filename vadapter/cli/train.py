@@ -35,10 +35,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from vadapter.base import compile_cache
     from vadapter.cli import processes
     from vadapter.recipes import experiments
     from vadapter.runs import folder, train
 
+    compile_cache.start()
     experiments.register()
     if args.bundle:
         args.gin_bindings.append(f"Experiment.bundle={args.bundle!r}")

@@ -9,7 +9,7 @@ must see the same number of batches; the loader pads its last one with rows that
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from vadapter.base.pictures import Pictures, data_uri, strip
 from vadapter.evaluation.examples import Example, choose
 from vadapter.evaluation.loss_evaluators import Batches, Row
 from vadapter.evaluation.scoring import PLAIN, Scoring, facts
+from vadapter.generation.stream import Stream
 from vadapter.generation.words import Words
 from vadapter.partitioning.gather import gather_records, is_first_with_its_rows, local_rows
 
@@ -69,6 +70,8 @@ class GenerationEvaluator:
         scoring: how texts are scored; a benchmark's `Protocol` is one.
         words: gives the nearest words of each soft token of a batch's rows, for the records that carry their picture;
             None leaves them out. See `vadapter.generation.words`.
+        stream: decodes all batches in place of `generate`, and replaces rows that end by those of later batches; see
+            `vadapter.generation.stream`. Of one process. None decodes batch by batch.
         name, every_steps: see `vadapter.base.evaluator.Evaluator`.
     """
 
@@ -80,6 +83,7 @@ class GenerationEvaluator:
     name: str = "generate"
     every_steps: int | None = None
     words: Words | None = None
+    stream: Stream | None = None
 
     def __call__(self, params: PyTree) -> EvalResult:
         """Scalars as `Scoring.score` gives them: of data without a benchmark `cider` (times 100), `exact_match`,
@@ -98,15 +102,12 @@ class GenerationEvaluator:
         skipped: list[dict[str, Any]] = []
         images: list[tuple[np.ndarray, str]] = []
         counts, seen = True, 0
-        for batch, rows in self.batches():
-            placed = self.put(batch)
-            on_device = self.generate(params, placed)
-            counts = is_first_with_its_rows(on_device)
-            names = [_keep_picture(row, pictures) for row in rows]  # while the device generates
+        for batch, rows, names, ids, own in self._texts(params, pictures):
+            counts = own
             # All processes search together, so what counts is rows, of which each has as many.
-            words = self._words_of(params, placed, len(rows)) if seen < _THUMBNAILS else [None] * len(rows)
+            words = self._words_of(params, batch, len(rows)) if seen < _THUMBNAILS else [None] * len(rows)
             seen += len(rows)
-            for row, row_ids, name, near in zip(rows, local_rows(on_device), names, words, strict=True):
+            for row, row_ids, name, near in zip(rows, ids, names, words, strict=True):
                 if not row.get("valid", True):
                     if row.get("error"):
                         skipped.append({"id": str(row["id"]), "task": str(row.get("task", "")), "error": row["error"]})
@@ -121,11 +122,25 @@ class GenerationEvaluator:
         records, skipped = (gather_records(found if counts else []) for found in (records, skipped))  # each record once
         return Predictions(records, skipped, images, pictures)
 
-    def _words_of(self, params: PyTree, placed: Any, count: int) -> Sequence[list | None]:
+    def _texts(
+        self, params: PyTree, pictures: Pictures | None
+    ) -> Iterator[tuple[Batch, Sequence[Row], list[str | None], np.ndarray, bool]]:
+        """Each batch, its rows, the names of their pictures, ids, and whether this process's records count."""
+        if self.stream is not None:
+            named = ((b, (b, rows, [_keep_picture(row, pictures) for row in rows])) for b, rows in self.batches())
+            for ids, (batch, rows, names) in self.stream(params, named):
+                yield batch, rows, names, ids, True
+            return
+        for batch, rows in self.batches():
+            on_device = self.generate(params, self.put(batch))
+            names = [_keep_picture(row, pictures) for row in rows]  # while the device generates
+            yield batch, rows, names, local_rows(on_device), is_first_with_its_rows(on_device)
+
+    def _words_of(self, params: PyTree, batch: Batch, count: int) -> Sequence[list | None]:
         """The nearest words of `count` rows, as records keep them; None where they are not asked for."""
         if self.words is None:
             return [None] * count
-        found = self.words(params, placed)
+        found = self.words(params, self.put(batch))
         return [[[[text, round(x, 3)] for text, x in token] for token in row] for row in found]
 
     def score(self, predictions: Predictions) -> EvalResult:

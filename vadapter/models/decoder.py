@@ -5,7 +5,6 @@ import functools
 import math
 from typing import Any, ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -16,7 +15,7 @@ from vadapter.models import layers
 from vadapter.models.attention import AttentionImpl, attend, prepare, soft_cap
 from vadapter.models.configuration import configuration
 from vadapter.models.flops import FlopCounter
-from vadapter.models.kv_cache import KVCache
+from vadapter.models.kv_cache import KVCache, write
 from vadapter.models.layer_inputs import AttentionInputs, LayerInputs, SharedInputs
 from vadapter.models.layers import Norm, dense, named
 from vadapter.models.lora import LoraConfig
@@ -216,9 +215,7 @@ class Attention(nn.Module):
         query, key = apply_rope(query, inputs.rotation), apply_rope(key, inputs.rotation)
         read = None
         if own.key is not None and own.value is not None and shared.start is not None:
-            start = (0, shared.start, 0, 0)
-            key = jax.lax.dynamic_update_slice(own.key, key.astype(own.key.dtype), start)
-            value = jax.lax.dynamic_update_slice(own.value, value.astype(own.value.dtype), start)
+            key, value = write(own.key, key, shared.start), write(own.value, value, shared.start)
             read = (key, value)
         scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
         out = attend(

@@ -6,29 +6,30 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vadapter.base.array_types import Array, Float, Int
+from vadapter.base.array_types import Array, Float, Int, Shaped
 
 
 @flax.struct.dataclass
 class KVCache:
-    """Cache of a decoder. Slots are shared by the rows; positions and segments say what a slot holds in each row.
+    """Cache of a decoder. Positions and segments say what a slot holds in each row.
 
-    Prefill writes a row's prompt and its padding; generated tokens of all rows then take the same next slot, whatever
-    the length of their prompts. Padding has segment 0 and is never attended to.
+    Prefill writes a row's prompt and its padding. With one `length` for all rows, generated tokens of all rows then
+    take the same next slot, whatever the length of their prompts. With a length a row, each row takes its own next
+    slot, so that a row that has ended can be replaced by another. Padding has segment 0 and is never attended to.
 
     Attributes:
         key: rotated keys of each layer.
         value: values of each layer.
         positions: position of the slot in its segment.
         segment_ids: 0 where the slot is empty or padding.
-        length: slots written.
+        length: slots written, of all rows alike or of each.
     """
 
     key: Float[Array, "layers B S K H"]
     value: Float[Array, "layers B S K H"]
     positions: Int[Array, "B S"]
     segment_ids: Int[Array, "B S"]
-    length: Int[Array, ""]
+    length: Int[Array, ""] | Int[Array, " B"]
 
     @classmethod
     def empty(cls, layers: int, batch: int, size: int, kv_heads: int, head_dim: int, dtype: Any) -> "KVCache":
@@ -39,10 +40,9 @@ class KVCache:
 
     def advance(self, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> "KVCache":
         """Enters T new slots of every row; their keys and values are written by the layers."""
-        at = (jnp.zeros((), jnp.int32), self.length)
         return self.replace(
-            positions=jax.lax.dynamic_update_slice(self.positions, positions.astype(jnp.int32), at),
-            segment_ids=jax.lax.dynamic_update_slice(self.segment_ids, segment_ids.astype(jnp.int32), at),
+            positions=write(self.positions, positions, self.length),
+            segment_ids=write(self.segment_ids, segment_ids, self.length),
             length=self.length + positions.shape[1],
         )
 
@@ -72,3 +72,19 @@ class KVCache:
             return x.at[:, :, first:].set(by_row.reshape(new.shape))
 
         return self.replace(key=reordered(self.key), value=reordered(self.value))
+
+
+def write(
+    cached: Array, new: Shaped[Array, "B T *rest"], start: Int[Array, ""] | Int[Array, " B"]
+) -> Shaped[Array, "B S *rest"]:
+    """Returns what a cache holds `[B, S, ...]`, with T new slots of every row.
+
+    Args:
+        cached: what it held.
+        new: takes the dtype of the cache.
+        start: slot of the first new one, of all rows alike or of each.
+    """
+    new = new.astype(cached.dtype)
+    if start.ndim == 0:
+        return jax.lax.dynamic_update_slice_in_dim(cached, new, start, axis=1)
+    return jax.vmap(lambda row, x, at: jax.lax.dynamic_update_slice_in_dim(row, x, at, axis=0))(cached, new, start)

@@ -57,12 +57,12 @@ class SharedInputs:
     Attributes:
         global_: attention inputs of global layers.
         local: of local layers; None where there are none.
-        start: slot of the cache that the first new key takes; None without a cache.
+        start: slot of the cache that the first new key takes, in all rows or in each; None without a cache.
     """
 
     global_: AttentionInputs
     local: AttentionInputs | None
-    start: Int[Array, ""] | None
+    start: Int[Array, ""] | Int[Array, " B"] | None
 
     def attention(self, own: LayerInputs) -> AttentionInputs:
         """Returns the attention inputs of a layer."""

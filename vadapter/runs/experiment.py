@@ -19,6 +19,7 @@ from vadapter.evaluation.loss_evaluators import LossEvaluator, RelianceEvaluator
 from vadapter.evaluation.scoring import PLAIN, Scoring
 from vadapter.evaluation.text_evaluator import GenerationEvaluator
 from vadapter.generation.decoding import DecodingConfig, make_generate
+from vadapter.generation.stream import make_stream, pays
 from vadapter.generation.words import make_words
 from vadapter.models import flops
 from vadapter.models.configuration import ModelConfig
@@ -210,6 +211,8 @@ class Parts:
         if evaluation.words and self.experiment.model.encoder is not None:
             sizes = {"count": evaluation.words, "most": _SOFT_TOKENS}
             common["words"] = make_words(model, self.partitioner, loader.vocabulary.word, **sizes)
+        if pays(self.partitioner, evaluation.decoding):
+            common["stream"] = make_stream(model, self.partitioner, evaluation.decoding, end_ids=loader.end_ids)
         return GenerationEvaluator(generate, prompts, **common)
 
 

@@ -15,6 +15,7 @@ from vadapter.data.rows.memory import Media
 from vadapter.data.rows.sizes import Sizes
 from vadapter.data.rows.vocabulary import TextVocabulary
 from vadapter.generation.config import DecodingConfig
+from vadapter.generation.continuous import ContinuousDecoder
 from vadapter.generation.decoding import make_generate
 from vadapter.generation.words import Word, Words, make_words
 from vadapter.models.vlm import VLMConfig
@@ -177,6 +178,45 @@ class TrainedModel:
                 found[place] = [list(token) for token in row]
         return found if many else found[0]
 
+    def request(self, image: Media, question: str | None = None, *, prompt: str | None = None) -> Batch:
+        """Makes the prompt of one picture or video, for a decoder of `continuous`.
+
+        Args:
+            image: as of `caption`.
+            question: None asks for a caption.
+            prompt: as of `caption` or `answer`.
+
+        Returns:
+            One row on the host.
+
+        Raises:
+            UserError: as `caption`.
+        """
+        return self._rows(self._read([image]), [0], prompt, question, None)
+
+    def continuous(self, decoding: DecodingConfig | None = None, rows: int = 8, chunk: int = 16) -> ContinuousDecoder:
+        """Makes a decoder of requests that come one by one, several at a time.
+
+        Args:
+            decoding: default greedy, at most 32 tokens.
+            rows: requests that run at the same time.
+            chunk: tokens of a request that one step gives at most.
+
+        Raises:
+            UserError: as `ContinuousDecoder`; or the model does not read images and write text.
+        """
+        text, vocabulary = self._speech()
+        return ContinuousDecoder(
+            self.model,
+            self.params,
+            decoding,
+            end_ids=vocabulary.ends,
+            slots=text.lengths["inputs"] + _most_visual_tokens(self.sizes),
+            rows=rows,
+            chunk=chunk,
+            partitioner=self.partitioner,
+        )
+
     @property
     def sizes(self) -> Sizes:
         """What the model takes: resolution, frames, visual tokens."""
@@ -228,9 +268,13 @@ class TrainedModel:
 
     def _batch(self, images: list[Any], places: list[int], prompt: str | None, questions: Any, texts: Any) -> Batch:
         """The images at these places as a batch on devices; the last is repeated until the mesh divides the rows."""
-        text, vocabulary = self._speech()
         ways = self.partitioner.batch_ways // self.partitioner.host_share[1]
         rows = places + places[-1:] * (-len(places) % ways)
+        return self.partitioner.put_batch(self._rows(images, rows, prompt, questions, texts))
+
+    def _rows(self, images: list[Any], rows: list[int], prompt: str | None, questions: Any, texts: Any) -> Batch:
+        """The images at these places as a batch on the host."""
+        text, vocabulary = self._speech()
 
         def chosen(given: Any) -> Any:
             if given is None or isinstance(given, str):
@@ -241,9 +285,9 @@ class TrainedModel:
                 )
             return [given[i] for i in rows]
 
-        batch = memory.batch(
+        return memory.batch(
             [images[i] for i in rows],
-            prompt or self.prompt(questions is not None, memory.is_video(images[places[0]])),
+            prompt or self.prompt(questions is not None, memory.is_video(images[rows[0]])),
             chosen(texts),
             chosen(questions),
             vocabulary=vocabulary,
@@ -251,7 +295,6 @@ class TrainedModel:
             sizes=self.sizes,
             resize="stretch",  # `_read` made them square: a centre crop would cut once more
         )
-        return self.partitioner.put_batch(batch)
 
     def _generate(self, decoding: DecodingConfig) -> Any:
         if decoding not in self._generators:
@@ -269,3 +312,8 @@ class TrainedModel:
 
         with self.partitioner.activate():
             return jax.jit(losses, out_shardings=self.partitioner.batch_sharding)(self.params, batch)
+
+
+def _most_visual_tokens(sizes: Sizes) -> int:
+    counts = sizes.num_visual_tokens
+    return counts if isinstance(counts, int) else max(counts.values())

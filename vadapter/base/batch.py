@@ -48,9 +48,18 @@ class Batch:
     target_weights: Float[Array, "B L"]
 
     def counts(self) -> Counts:
-        """Counts rows with a loss and their tokens."""
-        rows = np.asarray(self.target_weights).sum(axis=1) > 0
-        return Counts(int(rows.sum()), int((np.asarray(self.segment_ids)[rows] > 0).sum()))
+        """Counts segments with a loss and their tokens."""
+        lengths = self.segment_lengths()
+        return Counts(len(lengths), int(lengths.sum()))
+
+    def segment_lengths(self) -> np.ndarray:
+        """Returns the slots of each segment with a loss, int64; a row that is not packed has one segment."""
+        segments = np.asarray(self.segment_ids).astype(np.int64)
+        keys = segments + np.arange(len(segments))[:, None] * (segments.max(initial=0) + 1)
+        of_targets = np.take_along_axis(keys, np.asarray(self.target_positions), axis=1)
+        learnt = np.unique(of_targets[np.asarray(self.target_weights) > 0])
+        found, lengths = np.unique(keys[segments > 0], return_counts=True)
+        return lengths[np.isin(found, learnt)]
 
 
 @flax.struct.dataclass

@@ -106,7 +106,7 @@ class VLMConfig:
         def count(batch: Batch) -> dict[str, float]:
             weights = np.asarray(batch.target_weights)
             rows = weights.sum(axis=1) > 0
-            lengths = (np.asarray(batch.segment_ids)[rows] > 0).sum(axis=1)
+            lengths = batch.segment_lengths()
             found = self.decoder.flops(counters["decoder"], lengths, float((weights > 0).sum()))
             medium_count, frames = batch.media.shape[1:3]
             media = float(rows.sum()) * medium_count

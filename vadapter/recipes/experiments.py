@@ -9,7 +9,7 @@ from vadapter.base.errors import UserError
 from vadapter.benchmarks.table import benchmark_split
 from vadapter.benchmarks.tasks import benchmark_task
 from vadapter.data import tasks
-from vadapter.data.order.config import LoaderConfig
+from vadapter.data.order.config import LoaderConfig, PackingConfig
 from vadapter.data.reading.tfds import tfds_task
 from vadapter.data.rows import preprocessors
 from vadapter.data.scenes.config import ScenesConfig
@@ -38,7 +38,8 @@ _NO_EXPERIMENT = (
 def register() -> None:
     """Makes everything that experiments bind known to gin: our own, and what modules of a user have registered."""
     config.register(
-        [Experiment, Evaluation, LoaderConfig, ScenesConfig, MeshConfig, hosts.HostsConfig, DecodingConfig],
+        [Experiment, Evaluation, LoaderConfig, PackingConfig, ScenesConfig],
+        [MeshConfig, hosts.HostsConfig, DecodingConfig],
         REGISTRY,
         [loop.TrainConfig, ObjectiveConfig, optimizers.OptimizerConfig, Source, Handoff, prompt_length, prompt_rest],
         [variants.encoder, variants.decoder, scenes_task, tasks.jsonl_task, tasks.pairs_task, tasks.chat_task],

@@ -155,7 +155,7 @@ class Parts:
     def example(self) -> Any:
         """Shapes of a global batch."""
         data = self.experiment.data
-        return self.experiment.model.example_batch(data.batch_size, data.lengths)
+        return packed_example(self.experiment.model.example_batch(data.batch_size, data.lengths), data)
 
     @functools.cached_property
     def program(self) -> Program:
@@ -184,6 +184,11 @@ class Parts:
 
     def evaluator(self, evaluation: Evaluation) -> Evaluator:
         """Makes one evaluator. Raises `UserError` where the kind does not fit the model."""
+        if evaluation.data.packing:
+            raise UserError(
+                f"Expected evaluation {evaluation.name!r} without packing, which is for training; found "
+                "LoaderConfig.packing. Set train/LoaderConfig.packing alone."
+            )
         loader = self.make_loader(evaluation.data)
 
         def watched(batches: Callable[[], Iterator[Any]]) -> Callable[[], Iterator[Any]]:
@@ -236,12 +241,31 @@ def remembered(batches: Callable[[], Iterator[Any]], limit: int = 1 << 28) -> Ca
     return again
 
 
+def packed_example(example: Any, data: LoaderConfig) -> Any:
+    """Returns the shapes of a batch as the training data have it: packed, where they are.
+
+    Raises:
+        UserError: the batch is to be packed and has no text, or a packed row has no room for a sample.
+    """
+    from vadapter.data.order import packing
+    from vadapter.data.rows.sizes import Layout
+
+    if not data.packing:
+        return example
+    packing.check_kind(type(example), "the model")
+    (rows, slots), media = example.tokens.shape, example.media.shape[1]
+    visual = slots - data.lengths["inputs"] - data.lengths["targets"]
+    layout = Layout(data.lengths, media, visual // max(media, 1))
+    return packing.example(packing.budgets(data.packing, layout, rows), example)
+
+
 def data_info(experiment: Experiment) -> Mapping[str, Any]:
     """What fixes the order and content of the training data, for the checkpoint. Its tasks are registered by now."""
     from vadapter.data import mixture_description
 
     data = experiment.data
-    return {
+    packing = {"packing": dataclasses.asdict(data.packing)} if data.packing else {}
+    return packing | {
         "mixture": data.mixture,
         "split": data.split,
         "seed": data.seed,

@@ -19,7 +19,7 @@ from vadapter.generation.decoding import DecodingConfig, make_generate
 from vadapter.models import flops, stacks
 from vadapter.partitioning import Partitioner, make_mesh
 from vadapter.planning.search import Setting
-from vadapter.runs.experiment import Experiment, Parts
+from vadapter.runs.experiment import Experiment, Parts, packed_example
 from vadapter.training import freezing
 from vadapter.training.program import Program
 
@@ -52,7 +52,8 @@ class PlannedParts(Parts):
         model, data = self.experiment.model, self.experiment.data
         if self.video and (model.encoder is None or model.num_frames == 1):
             raise UserError("--video plans batches of videos, and this model reads none (VLMConfig.num_frames).")
-        return model.example_batch(data.batch_size, data.lengths, frames=model.num_frames if self.video else 1)
+        frames = model.num_frames if self.video else 1
+        return packed_example(model.example_batch(data.batch_size, data.lengths, frames=frames), data)
 
     @functools.cached_property
     def program(self) -> Program:
@@ -72,12 +73,13 @@ class PlannedParts(Parts):
         # Nothing is an end token: every row goes on to the limit, as the longest text does.
         model: Any = self.model
         generate = make_generate(model, self.partitioner, decoding, end_ids=())
-        length = self.example.tokens.shape[1] - self.experiment.data.lengths["targets"]
+        unpacked = self.experiment.model.example_batch(rows, self.experiment.data.lengths, self.example.media.shape[2])
+        length = unpacked.tokens.shape[1] - self.experiment.data.lengths["targets"]
         texts = ("tokens", "segment_ids", "positions", "media_index")
 
         def prompt(name: str) -> Any:
             x = getattr(self.program.abstract_batch, name)
-            shape = (rows, length) if name in texts else (rows, *x.shape[1:])
+            shape = (rows, length) if name in texts else getattr(unpacked, name).shape
             return jax.ShapeDtypeStruct(shape, x.dtype, sharding=x.sharding)
 
         prompts = Batch(**{f.name: prompt(f.name) for f in dataclasses.fields(self.program.abstract_batch)})
@@ -98,6 +100,14 @@ class PlannedParts(Parts):
             for f in dataclasses.fields(self.example)
             if (x := getattr(self.example, f.name)).ndim <= 2
         }
+        if packing := self.experiment.data.packing:  # as many segments as samples are drawn, of equal lengths
+            slots, targets = self.example.tokens.shape[1], self.example.target_ids.shape[1]
+            ones["segment_ids"] = ones["segment_ids"] * (
+                1 + np.arange(slots, dtype=np.int32) * packing.samples // slots
+            )
+            ones["target_positions"] = ones["target_positions"] * (
+                np.arange(targets, dtype=np.int32) * slots // targets
+            )
         return self.example.replace(**ones)
 
     def summary(self) -> list[freezing.PartSummary]:

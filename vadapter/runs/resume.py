@@ -140,6 +140,9 @@ def _description(model_dir: str, say: Callable[[str], None]) -> Description | No
 
 def _data_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = _of(old, new, _DATA)
+    before, after = old.get("packing"), new.get("packing")
+    if "lengths" in old and before != after:  # a record without lengths is of no data set
+        found.append(_line("the packing of samples into rows", before, after))
     if "lengths" in old:
         found += [_line(f"the length of {p}", a, b) for p, a, b in _differences(old["lengths"], new.get("lengths", {}))]
     if "contents" not in old or "contents" not in new:

@@ -17,6 +17,7 @@ import seqio
 from vadapter.base import pictures
 from vadapter.data.check import findings
 from vadapter.data.check.findings import Example, Lengths, Report, TaskFigures
+from vadapter.data.order import packing
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.groups import Group
 from vadapter.data.reading.sources import Medium
@@ -198,6 +199,9 @@ class _TaskScan:
         self._group = Group(part.sizes.media_shape(source.media, source.max_media), (task,), (1.0,), part.sizes.resize)
         self._layout = layout_of(config.lengths, part.sizes, self._group.media_shape)
         task.rows.check(self._layout)
+        if part.training and config.packing:
+            packing.check_kind(task.rows.batch_type, config.mixture)
+            packing.budgets(config.packing, self._layout, config.batch_size)
         mixture = provider(config.mixture)
         records = task.num_examples(config.split)
         rated = part.training and isinstance(mixture, seqio.Mixture)

@@ -15,7 +15,7 @@ import numpy as np
 
 from vadapter.base.batch import Batch, LabelledImages
 from vadapter.base.errors import UserError
-from vadapter.data.order import groups
+from vadapter.data.order import groups, packing
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.groups import Group, RowBatch
 from vadapter.data.order.schedule import Schedule, mix, shuffled
@@ -59,11 +59,16 @@ class Loader:
             raise UserError(
                 f"Expected long_text 'truncate', 'drop' or 'error'; found {config.long_text!r}. Choose one of them."
             )
-        self._local = config.batch_size // process_count
+        self._hosts, self._local = process_count, config.batch_size // process_count
         self._first = process_index * self._local
+        self._samples = config.packing.samples if config.packing else 1  # a row, in training
         self._groups = groups.grouped(config.mixture, self._tasks, config.lengths, sizes)
+        for group in self._groups if config.packing else ():
+            self._budgets(group)  # refuses early
         self._bad: collections.deque[str] = collections.deque(maxlen=3)
         self._counts = {"seen": 0, "skipped": 0, "truncated": 0, "dropped": 0}
+        if config.packing:
+            self._counts |= {"unpacked": 0, "slots": 0, "useful": 0}
         self._cut_targets, self._warned = 0, False
 
     @property
@@ -87,11 +92,17 @@ class Loader:
         """Returns what this host counted so far: rows seen, skipped (unreadable), truncated or dropped since their
         text is too long, and the shares.
 
+        With packing also `unpacked`, samples that found no room in their window, and `packing_efficiency`: the slots
+        with text or visual tokens over all slots.
+
         `left_out` are records that its sources found to be unusable when they were opened: they are in no row.
         """
         seen = max(self._counts["seen"], 1)
         counts: dict[str, float] = {k: self._counts[k] / seen for k in ("skipped", "truncated", "dropped")}
         counts = {f"{k}_share": share for k, share in counts.items()}
+        if self.config.packing:
+            counts["unpacked_share"] = self._counts["unpacked"] / seen
+            counts["packing_efficiency"] = self._counts["useful"] / max(self._counts["slots"], 1)
         counts["left_out"] = sum({id(t.records): t.records.left_out for t in self._tasks}.values())
         return {k: float(v) for k, v in (self._counts | counts).items()}
 
@@ -105,14 +116,15 @@ class Loader:
         return BatchIterator(self, start_step)
 
     def record_ids(self, step: int) -> list[str]:
-        """Returns the ids of the records in the batch of step 0, 1, ..., on all hosts, in the order of its rows.
+        """Returns the ids of the records in the batch of step 0, 1, ..., on all hosts, in the order of its rows
+        (with packing: in the order in which they are drawn).
 
         They are read anew, without their media. One that cannot be read is named by its place.
         """
         chosen = int(self._group_schedule().at(np.asarray([step]))[0][0])
-        rows = range(self.config.batch_size)
+        rows = range(self.config.batch_size * self._samples)
         plan = next(self._plans(chosen, self._group_schedule().before(step, chosen), rows))
-        ids = [""] * self.config.batch_size
+        ids = [""] * len(rows)
         for share in plan:
             source, split = self._groups[chosen].tasks[share.which].records, self.config.split
             records, errors = source.read_some(split, share.records)
@@ -133,7 +145,8 @@ class Loader:
                     plans = self._plans(chosen, schedule.before(step, chosen))
                     rows = self._groups[chosen].read(self.config.split, plans, self._layout(self._groups[chosen]))
                     streams[chosen] = read_ahead(rows, self.config.prefetch)
-                yield self._finish(self._groups[chosen], next(streams[chosen]))
+                found = self._finish(self._groups[chosen], next(streams[chosen]))
+                yield self._packed(self._groups[chosen], found) if self.config.packing else found
         finally:
             for stream in streams.values():
                 stream.close()  # type: ignore[attr-defined] a generator
@@ -144,16 +157,17 @@ class Loader:
         Args:
             group_index: of the group.
             first_batch: of the group's batches, from 0.
-            of: rows of the global batch; default this host's.
+            of: rows of the global batch before they are packed; default this host's.
         """
-        of = range(self._first, self._first + self._local) if of is None else of
+        first = self._first * self._samples
+        of = range(first, first + self._local * self._samples) if of is None else of
         group, config = self._groups[group_index], self.config
         seed = int(mix(config.seed, 2, group_index) >> np.uint64(1))
         schedule = Schedule(group.rates, seed)
         sizes = [task.num_examples(config.split) for task in group.tasks]
         blocks = [task.records.blocks(config.split) for task in group.tasks]
         for batch in itertools.count(first_batch):
-            slots = np.asarray(of) + batch * config.batch_size
+            slots = np.asarray(of) + batch * config.batch_size * self._samples
             tasks, ordinals = schedule.at(slots)
             plan = []
             for which in np.unique(tasks):
@@ -163,6 +177,38 @@ class Loader:
                 records = shuffled(mine, sizes[which], task_seed, blocks[which])
                 plan.append(Share(int(which), rows, records, choices))
             yield plan
+
+    def _budgets(self, group: Group) -> packing.Budgets:
+        """Returns the room of a packed row. A `UserError` where the group's samples cannot be packed so."""
+        assert self.config.packing is not None
+        packing.check_kind(group.rows.batch_type, self.config.mixture)
+        return packing.budgets(self.config.packing, self._layout(group), self.config.batch_size, self._hosts)
+
+    def _packed(self, group: Group, samples: Any) -> Batch:
+        """Packs the samples of a batch, and counts."""
+        budgets = self._budgets(group)
+        rows, left_over = packing.pack(budgets, samples, self._layout(group).num_visual_tokens)
+        if left_over and not self._counts["unpacked"]:
+            logging.warning(
+                "%d samples found no room in their rows and are left out; data/unpacked_share counts them. Raise "
+                "PackingConfig.tokens or window, or lower samples, to keep them.",
+                left_over,
+            )
+        if left_over and self.config.long_text == "error":
+            raise UserError(
+                f"Expected room for all samples in rows of {budgets.tokens} tokens; {left_over} of a batch "
+                "found none, and long_text is 'error'. Raise PackingConfig.tokens or window, or lower samples."
+            )
+        self._counts["unpacked"] += left_over
+        unpacked, seen = self._counts["unpacked"], self._counts["seen"]
+        if seen >= _TO_JUDGE and unpacked > _MOST_CUT * seen:
+            raise UserError(
+                f"Expected room for nearly all samples in rows of {budgets.tokens} tokens; {unpacked} of "
+                f"{seen} found none. Raise PackingConfig.tokens, targets, media or window, or lower samples."
+            )
+        self._counts["slots"] += rows.segment_ids.size
+        self._counts["useful"] += int(np.count_nonzero(rows.segment_ids))
+        return rows
 
     def _finish(self, group: Group, found: RowBatch, real: int | None = None) -> AnyBatch:
         """Counts and checks a batch, and wraps it. Rows from `real` on are padding, without weight."""
@@ -256,6 +302,11 @@ class Loader:
         `thumbnail`, the medium as uint8 [F, h, w, 3] (None without media). Rows without text have `id`, `task`,
         `valid` and `thumbnail`.
         """
+        if self.config.packing:
+            raise UserError(
+                f"Expected one sample a row in a pass over {self.config.mixture} ({self.config.split}); found packing, "
+                "which is for training. Set train/LoaderConfig.packing, not that of evaluations."
+            )
         for group in self._groups:
             for task in group.tasks:
                 yield from self._eval_task(Group(group.media_shape, (task,), (1.0,), group.resize), for_decoding)

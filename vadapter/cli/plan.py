@@ -7,7 +7,11 @@ their places in the gin files need no values. With --search it also looks for a 
 
 vadapter plan --gin_file=experiments/paper_stage2.gin --topology=v5e:8x8 --search
 
-Needs libtpu: pip install 'vadapter[tpu]'. Exit status 3 says that nothing fits.
+Needs libtpu: pip install 'vadapter[tpu]'. For one GPU, by an estimate that needs no libtpu:
+
+vadapter plan --gin_file=experiments/paper_stage2.gin --device="RTX 4090" --largest_batch
+
+Exit status 3 says that nothing fits.
 """
 
 import argparse
@@ -26,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     from vadapter.cli.arguments import add_gin_arguments
 
-    parser.add_argument("--topology", required=True, metavar="TYPE:AxB", help="one slice, such as v5e:8x8 or v5p:4x4x8")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--topology", metavar="TYPE:AxB", help="one slice, such as v5e:8x8 or v5p:4x4x8")
+    where.add_argument("--device", metavar="GPU", help="one GPU, by estimate, such as 'RTX 4090' or a100-80g")
+    where.add_argument("--memory", metavar="24GB", help="one GPU of which only the memory is known")
+    parser.add_argument("--largest_batch", action="store_true", help="of a GPU: find the largest batch that fits")
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="slices of it (default: %(default)s)")
     parser.add_argument("--price", type=float, metavar="USD", help="price of a chip, in USD an hour")
     parser.add_argument("--video", action="store_true", help="batches of videos (default: of still images)")
@@ -48,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints and writes the plan; returns `exit_codes.NO` if it does not fit."""
     from pathlib import Path
 
+    from vadapter.planning import cards
     from vadapter.planning.topologies import Topology, prepare
 
     prepare()  # before anything uses a device
@@ -59,13 +68,20 @@ def run(args: argparse.Namespace) -> int:
 
     if args.price is not None and args.price < 0 or args.search_limit < 1:
         raise UserError("--price must not be negative, and --search_limit must be 1 or more.")
-    topology = Topology.parse(args.topology, args.slices)
+    _check_options(args)
+    card = None
+    if args.topology is None:
+        card = cards.card(args.device) if args.device is not None else cards.memory(args.memory)
+    topology = None if card else Topology.parse(args.topology or "", args.slices)
     if args.print_config:
         experiments.register()
         parse_gin_arguments(args)  # prints and exits
     paths = [path for path in args.gin_search_paths.split(",") if path]
     experiment = experiments.unopened(args.gin_file, args.gin_bindings, paths)
     recipe = Path(args.gin_file[0]).stem if args.gin_file else "experiment"
+    if card is not None:
+        return _on_card(recipe, experiment, card, args)
+    assert topology is not None
     planned = planner.Planner(recipe, experiment, topology, args.price, args.video, args.cache_dir)
     search = None
     if args.search:
@@ -81,6 +97,45 @@ def run(args: argparse.Namespace) -> int:
             "Compiling the generation of text", lambda: planned.with_decode(train, decoding, args.decode_rows)
         )
     _report(plan, search, args)
+    return exit_codes.DONE if plan.fits else exit_codes.NO
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    from vadapter.base.errors import UserError
+
+    if args.topology is not None:
+        if args.largest_batch:
+            raise UserError("--largest_batch is for one GPU (--device or --memory). For TPUs take --search.")
+        return
+    given = {"--search": args.search, "--decode": args.decode, "--html": args.html, "--slices": args.slices != 1}
+    given |= {"--price": args.price is not None, "--decode_rows": args.decode_rows, "--cache_dir": args.cache_dir}
+    if wrong := [name for name, value in given.items() if value]:
+        raise UserError(
+            f"{', '.join(wrong)}: for TPUs only (--topology), found with --device or --memory. Leave it out."
+        )
+
+
+def _on_card(recipe: str, experiment: Any, card: Any, args: argparse.Namespace) -> int:
+    """Plans for one GPU."""
+    import json
+    from pathlib import Path
+
+    from vadapter.planning import cards
+    from vadapter.runs import card_planner
+
+    def work() -> Any:
+        if args.largest_batch and (found := card_planner.largest(recipe, experiment, card, args.video)):
+            return found
+        return card_planner.plan(recipe, experiment, card, video=args.video)
+
+    plan = waited("Compiling the training step", work)
+    if args.largest_batch and plan.fits:
+        more = " (no larger one was tried)" if plan.rows >= cards.MOST * plan.accumulate else ""
+        print(f"The largest batch that fits, to within an eighth{more}:")
+    print(f"{plan.text()}\n\n{cards.BASIS}")
+    if args.json:
+        _write(Path(args.json), json.dumps(plan.to_json(), indent=2) + "\n")
+        print(f"Wrote {args.json}.")
     return exit_codes.DONE if plan.fits else exit_codes.NO
 
 

@@ -47,9 +47,16 @@ class PlannedParts(Parts):
         """Shapes of a global batch.
 
         Raises:
-            UserError: it is to hold videos, and the model reads none.
+            UserError: it has no rows, or not as many in each micro-batch; it is to hold videos, and the model reads
+                none.
         """
         model, data = self.experiment.model, self.experiment.data
+        accumulate = self.experiment.train.optimizer.accumulate
+        if data.batch_size < 1 or accumulate < 1 or data.batch_size % accumulate:
+            raise UserError(
+                f"Expected batches that divide into OptimizerConfig.accumulate = {accumulate} micro-batches of one row "
+                f"or more, found batches of {data.batch_size} rows. Change BATCH_SIZE or OptimizerConfig.accumulate."
+            )
         if self.video and (model.encoder is None or model.num_frames == 1):
             raise UserError("--video plans batches of videos, and this model reads none (VLMConfig.num_frames).")
         frames = model.num_frames if self.video else 1

@@ -31,12 +31,14 @@ def folder() -> Path | None:
 def start() -> Path | None:
     """Has jax keep compiled programs. Returns the folder; None where it is turned off, or cannot be written.
 
-    A cache is a help: no trouble with it stops a command.
+    To be called when the processes of a run are connected. A cache is a help: no trouble with it stops a command.
     """
     import jax
 
     if jax.config.jax_compilation_cache_dir or (place := folder()) is None:
         return None
+    if jax.distributed.is_initialized() and jax.default_backend() == "cpu":
+        return None  # a program for the CPUs of several processes is that of one process's own devices
     try:
         place.mkdir(parents=True, exist_ok=True)
         if not os.access(place, os.W_OK | os.X_OK):

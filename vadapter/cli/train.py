@@ -40,7 +40,6 @@ def _train(args: argparse.Namespace) -> int:
     from vadapter.recipes import experiments
     from vadapter.runs import folder, train
 
-    compile_cache.start()
     experiments.register()
     if args.bundle:
         args.gin_bindings.append(f"Experiment.bundle={args.bundle!r}")
@@ -49,6 +48,7 @@ def _train(args: argparse.Namespace) -> int:
     parse_gin_arguments(args)
     folder.check(macro("MODEL_DIR", "runs/train"))  # before data are made or read
     processes.join()
+    compile_cache.start()
     result = train.run(processes.first_process_first(experiments.made), accepted=save_config)
     if not result.interrupted:
         return exit_codes.DONE

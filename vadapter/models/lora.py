@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vadapter.base import trees
+from vadapter.base import patterns, trees
 from vadapter.base.array_types import Array
 from vadapter.base.errors import UserError
 from vadapter.models.configuration import configuration
@@ -51,11 +51,7 @@ class LoraConfig:
                 f"LoraConfig: targets is {self.targets!r}; expected a list of regexes, such as "
                 "['attention/(query|value)'], or ['.*'] for every map."
             )
-        for target in self.targets:
-            try:
-                re.compile(target)
-            except re.error as e:
-                raise UserError(f"LoraConfig: the target {target!r} is no regex ({e}). Mend or remove it.") from e
+        patterns.check(self.targets, "LoraConfig.targets")  # a bundle may bring them along
 
     @property
     def scale(self) -> float:

@@ -106,6 +106,11 @@ def run(args: argparse.Namespace) -> None:
             )
     records = _records(args)  # before the seconds that jax and the model take
     output = record_files.Output(args.out, [names for names, _ in records]) if args.out else None
+    if output and output.done:
+        print(f"{args.out} has {output.done} of {len(records)} records already.", file=sys.stderr, flush=True)
+        if output.done == len(records):
+            output.close()
+            return _tell_failed(args, [_name(*records[i]) for i in output.failed], len(records))
 
     from vadapter.cli import arguments
     from vadapter.generation.config import DecodingConfig
@@ -141,10 +146,10 @@ def _say(args: argparse.Namespace, trained: Any, records: list, decoding: Any, o
     from vadapter.runs.many import say
 
     first, done = jax.process_index() == 0, output.done if output else 0
-    failed = []
+    failed = [_name(*records[i]) for i in output.failed] if output else []
     said = say(trained, [item for _, item in records[done:]], decoding)
     for (names, item), found in zip(records[done:], record_files.shown(said, len(records), done), strict=True):
-        name = item.media or f"line {names.get('line')}"
+        name = _name(names, item)
         if found.error is not None:
             if len(records) == 1 and not args.jsonl and not output:
                 raise UserError(found.error)
@@ -157,10 +162,20 @@ def _say(args: argparse.Namespace, trained: Any, records: list, decoding: Any, o
             print(json.dumps(result, ensure_ascii=False), flush=True)
         elif first and found.error is None and not output:
             print(f"{name}: {found.text}" if len(records) > 1 else found.text, flush=True)
+    _tell_failed(args, failed, len(records))
+
+
+def _name(names: dict[str, Any], item: Item) -> str:
+    """A record's name for people."""
+    return item.media or f"line {names.get('line')}"
+
+
+def _tell_failed(args: argparse.Namespace, failed: Sequence[str], total: int) -> None:
     if failed:
         what = "records cannot be answered" if args.jsonl else "files cannot be read"
+        place = f"{args.out} says why" if args.out else "as was said above"
         raise UserError(
-            f"Expected pictures and videos; {len(failed)} of {len(records)} {what}, as was said above: "
+            f"Expected pictures and videos; {len(failed)} of {total} {what}, {place}: "
             f"{', '.join(failed[:5])}{', ...' if len(failed) > 5 else ''}. Replace them or leave them out."
         )
 

@@ -64,7 +64,12 @@ def _record(line: bytes, number: int, folder: str) -> tuple[dict[str, Any], Item
 
 
 class Output:
-    """A JSONL file that grows by one object a record. What a former command wrote to it stands."""
+    """A JSONL file that grows by one object a record. What a former command wrote to it stands.
+
+    Attributes:
+        done: records that it has.
+        failed: places of those among them that have an error.
+    """
 
     def __init__(self, path: str, names: list[dict[str, Any]]):
         """Opens it; a last line that was cut is dropped.
@@ -77,6 +82,7 @@ class Output:
             UserError: it cannot be written, or holds the results of other records.
         """
         self._path, self._names = path, names
+        self.failed: list[int] = []
         try:
             before = local_files.read_bytes(path) if os.path.lexists(path) else b""
             whole = before[: before.rfind(b"\n") + 1]
@@ -100,6 +106,8 @@ class Output:
                     f"{'record ' + str(i + 1) if expected else 'these records, of which there are fewer'}. Give --out "
                     "another file, or remove this one to begin anew."
                 )
+            if "error" in found:
+                self.failed.append(i)
         return len(lines)
 
     def write(self, result: dict[str, Any]) -> None:

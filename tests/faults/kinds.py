@@ -32,7 +32,8 @@ def one_signal(number: int) -> Fault:
         run.log.append(f"signal {number}: {run.moment(sessions[0])}")
         expect(began or sessions[0].poll() is not None, "the process did not begin")
         run.chance.choice(sessions).send(number)
-        run.ended(sessions, (128 + number, exit_codes.DONE))
+        # A process that ends at once, before its first step, is lost to the other.
+        run.ended(sessions, (128 + number, exit_codes.DONE, *(AGAIN if len(sessions) > 1 else ())))
 
     return fault
 

@@ -18,9 +18,14 @@ SMALL = ScenesConfig(
 
 
 @pytest.fixture(scope="session")
-def scenes_dir(tmp_path_factory):
+def _scenes_folder(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="module")
+def scenes_dir(_scenes_folder):
+    """Registered for each module anew: tests of another may have registered other scenes under the same names."""
     from vadapter.data.scenes.scenes_tasks import register_scenes
 
-    data_dir = str(tmp_path_factory.mktemp("scenes"))
-    register_scenes(data_dir, SMALL)
-    return data_dir
+    register_scenes(_scenes_folder, SMALL)
+    return _scenes_folder

@@ -91,13 +91,8 @@ class ContinuousDecoder:
         share: bool = True,
         partitioner: Partitioner | None = None,
     ):
-        self.params, self._config, self._slots, self._chunk, self._share = (
-            params,
-            config or DecodingConfig(),
-            0,
-            chunk,
-            share,
-        )
+        self.params, self._config = params, config or DecodingConfig()
+        self._slots, self._chunk, self._share = slots, chunk, share
         self._partitioner = partitioner or Partitioner()
         if min(slots, rows, chunk) < 1:
             raise UserError(
@@ -105,7 +100,6 @@ class ContinuousDecoder:
             )
         if why := unfit(self._partitioner, self._config):
             raise UserError(f"Continuous decoding {why}.")
-        self._slots = slots
         self._size = bucket(slots) + max(self._config.max_new_tokens, SHORTEST)
         self._programs = Programs(model, self._config, tuple(end_ids), self._size)
         self._waiting: collections.deque[_Request] = collections.deque()

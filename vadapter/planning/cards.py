@@ -59,8 +59,8 @@ BASIS = (
     "on that."
 )
 
-# Dense bf16 with sums in float32, and bandwidth: NVIDIA's data sheets and architecture papers (those of Ampere GA102,
-# Ada and RTX Blackwell for RTX cards). Half of what a sheet gives with sparsity. Memory: what the driver reports
+# Dense bf16 with sums in float32, and bandwidth, as published; half of what is given with sparsity. The figures were
+# not compared with NVIDIA's own sheets one by one. Memory: what the driver reports
 # (nvidia-smi), which differs from the GB in the name both ways; cards with ECC on GDDR6 lose a sixteenth to it.
 # Name, GB in the name, MiB of the driver, TFLOP/s, GB/s.
 _TABLE = (

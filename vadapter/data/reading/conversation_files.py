@@ -110,12 +110,11 @@ class RangeReader:
         if size > MAX_RECORD_BYTES:
             return {}, Conversation(place, error=f"has {size} bytes, and at most {MAX_RECORD_BYTES} are read")
         raw, folder = storage.read_range(file, int(where.offsets[number]), size), os.path.dirname(file)
-        if self._format != TAR:
-            fields = json_text.loads(raw)
-            return fields, conversations.parse(fields, place, folder)
-        members = pair_formats.members(raw)
-        texts = [content for name, content in members if name.lower().endswith(".json")]
-        media = {name.rpartition("/")[2]: content for name, content in members if name.lower().endswith(_MEDIA)}
+        texts, media = [raw], {}
+        if self._format == TAR:
+            members = pair_formats.members(raw)
+            texts = [content for name, content in members if name.lower().endswith(".json")]
+            media = {name.rpartition("/")[2]: content for name, content in members if name.lower().endswith(_MEDIA)}
         try:
             fields = json_text.loads(texts[0])
         except (ValueError, IndexError) as e:
@@ -165,11 +164,12 @@ def _check_members(names: Sequence[str]) -> str:
 
 @dataclasses.dataclass
 class _Text:
-    """A text file, of which a part is here. `at` counts its bytes up to the part."""
+    """A text file, of which a part is here. `at` counts its bytes up to the character `counted` of the part."""
 
     file: io.TextIOWrapper
     part: str = ""
     at: int = 0
+    counted: int = 0
 
     def more(self) -> bool:
         """Reads on. False at the end."""
@@ -177,10 +177,16 @@ class _Text:
         self.part += read
         return bool(read)
 
+    def byte_of(self, position: int) -> int:
+        """Returns the place in the file of a character that is not before one asked for earlier."""
+        self.at += len(self.part[self.counted : position].encode())
+        self.counted = position
+        return self.at
+
     def drop(self, count: int) -> None:
         """Leaves the first characters of the part behind."""
-        self.at += len(self.part[:count].encode())
-        self.part = self.part[count:]
+        self.byte_of(count)
+        self.part, self.counted = self.part[count:], 0
 
 
 def index_array(file: io.BufferedReader) -> Index:
@@ -237,7 +243,6 @@ def _objects(text: _Text) -> Iterator[tuple[int, int, str]]:
                 continue
             yield text.at, 0, f"the rest is no JSON ({e})"
             return
-        text.drop(position)
-        size = len(text.part[: end - position].encode())
-        yield text.at, size, conversations.parse(fields, "", "/").error
-        position = end - position
+        size = len(text.part[position:end].encode())
+        yield text.byte_of(position), size, conversations.parse(fields, "", "/").error
+        position = end

@@ -56,7 +56,7 @@ RECIPES = {
     # The tiny LM at a tenth of the rate of the maps and queries.
     "slow_lm": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "OptimizerConfig.lr_multipliers": SLOW_LM}, "3e-3,1e-2,3e-2"),
     "slow_lm_random": Arm((RANDOM,), {"OptimizerConfig.lr_multipliers": SLOW_LM}, "1e-2,3e-2"),
-    "words_frozen": Arm((WORDS, f"{GIN}/frozen.gin"), {"STAGE1_RUN": "stage1"}, "1e-2,3e-2"),
+    "words_frozen": Arm((WORDS, f"{GIN}/frozen.gin"), {"STAGE1_RUN": "stage1"}, "1e-2,3e-2,1e-1"),
     "queries_random_32": Arm((RANDOM,), {"NUM_QUERIES": "32"}, RATE),
     "gumbel": Arm((QUERIES, "models/quantization/gumbel.gin"), {"STAGE1_RUN": "stage1"}, RATE),
     "paper": Arm((PAPER,), {"STAGE1_RUN": "stage1"}, RATE),
@@ -66,9 +66,21 @@ RECIPES = {
 }
 # Twice the steps of stage 1 and stage 2 together.
 LONG = {
-    "perceiver_long": Arm((PERCEIVER,), {"TRAIN_STEPS": "2960", "EVAL_EVERY": "120"}, RATE),
+    "perceiver_long": Arm((PERCEIVER,), {"TRAIN_STEPS": "2960", "EVAL_EVERY": "120"}),
 }
-SWEEPS = {"arms": ARMS, "long": LONG, "recipes": RECIPES}
+# Stage 2 with fewer scenes, at the learning rate that `arms` chose with all 8,000. The first N of them.
+SIZES = {
+    f"{name}_{scenes}": dataclasses.replace(arm, macros={**arm.macros, "ScenesConfig.train": scenes}, rates=rate)
+    for scenes in ("100", "1000")
+    for name, arm, rate in (
+        ("perceiver", ARMS["perceiver"], RATE),
+        ("queries_random", ARMS["queries_random"], RATE),
+        ("aligned", ARMS["aligned"], RATE),
+        ("words", ARMS["words"], "1e-3"),
+        ("words_frozen", RECIPES["words_frozen"], "3e-2"),
+    )
+}
+SWEEPS = {"arms": ARMS, "long": LONG, "recipes": RECIPES, "sizes": SIZES}
 PARTS = ("pretrain", *SWEEPS)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -184,6 +185,17 @@ def test_the_published_tiny_lm_has_the_same_start_without_stage_1(world):
     words = load_vocabulary(str(world / "tiny"))
     table = load_params(str(world / "tiny"))["decoder/embedder/embedding"]
     np.testing.assert_allclose(params["adapter/prefix"][0], table[words.bos_id], rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_on_text_alone_is_a_language_model(world, tmp_path):
+    # Its description has a vocabulary and no prompts.
+    run = tmp_path / "text"
+    shutil.copytree(world / "stage1", run)
+    said = json.loads((run / "model.json").read_text())
+    said["text"]["vocabulary"], said["text"]["prompts"] = str(world / "tiny"), {}
+    (run / "model.json").write_text(json.dumps(said))
+    tiny = tiny_lm.find(str(run))
+    assert tiny.before == tiny_lm.find(str(world / "tiny")).before and tiny.before
 
 
 def test_one_checkpoint_of_stage_1_can_be_named(world):

@@ -59,8 +59,9 @@ def find(source: str, template: str = "caption") -> TinyLM:
     """Finds tokeniser and prompt of a tiny LM.
 
     Args:
-        source: MODEL_DIR of stage 1 or one of its `checkpoint_<step>` folders, or an imported folder.
-        template: the prompt, for an imported folder: a name in data/prompts or a template.
+        source: MODEL_DIR of stage 1 or of a run on text alone, or one of its `checkpoint_<step>` folders; or an
+            imported folder.
+        template: the prompt, where no stage 1 had one: a name in data/prompts or a template.
 
     Raises:
         UserError: the folder is neither, or its vocabulary is missing.
@@ -71,9 +72,11 @@ def find(source: str, template: str = "caption") -> TinyLM:
     if not (epath.Path(folder) / description.FILE).exists():
         return TinyLM(folder, step, vocabularies.load_vocabulary(folder), prompts.resolve(template, question=False))
     text = description.load(folder).text
-    if text is None or not text.prompts:
+    if text is None:
         raise UserError(f"{folder} was trained without text; expected the run of a stage 1, or a language model.")
-    return TinyLM(folder, step, find_vocabulary(text, folder), caption_template(text.prompts))
+    # A run on text alone had no prompt: it is a language model, as an imported folder is.
+    known = caption_template(text.prompts) if text.prompts else prompts.resolve(template, question=False)
+    return TinyLM(folder, step, find_vocabulary(text, folder), known)
 
 
 def prompt_length(source: str, template: str = "caption", run: str | None = None) -> int:

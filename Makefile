@@ -1,4 +1,4 @@
-# make demo | open | open-check | test | test-quick | parity | lint | docs | clean. Each target does its own set-up in
+# make demo | open | open-check | test | test-quick | parity | bridges | lint | docs | clean. Each target does its own set-up in
 # .venv; a second run starts at once.
 # PYTHON=/path/to/python3 chooses the interpreter (3.11 or newer). ARGS passes more arguments to the command.
 
@@ -12,7 +12,7 @@ PINS := setup.py pyproject.toml constraints.txt
 
 OPEN := fetch import data stage1 arms evaluate export report
 
-.PHONY: demo open open-check $(OPEN:%=open-%) test test-quick parity lint docs clean
+.PHONY: demo open open-check $(OPEN:%=open-%) test test-quick parity bridges lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-run
@@ -40,6 +40,10 @@ test-quick: $(VENV)/.stamp-test
 # Imported weights against transformers on torch, live; `make test` compares with outputs recorded from it.
 parity: $(VENV)/.stamp-parity
 	$(BIN)/python -m pytest -m parity $(ARGS)
+
+# t5x and big_vision, fetched with git at the commits of docs/bridges.md, train what vadapter trains.
+bridges: $(VENV)/.stamp-bridges
+	PYTHONPATH=$$(tests/contrib/fetch.sh .bridges) $(BIN)/python -m pytest tests/contrib $(ARGS)
 
 lint: $(VENV)/.stamp-lint
 	$(BIN)/ruff check .
@@ -79,6 +83,10 @@ $(VENV)/.stamp-test: $(PINS) | $(VENV)/bin/python
 
 $(VENV)/.stamp-parity: $(PINS) | $(VENV)/bin/python
 	$(PIP) -e '.[test,parity]'
+	@touch $@ $(VENV)/.stamp-run $(VENV)/.stamp-test
+
+$(VENV)/.stamp-bridges: $(PINS) | $(VENV)/bin/python
+	$(PIP) -e '.[test,bridges]'
 	@touch $@ $(VENV)/.stamp-run $(VENV)/.stamp-test
 
 # pyright reads the installed libraries, so the linters come on top of the test environment.

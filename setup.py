@@ -34,7 +34,7 @@ setup(
     packages=[*find_packages(include=["vadapter", "vadapter.*"]), *(f"vadapter._shipped.{name}" for name in SHIPPED)],
     package_dir={f"vadapter._shipped.{name}": name for name in SHIPPED},
     package_data={
-        "vadapter": ["**/*.j2", "**/*.html", "**/*.css", "**/*.js", "**/*.json"],
+        "vadapter": ["**/*.j2", "**/*.html", "**/*.css", "**/*.js", "**/*.json", "contrib/*/*.gin"],
         **{f"vadapter._shipped.{name}": ["*", "**/*"] for name in SHIPPED},
     },
     exclude_package_data={"": ["__pycache__/*", "*.pyc"]},
@@ -77,6 +77,7 @@ setup(
         "gcs": GCS,
         "hub": ["huggingface_hub>=1.0"],
         "cuda": ["jax[cuda12]>=0.10"],
+        "bridges": ["cached-property>=1.5", "fiddle>=0.3", "grain>=0.2", "overrides>=7", "portpicker>=1.6"],
         "beam": ["apache-beam[gcp]>=2.77"],
         "gguf": GGUF,
         "open": [*GGUF, "onnx>=1.17", "resvg-py>=0.2"],

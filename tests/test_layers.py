@@ -26,16 +26,17 @@ ALLOWED = {
 }
 ALLOWED["runs"] = {*ALLOWED}
 ALLOWED["recipes"] = {*ALLOWED}
-ALLOWED["cli"] = {*ALLOWED, FRONT}
-ALLOWED[FRONT] = {*ALLOWED} - {"cli", "recipes"}
+ALLOWED["contrib"] = {*ALLOWED}
+ALLOWED["cli"] = {*ALLOWED, FRONT} - {"contrib"}
+ALLOWED[FRONT] = {*ALLOWED} - {"cli", "contrib", "recipes"}
 # Libraries that only some packages may import, at any place in their code.
 ONLY_IN = {
-    "tensorflow": {"data", "benchmarks"},
+    "tensorflow": {"data", "benchmarks", "contrib"},
     "tensorflow_datasets": {"data", "benchmarks"},
     "tensorflow_text": {"data", "benchmarks"},
     "seqio": {"data", "benchmarks"},
     "gin": {"recipes"},
-    "argparse": {"cli"},
+    "argparse": {"cli", "contrib"},
 }
 
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__main__.py")

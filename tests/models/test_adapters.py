@@ -248,3 +248,15 @@ def test_bad_configurations():
         PerceiverConfig(layer_norm="everywhere")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="num_frames"):
         run(small.perceiver(num_frames=1))
+
+
+def test_a_tiny_lm_with_relative_positions_takes_its_biases_along():
+    lm = small.decoder(width=16, relative_buckets=8, rope_pattern=(False,))
+    config = LMAdapterConfig(lm, small.mlp(), "appended", 3)
+    (rule, target), *_ = config.stage1_rules()
+    assert re.sub(rule, target, "decoder/relative_bias/embedding") == "adapter/lm/relative_bias/embedding"
+    params = run(config)[0]
+    assert "lm/relative_bias/embedding" in trees.flatten(params)
+    biases = {"embedding": 9 * params["lm"]["relative_bias"]["embedding"]}
+    other = {**params, "lm": {**params["lm"], "relative_bias": biases}}
+    assert np.abs(run(config, params=other)[1] - run(config, params=params)[1]).max() > 1e-4

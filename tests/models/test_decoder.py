@@ -44,6 +44,9 @@ VARIANTS = {
     ),  # fmt: skip
     # Layers of four kinds: with a window or not, rotated or not.
     "mixed": dict(depth=4, attention_pattern=("local", "local", "global"), window=2, rope_pattern=(True, False)),
+    "t5": dict(
+        rope_pattern=(False,), query_scale=1.0, relative_buckets=4, relative_max_distance=6, logits_multiplier=0.2
+    ),
     "ungated": dict(gated=False, activation="relu", remat="full"),
 }
 

@@ -136,6 +136,23 @@ def test_names_of_the_decoder_only_example(changes, joined, monkeypatch):
     assert_same(imported(found, source.tensors), params)
 
 
+@pytest.mark.parametrize("changes", [{}, {"gated": False, "activation": "relu"}, {"tied_head": True}])
+@pytest.mark.parametrize("joined", [True, False])
+def test_the_decoder_only_example_itself_needs_no_variant(changes, joined):
+    multiplier = 32**-0.5 if changes.get("tied_head") else 1.0
+    settings = {"rope_pattern": (False,), "query_scale": 1.0, "relative_buckets": 8, "logits_multiplier": multiplier}
+    sizes = {"num_kv_heads": 4, "tied_head": False, **BF16}
+    config = small.decoder(**{**sizes, **settings, **changes})
+    params = random_params(config)
+    arrays = example(params, joined) | {"decoder/relpos_bias/rel_embedding": params["relative_bias/embedding"]}
+    source = opened("t5x", under("target/", arrays) | STATE)
+    found = recognise(source)
+    assert (found.family, found.config) == ("t5x", config)
+    assert_same(imported(found, source.tensors), params)
+    with pytest.raises(UserError, match="do not tell how logits are scaled"):
+        recognise(opened("t5x", under("target/decoder/", params)))
+
+
 def test_a_variant_with_other_norms_is_refused():
     source = opened("t5x", example(random_params(LLAMA)))
     with pytest.raises(UserError, match="norm rms \\(not layer_no_bias\\)"):
@@ -145,7 +162,8 @@ def test_a_variant_with_other_norms_is_refused():
 @pytest.mark.parametrize(
     "more, message",
     [
-        ({"decoder/relpos_bias/rel_embedding": (4, 32)}, "relative position biases"),
+        ({"decoder/relpos_bias/rel_embedding": (4, 32)}, "Leave variant out"),
+        ({"decoder/layers_0/relpos_bias/rel_embedding": (4, 32)}, "in each layer are not supported"),
         ({"encoder/layers_0/attention/query/kernel": (32, 32)}, "encoder-decoder T5"),
         ({"decoder/layers_0/encoder_decoder_attention/query/kernel": (32, 32)}, "encoder-decoder T5"),
     ],

@@ -167,6 +167,8 @@ class LMAdapterConfig:
         where the front is one of the same kind."""
         fronts = {MlpConfig: "dense_[0-9]+/.*", PoolerConfig: "(?:resampler|projection)/.*"}
         parts = "layers|final_norm|embedder|head" if self.num_words else "layers|final_norm"
+        if self.lm.relative_buckets is not None:
+            parts += "|relative_bias"
         rules = [(rf"decoder/((?:{parts})/.*)", r"adapter/lm/\1")]
         if front := fronts.get(type(self.front)):
             rules.append((f"adapter/({front})", r"adapter/front/\1"))

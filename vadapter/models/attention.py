@@ -38,6 +38,7 @@ def attend(
     scale: float,
     softcap: float | None = None,
     impl: AttentionImpl = "xla",
+    bias: Float[Array, "B N T S"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention; N is a multiple of K and query head n reads key/value head n // (N / K).
 
@@ -52,6 +53,7 @@ def attend(
         softcap: cap of the logits; `cudnn` is not used with it, as it has none.
         impl: `xla` everywhere, `cudnn`'s flash attention on NVIDIA GPUs (bf16 or f16 only), or `splash` attention on
             TPUs (see `vadapter.models.splash`). Splash with a dense mask is `xla`.
+        bias: added to the scaled logits, before they are capped; only `xla` has it.
 
     Raises:
         UserError: an unknown `impl`, or `splash` under a mesh of devices that are not TPUs.
@@ -71,6 +73,8 @@ def attend(
     query = query.reshape(batch, length, groups, heads // groups, dim)
     # The heads of a group stand beside the queries, as they lie in memory: with one group nothing is transposed.
     logits = jnp.einsum("BTKGH,BSKH->BKTGS", query, key, preferred_element_type=jnp.float32) * scale
+    if bias is not None:
+        logits += jnp.moveaxis(bias.reshape(batch, groups, heads // groups, *bias.shape[2:]), 2, 3)
     logits = soft_cap(logits, softcap)
     if mask is not None:
         logits = jnp.where(mask[:, :, :, None], logits, jnp.finfo(jnp.float32).min)

@@ -1,4 +1,4 @@
-"""One decoder for the language models of the field: PaLM, Gemma, Qwen, Llama, SmolLM, OLMo, Granite, Phi."""
+"""One decoder for the language models of the field: PaLM, Gemma, Qwen, Llama, SmolLM, OLMo, Granite, Phi, T5's kind."""
 
 import dataclasses
 import functools
@@ -21,6 +21,7 @@ from vadapter.models.layers import Norm, dense, named
 from vadapter.models.lora import LoraConfig
 from vadapter.models.masks import Visibility
 from vadapter.models.positions import RopeScaling, apply_rope, rope_frequencies, rope_rotation
+from vadapter.models.relative_positions import RelativeBias
 from vadapter.partitioning import constrain
 
 
@@ -55,6 +56,9 @@ class DecoderConfig:
         rope_base: base of the rotary frequencies.
         rope_local_base: that of local layers; None is `rope_base`.
         rope_scaling: stretch of the frequencies of global layers.
+        relative_buckets: buckets of T5's relative position biases, which all layers share (`relative_positions`); None
+            has none. T5 rotates nothing (`rope_pattern` (False,)) and does not scale its logits (`query_scale` 1).
+        relative_max_distance: distance from which on all keys are in the last bucket.
         attention_softcap: cap of the attention logits (Gemma 2).
         final_softcap: cap of the output logits (Gemma 2).
         tied_head: the embedding table is also the vocabulary head; else that is a table of its own, `head/embedding`.
@@ -96,6 +100,8 @@ class DecoderConfig:
     rope_base: float = 10_000.0
     rope_local_base: float | None = None
     rope_scaling: RopeScaling | None = None
+    relative_buckets: int | None = None
+    relative_max_distance: int = 128
     attention_softcap: float | None = None
     final_softcap: float | None = None
     tied_head: bool = True
@@ -115,6 +121,7 @@ class DecoderConfig:
                 f"DecoderConfig: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}."
             )
         self._check_rope()
+        self._check_relative()
         if self.lora is not None:
             self.lora.check(self._maps, "the decoder")
         layers.known("qk_norm_over", self.qk_norm_over, ("head", "all_heads"))
@@ -140,6 +147,20 @@ class DecoderConfig:
             raise UserError("DecoderConfig: rope_pattern is empty; (True,) rotates in all layers.")
         if self.rope_scaling:
             self.rope_scaling.check_channels(self.rotated)
+
+    def _check_relative(self) -> None:
+        if self.relative_buckets is None:
+            return
+        if self.relative_buckets < 2 or self.relative_max_distance <= self.relative_buckets // 2:
+            raise UserError(
+                f"DecoderConfig: relative_buckets {self.relative_buckets} and relative_max_distance "
+                f"{self.relative_max_distance}; expected two buckets or more, and a distance above half of them."
+            )
+        if self.attention_impl != "xla":
+            raise UserError(
+                f"DecoderConfig: attention_impl is {self.attention_impl!r}, which has no relative position biases. Use "
+                "'xla'."
+            )
 
     @property
     def _maps(self) -> dict[str, tuple[int, int]]:
@@ -226,6 +247,7 @@ class Attention(nn.Module):
             scale=scale,
             softcap=c.attention_softcap,
             impl=c.attention_impl,
+            bias=shared.bias,
         )
         out = constrain(out, "batch", "length", "activation_heads", None)
         return dense(c.width, ("heads", "kv", "embed"), name="out", axis=(-2, -1), dtype=c.dtype, lora=c.lora)(
@@ -302,6 +324,8 @@ class Decoder(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c)
         self.final_norm = Norm(c.norm, c.norm_eps)
+        if c.relative_buckets is not None:
+            self.relative_bias = RelativeBias(c.num_heads, c.relative_buckets, c.relative_max_distance)
         if not c.tied_head:
             self.head = table()
 
@@ -363,7 +387,8 @@ class Decoder(nn.Module):
             c.rope_scaling.check_length(key_positions.shape[1])
         global_ = attention_inputs(None, c.rope_base, c.rope_scaling)
         local = attention_inputs(c.window, c.rope_local_base or c.rope_base) if any(c.local_layers) else None
-        x, read = self.layers(x, own, SharedInputs(global_, local, start))
+        bias = None if c.relative_buckets is None else self.relative_bias(positions, key_positions)
+        x, read = self.layers(x, own, SharedInputs(global_, local, start, bias))
         if cache is not None:
             cache = cache.replace(key=read[0], value=read[1])
         return self.final_norm(x), cache

@@ -58,11 +58,13 @@ class SharedInputs:
         global_: attention inputs of global layers.
         local: of local layers; None where there are none.
         start: slot of the cache that the first new key takes, in all rows or in each; None without a cache.
+        bias: added to the logits of attention, by relative position; None without such biases.
     """
 
     global_: AttentionInputs
     local: AttentionInputs | None
     start: Int[Array, ""] | Int[Array, " B"] | None
+    bias: Float[Array, "B N T S"] | None = None
 
     def attention(self, own: LayerInputs) -> AttentionInputs:
         """Returns the attention inputs of a layer."""

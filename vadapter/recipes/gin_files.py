@@ -122,6 +122,18 @@ def use_search_paths(paths: Sequence[str]) -> None:
     readers[:] = [(_open, _exists)]
 
 
+def find_shipped() -> None:
+    """Lets gin find shipped files in a process whose gin another package configures, with readers of its own."""
+
+    def place(name: str) -> Path | None:
+        return next((path for folder in (_shipped(), _shipped().parent) if (path := folder / name).is_file()), None)
+
+    # After the reader of files as they are, and before that of Python resources, which takes the `data` of a name such
+    # as data/scenes.gin for a package. gin itself only appends.
+    readers: list[Any] = gin_config._FILE_READERS
+    readers.insert(1, (lambda name: (place(name) or Path(name)).open(), lambda name: place(name) is not None))
+
+
 def searched() -> list[str]:
     """Returns the names of the folders in which files are looked for."""
     return ["the working directory", *map(str, _search_paths)]

@@ -22,6 +22,7 @@ from vadapter.recipes import gin_errors, gin_files
 from vadapter.recipes.gin_errors import is_gin_error
 
 __all__ = [
+    "bound",
     "config_text",
     "explain",
     "is_gin_error",
@@ -31,6 +32,7 @@ __all__ = [
     "register",
     "registered",
     "save_config",
+    "share",
 ]
 
 _registered: dict[str, Callable[..., Any]] = {}
@@ -155,6 +157,26 @@ def register(*things: Callable[..., Any] | Iterable[Any]) -> None:
             _register_one(thing)
         else:
             register(*thing)
+
+
+def share() -> None:
+    """Makes what was registered known in a process whose gin another package configures.
+
+    Its files may use gin's dynamic registration, which looks a class up by itself and not by its name; and may include
+    shipped ones.
+    """
+    for thing in _registered.values():
+        known = gin_config._REGISTRY[f"{thing.__module__}.{thing.__name__}"]
+        gin_config._INVERSE_REGISTRY[thing] = known._replace(wrapped=thing)
+    gin_files.find_shipped()
+
+
+def bound(name: str) -> Any:
+    """Returns what a parameter is bound to, such as `utils.Config.path`; None where it is not."""
+    try:
+        return gin.query_parameter(name)
+    except ValueError:
+        return None
 
 
 def registered() -> Mapping[str, Callable[..., Any]]:

@@ -74,7 +74,7 @@ def _run(experiment: Experiment, accepted: Callable[[str], None] | None) -> loop
     start = initialize.begin(
         parts.program,
         experiment.model_dir,
-        lambda: _fresh(experiment, parts),
+        lambda: fresh(experiment, parts),
         sources=experiment.sources,
         others=[_bundle(experiment.bundle, experiment.model_dir)] if experiment.bundle else [],
         data_info=data,
@@ -99,8 +99,8 @@ def _run(experiment: Experiment, accepted: Callable[[str], None] | None) -> loop
     )
 
 
-def _fresh(experiment: Experiment, parts: Parts) -> tuple[Any, list[Reference]]:
-    """The parameters of a new run, and where they are from."""
+def fresh(experiment: Experiment, parts: Parts) -> tuple[Any, list[Reference]]:
+    """Makes the parameters of a new run, as they are kept, and the record of where they are from."""
     start_by = None if experiment.bundle else experiment.handoff  # a bundle gives the adapter's values
     if start_by:  # what is wrong with it is told before weights are read
         trained = parts.program.storage.trained

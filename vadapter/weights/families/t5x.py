@@ -1,7 +1,7 @@
 """Checkpoints of t5x: models with our own names trained by it, and decoder-only networks in the style of its examples.
 
-A tree in our names is taken as it is. The names of t5x's `decoder_only` example are known as well; the example itself
-has relative position biases, which our decoders do not have, so only networks that grew out of it can be read.
+A tree in our names is taken as it is. The names of t5x's `decoder_only` example are known as well: the example itself,
+which has T5's relative position biases and logits that are not scaled, and networks with rotary positions in its style.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ _TOP = r"((?:optimizer/)?(?:target/|params/)?"
 _OWN_ENCODER = re.compile(_TOP + r"encoder/)Transformer/encoderblock/LayerNorm_0/scale")
 _OWN_DECODER = re.compile(_TOP + r"decoder/)layers/attention/query/kernel")
 _EXAMPLE = re.compile(_TOP + r")decoder/(layers_0|layers|decoder)/self_attention/query/kernel")
+_BIASES = "decoder/relpos_bias/rel_embedding"
 _ENCODER_DECODER = re.compile(r"(.*(?:^|/))((encoder/(layers_0|encoder)/attention|encoder_decoder_attention)/.*)")
 # Kernels of t5x have one axis for the inputs and one for the outputs.
 _JOINED_OUTPUTS = Layout(lambda s: (s[0], math.prod(s[1:])), lambda x, shape: x.reshape(shape))
@@ -81,6 +82,11 @@ def _own_decoder(shapes: Mapping[str, Shape], root: str, where: str) -> dict[str
         raise UserError(
             f"{where} has a decoder without {root}embedder/embedding: a language model that served as an adapter has "
             "no embeddings. Use the checkpoint that it was made of."
+        )
+    if f"{root}relative_bias/embedding" in shapes:
+        raise UserError(
+            f"{where} has relative position biases in vadapter's own names, which do not tell how logits are scaled. "
+            "Import the checkpoint that it was made of, or make a run of it (python -m vadapter.contrib to_run)."
         )
     vocab_size, width = shapes[f"{root}embedder/embedding"]
     layers = f"{root}layers/"
@@ -153,12 +159,18 @@ def _is_parallel(names: Container[str], pre_attention: str, pre_mlp: str, where:
 
 def _example_config(place: Place) -> DecoderConfig:
     shapes, top, variant, where = _Shapes(place.tensors), place.prefix, place.variant, place.tensors.where
-    if any("relpos_bias" in name for name in shapes):
+    biases = f"{top}{_BIASES}"
+    if biases not in shapes and any("relpos_bias" in name for name in shapes):
         raise UserError(
-            f"{where} has relative position biases (`relpos_bias`), as T5 has them. Our decoders have rotary "
-            "positions; these weights mean nothing there. Use a language model with rotary positions."
+            f"{where} has relative position biases (`relpos_bias`) in other places than {biases}, where t5x's "
+            "decoder-only example has those of all layers. Networks with biases of their own in each layer are not "
+            "supported."
         )
-    if variant is None:
+    if biases in shapes and variant is not None:
+        raise UserError(
+            f"{where} has relative position biases (`relpos_bias`), which {variant} does not have. Leave variant out."
+        )
+    if biases not in shapes and variant is None:
         raise UserError(
             f"{where} has the names of t5x's decoder-only example and no `relpos_bias`: what it computes in place "
             "of it is not known. Give variant, the name of the model that it computes: rotary positions, factor on "
@@ -170,6 +182,8 @@ def _example_config(place: Place) -> DecoderConfig:
             f"{where} has layers without `mlp/wi` and `mlp/wi_1`; networks with other MLPs than those of t5x's "
             "examples are not supported."
         )
+    if variant is None:
+        return _example_itself(place, shapes, layers)
     found = _example_fields(place, shapes, layers, variants.decoder(variant).head_dim)
     return published_sizes.decoder(found, variant, where)
 
@@ -241,11 +255,35 @@ def _example_fields(place: Place, shapes: Mapping[str, Shape], layers: _Layers, 
     }
 
 
+def _example_itself(place: Place, shapes: Mapping[str, Shape], layers: _Layers) -> DecoderConfig:
+    """The configuration of t5x's own `decoder_only` network, all of which its tensors tell but for the activation.
+
+    That is the one of its gin files: gelu with a gate. Without a gate it is relu, the default of its configuration.
+    """
+    biases, query = shapes[f"{place.prefix}{_BIASES}"], layers.one["self_attention/query/kernel"]
+    if len(biases) != 2 or math.prod(query[1:]) % biases[0]:
+        raise UserError(
+            f"{place.tensors.where} has relative position biases of the shape {biases}; expected (heads, buckets) of "
+            "all layers together."
+        )
+    found = _example_fields(place, shapes, layers, math.prod(query[1:]) // biases[0])
+    return DecoderConfig(
+        **found,
+        activation="gelu_tanh" if found["gated"] else "relu",
+        rope_pattern=(False,),
+        query_scale=1.0,
+        relative_buckets=biases[1],
+        logits_multiplier=found["width"] ** -0.5 if found["tied_head"] else 1.0,
+    )
+
+
 def _example_rules(place: Place, config: DecoderConfig) -> Iterator[Rule]:
     top, embedding = place.prefix, _embedding(place)
     layers = _layers(_Shapes(place.tensors), top, config.width)
     yield Rule("embedder/embedding", embedding)
     yield Rule("final_norm/scale", f"{top}decoder/decoder_norm/scale")
+    if config.relative_buckets is not None:
+        yield Rule("relative_bias/embedding", top + _BIASES)
     yield Rule("head/embedding", f"{top}decoder/logits_dense/kernel", transposed(1, 0))
     yield layers.rule("pre_attention_norm/scale", "pre_self_attention_layer_norm/scale")
     yield layers.rule("pre_mlp_norm/scale", "pre_mlp_layer_norm/scale")

@@ -23,6 +23,7 @@ ALLOWED = {
     "evaluation": {BASE, "partitioning", "models", "generation"},
     "reports": {BASE, "evaluation"},
     "benchmarks": {BASE, "data", "evaluation"},
+    "sharing": {BASE, "partitioning", "models", "weights", "data"},
 }
 ALLOWED["runs"] = {*ALLOWED}
 ALLOWED["recipes"] = {*ALLOWED}
@@ -37,6 +38,8 @@ ONLY_IN = {
     "seqio": {"data", "benchmarks"},
     "gin": {"recipes"},
     "argparse": {"cli", "contrib"},
+    "torch": {"sharing"},
+    "transformers": {"sharing"},
 }
 
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__main__.py")

@@ -15,7 +15,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares which trained model: `--model_dir` with `--step`, or `--bundle`, and where its backbones are."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model_dir", metavar="DIR", help="folder of a trained run")
-    which.add_argument("--bundle", metavar="DIR", help="folder that vadapter export wrote")
+    which.add_argument("--bundle", metavar="DIR", help="folder that vadapter export wrote, or hf:owner/name[@revision]")
     parser.add_argument("--step", type=int, metavar="N", help="which checkpoint of the run (default: the latest)")
     for part in ("encoder", "decoder"):
         parser.add_argument(
@@ -23,6 +23,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="DIR",
             help=f"an imported or trained folder with the {part} (default: where the run or the bundle says)",
         )
+
+
+def fetch_bundle(args: argparse.Namespace) -> None:
+    """Puts the folder of a bundle in the place of its name on the hub.
+
+    Raises:
+        UserError: as `vadapter.runs.hub_bundle.fetch`.
+    """
+    if args.bundle and args.bundle.startswith("hf:"):
+        from vadapter.runs import hub_bundle
+
+        args.bundle = hub_bundle.fetch(args.bundle)
 
 
 def trained(args: argparse.Namespace, partitioner: "Partitioner | None" = None) -> "TrainedModel":
@@ -39,6 +51,7 @@ def trained(args: argparse.Namespace, partitioner: "Partitioner | None" = None) 
     if args.bundle:
         if args.step is not None:
             raise UserError("--step goes with --model_dir, which was not given. Leave it out.")
+        fetch_bundle(args)
         bundle.read(args.bundle)  # says what is wrong with it
     path = args.bundle or args.model_dir
     return load(path, encoder=args.encoder, decoder=args.decoder, step=args.step, partitioner=partitioner)

@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output is not None:
         folder.check(args.output, "--output")
     experiments.register()
+    arguments.fetch_bundle(args)
     if args.bundle:
         description = bundle.read(args.bundle).description
         parse_gin_arguments(args, of_model=macros_of(description, args.bundle))

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
                 f"--{name} {value} does nothing with --decoding={args.method}. Add --decoding={_OF_METHOD[name]}, or "
                 f"leave --{name} out."
             )
-    records = _records(args)  # before the seconds that jax and the model take
+    records = read_records(args)  # before the seconds that jax and the model take
     output = record_files.Output(args.out, [names for names, _ in records]) if args.out else None
     if output and output.done:
         print(f"{args.out} has {output.done} of {len(records)} records already.", file=sys.stderr, flush=True)
@@ -123,8 +123,15 @@ def run(args: argparse.Namespace) -> None:
         _say(args, trained, records, decoding, output)
 
 
-def _records(args: argparse.Namespace) -> list[tuple[dict[str, Any], Item]]:
-    """What names each record in the output, and what is asked of it."""
+def read_records(args: argparse.Namespace) -> list[tuple[dict[str, Any], Item]]:
+    """Returns of each record what names it in the output, and what is asked of it.
+
+    Args:
+        args: `media`, `jsonl`, `question` and `prompt`.
+
+    Raises:
+        UserError: neither media nor records are given, or both; or they cannot be read.
+    """
     if args.jsonl:
         if args.media or args.question:
             raise UserError(

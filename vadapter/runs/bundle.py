@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 import vadapter
-from vadapter.base import local_files, patterns, typed
+from vadapter.base import folders, local_files, patterns, typed
 from vadapter.base.errors import UserError
 from vadapter.runs import description as descriptions
 from vadapter.runs.card import card
@@ -127,12 +126,7 @@ def write(
     Raises:
         UserError: there is something at `out`.
     """
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{out} is there already. Remove it, or export to another folder.")
-    partial = folder.with_name(f".{folder.name}.partial.{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
+    with folders.appearing(out) as partial:
         plain = {path: np.ascontiguousarray(x).reshape(x.shape) for path, x in arrays.items()}
         safetensors.numpy.save_file(plain, partial / ADAPTER, metadata={"format": "vadapter"})
         adapter = {
@@ -151,11 +145,8 @@ def write(
         (partial / FILE).write_text(json.dumps(record, indent=2) + "\n")
         (partial / ADAPTER).chmod((partial / FILE).stat().st_mode)  # safetensors lets nobody else read it
         sizes = {path: x.size for path, x in plain.items()}
-        text = card(folder.name, description, backbones, sizes, adapter, step)
+        text = card(Path(out).name, description, backbones, sizes, adapter, step)
         (partial / CARD).write_text(text)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return read(out)
 
 

@@ -13,12 +13,11 @@ from flax import linen as nn
 from vadapter.base import files, trees
 from vadapter.base.errors import UserError
 from vadapter.base.paths import relative, resolve
-from vadapter.models import lora
-from vadapter.models.stacks import layer_stacks, with_stack
 from vadapter.models.vlm import VLM, VLMConfig
 from vadapter.partitioning import abstract_params
 from vadapter.runs import bundle as bundles
 from vadapter.runs import description as descriptions
+from vadapter.runs import lora_merging
 from vadapter.runs.bundle import Backbone, Bundle
 from vadapter.training import checkpoints
 from vadapter.training.sources import Offer, Reference, Source, check_same, look
@@ -51,7 +50,7 @@ def export(
     frozen = {path: x for path, x in abstract.items() if path not in own}
     taken: dict[str, np.ndarray] = {}
     backbones = []
-    merged = _beside(own) if merge else frozenset()
+    merged = lora_merging.beside(own) if merge else frozenset()
     if merge and not merged:
         raise UserError(f"{model_dir} trained no LoRA, so there is nothing to merge. Export it without merging.")
     for reference, offer, paths in _givers(run, abstract, frozen, model_dir):
@@ -69,35 +68,11 @@ def export(
             path = relative(offer.folder, out)
             backbones.append(Backbone(dict(parts), path, reference.step, reference.rules, reference.sha256))
     if merge:
-        own = _merged(description.model, own)
-        description = dataclasses.replace(description, model=_without_lora(description.model))
+        own = lora_merging.merged(description.model, own)
+        description = dataclasses.replace(description, model=lora_merging.without_lora(description.model))
     training = {**description.training, **_outcome(model_dir, step), "sources": _names(run)}
     moved = dataclasses.replace(description.moved(model_dir, out), training=training)
     return bundles.write(out, moved, {**taken, **own}, step=step, backbones=backbones, frozen=list(taken))
-
-
-def _beside(own: Collection[str]) -> frozenset[str]:
-    """The kernels that LoRA stands beside."""
-    return frozenset(path.removesuffix("lora_a") + "kernel" for path in own if path.endswith("/lora_a"))
-
-
-def _merged(model: VLMConfig, own: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    def scale(path: str) -> float:
-        part = model.encoder if path.startswith("encoder/") else model.decoder
-        if path.startswith("adapter/"):
-            part = getattr(model.adapter, "lm", None)
-        return getattr(part, "lora").scale  # noqa: B009
-
-    # In f32: rounded to bf16, what LoRA learned would be lost where it is small beside the kernel.
-    wide = {p: np.asarray(x, np.float32) if p in _beside(own) else x for p, x in own.items()}
-    return {path: np.asarray(x) for path, x in trees.flatten(lora.merge(trees.unflatten(wide), scale)).items()}
-
-
-def _without_lora(config: Any) -> Any:
-    for place, stack in layer_stacks(config).items():
-        if getattr(stack, "lora", None) is not None:
-            config = with_stack(config, place, lora=None)
-    return config
 
 
 def _givers(

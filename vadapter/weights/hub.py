@@ -106,13 +106,36 @@ def fetch(source: str, check: Check) -> Fetched:
             is not there, or has no weights that can be read; the disk is too small; or as `check`.
     """
     wanted = parse(source)
+    _check_installed(wanted)
+    from huggingface_hub import constants
+
+    return (_Cache(wanted) if constants.HF_HUB_OFFLINE else _Hub(wanted)).fetch(check)
+
+
+def snapshot(wanted: HubId, names: Sequence[str]) -> str:
+    """Fetches files of a repository, and returns the folder of the library's cache that has them.
+
+    Raises:
+        UserError: as `fetch`; or one of the files is not there.
+    """
+    _check_installed(wanted)
+    from huggingface_hub import constants
+
+    store = _Cache(wanted) if constants.HF_HUB_OFFLINE else _Hub(wanted)
+    if missing := [name for name in names if name not in store.names]:
+        raise UserError(f"{wanted} has no {missing[0]}, which was expected. Name another repository or revision.")
+    paths = store.get(names)
+    store.keep_revision(names[0])
+    return os.path.dirname(paths[0])
+
+
+def _check_installed(wanted: HubId) -> None:
     try:
-        from huggingface_hub import constants
+        import huggingface_hub  # noqa: F401
     except ImportError as e:
         raise UserError(
             f"{wanted} names a model of Hugging Face's hub, which needs huggingface_hub: {_INSTALL}."
         ) from e
-    return (_Cache(wanted) if constants.HF_HUB_OFFLINE else _Hub(wanted)).fetch(check)
 
 
 class _Absent(UserError):

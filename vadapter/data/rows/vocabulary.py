@@ -176,7 +176,7 @@ class TextVocabulary:
 
         Some models (Llama 2) put a space before whatever they encode. Behind a line break it is known where that ends.
         """
-        if not text or not self._puts_space:
+        if not text or not self.puts_space:
             return self.encode(text)
         if text.startswith(" ") and text != " ":
             return self.encode(text[1:])
@@ -252,7 +252,8 @@ class TextVocabulary:
         return len(self.tail(""))
 
     @functools.cached_property
-    def _puts_space(self) -> bool:
+    def puts_space(self) -> bool:
+        """Whether the library puts a space before whatever it encodes (Llama 2); see `more`."""
         ids = self._library_ids("x")
         return bool(ids) and self._token(ids[0]).startswith(_SPACES)
 

@@ -1,0 +1,112 @@
+"""Folders for transformers, without transformers: what is in them, and what is refused."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import sentencepiece
+
+from tests.models import own_parts, small
+from tests.sharing import bundles
+from vadapter.base.errors import UserError
+from vadapter.cli.main import main
+from vadapter.runs.export_transformers import export_transformers
+from vadapter.sharing import transformers_folder
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    prompts = {"caption": "What is seen here: <media> ?", "image_question": "<media> <question>?"}
+    config = bundles.model(small.perceiver(), num_frames=2)
+    return bundles.write(tmp_path_factory.mktemp("made"), config, prompts=prompts, resize="crop")
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def test_the_folder_has_all_that_transformers_needs(bundle, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["export", "--bundle", str(bundle), "--format=transformers", "--out", str(out)]) == 0
+    assert "trust_remote_code" in capsys.readouterr().out
+    names = {file.name for file in out.iterdir()}
+    assert names >= {"config.json", "model.safetensors", "modeling_vadapter.py", "processing_vadapter.py"}
+    assert names >= {"tokenizer.json", "chat_template.jinja", "preprocessor_config.json", "processor_config.json"}
+    assert read(out, "preprocessor_config.json")["resize"] == "crop"
+    assert read(out, "config.json")["dtype"] == "float32"
+    tensors = safetensors.numpy.load_file(out / "model.safetensors")
+    ours = safetensors.numpy.load_file(bundle / "adapter.safetensors")
+    assert sum(x.size for x in tensors.values()) == sum(x.size for x in ours.values())
+    kernel = ours["decoder/layers/mlp/up/kernel"][1]
+    np.testing.assert_array_equal(tensors["decoder.layers.1.mlp.up.weight"], kernel.T)
+    assert "What is seen here:" in (out / "chat_template.jinja").read_text()
+
+
+def test_large_weights_are_split_with_an_index(tmp_path):
+    tensors = [(f"x{i}", np.full((10,), i, np.float32)) for i in range(5)]
+    assert transformers_folder.write_weights(tmp_path, tensors, shard=80) == 50
+    where = read(tmp_path, "model.safetensors.index.json")["weight_map"]
+    assert where == {f"x{i}": f"model-0000{i // 2 + 1}-of-00003.safetensors" for i in range(5)}
+    for name, file in where.items():
+        assert name in safetensors.numpy.load_file(tmp_path / file)
+
+
+def test_an_export_says_what_it_cannot_write(bundle, tmp_path, capsys):
+    def fails(*arguments):
+        assert main(["export", *arguments]) == 2
+        return capsys.readouterr().err
+
+    out = str(tmp_path / "out")
+    assert "is there already" in fails("--bundle", str(bundle), "--format=transformers", "--out", str(bundle))
+    assert "--format=transformers" in fails("--bundle", str(bundle), "--out", out)
+    assert "always merged" in fails("--bundle", str(bundle), "--format=transformers", "--merge", "--out", out)
+    assert "one checkpoint" in fails("--bundle", str(bundle), "--format=transformers", "--step=1", "--out", out)
+    assert "goes with --format" in fails("--checkpoint", out, "--encoder=x", "--out", out)
+    assert "bundle was expected" in fails("--bundle", str(tmp_path), "--format=transformers", "--out", out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_your_own_are_refused(tmp_path):
+    config = bundles.model(own_parts.AveragePoolConfig())
+    with pytest.raises(UserError, match="AveragePoolConfig.*Share a bundle"):
+        export_transformers(bundles.write(tmp_path, config), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_that_has_no_tokenizer_json_is_refused(tmp_path):
+    words = io.BytesIO()
+    texts = iter(
+        ["a red ring", "what is this Describe the following : Answer question given images Given Question"] * 3
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=texts, model_writer=words, model_type="word", vocab_size=16, minloglevel=2
+    )
+    made = bundles.write(tmp_path, bundles.model(small.mlp()), words=words.getvalue())
+    with pytest.raises(UserError, match="words or characters"):
+        export_transformers(made, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_frozen_int8_is_written_as_the_layers_see_it(tmp_path):
+    config = bundles.model(small.mlp())
+    made = bundles.write(tmp_path, config)
+    record = json.loads((made / "bundle.json").read_text())
+    record["frozen_dtype"] = "int8"
+    record["adapter"]["frozen"] = [p for p in bundles.random_params(config) if not p.startswith("adapter/")]
+    (made / "bundle.json").write_text(json.dumps(record))
+    export_transformers(made, tmp_path / "out")
+    tensors = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    kernel = tensors["decoder.layers.0.mlp.up.weight"]
+    assert kernel.dtype == np.float32
+    assert all(len(np.unique(row)) <= 255 for row in kernel)
+    ours = bundles.random_params(config)["decoder/layers/mlp/up/kernel"][0].T
+    assert 0 < np.abs(kernel - ours).max() < 0.02
+
+
+def test_a_bfloat16_model_is_written_as_one(tmp_path):
+    config = bundles.model(dataclasses.replace(small.mlp(), dtype="bfloat16"), {"dtype": "bfloat16"})
+    export_transformers(bundles.write(tmp_path, config), tmp_path / "out")
+    assert read(tmp_path / "out", "config.json")["dtype"] == "bfloat16"

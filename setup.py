@@ -34,7 +34,15 @@ setup(
     packages=[*find_packages(include=["vadapter", "vadapter.*"]), *(f"vadapter._shipped.{name}" for name in SHIPPED)],
     package_dir={f"vadapter._shipped.{name}": name for name in SHIPPED},
     package_data={
-        "vadapter": ["**/*.j2", "**/*.html", "**/*.css", "**/*.js", "**/*.json", "contrib/*/*.gin", "sharing/files/*.py"],
+        "vadapter": [
+            "**/*.j2",
+            "**/*.html",
+            "**/*.css",
+            "**/*.js",
+            "**/*.json",
+            "contrib/*/*.gin",
+            "sharing/files/*.py",
+        ],
         **{f"vadapter._shipped.{name}": ["*", "**/*"] for name in SHIPPED},
     },
     exclude_package_data={"": ["__pycache__/*", "*.pyc"]},

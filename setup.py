@@ -86,6 +86,7 @@ setup(
         "hub": ["huggingface_hub>=1.0"],
         "cuda": ["jax[cuda12]>=0.10"],
         "bridges": ["cached-property>=1.5", "fiddle>=0.3", "grain>=0.2", "overrides>=7", "portpicker>=1.6"],
+        "wandb": ["wandb>=0.19"],
         "beam": ["apache-beam[gcp]>=2.77"],
         "gguf": GGUF,
         "open": [*GGUF, "onnx>=1.17", "resvg-py>=0.2"],

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.reports.test_report import EVIL, Page
 from vadapter.base import pictures
+from vadapter.base.evaluator import whole_names
 from vadapter.evaluation import examples
 from vadapter.evaluation.scoring import PLAIN
 from vadapter.evaluation.text_evaluator import GenerationEvaluator
@@ -122,8 +123,8 @@ def whole_report(text="plain"):
     rows += [{"id": text, "references": [text, "another"], "valid": True, "thumbnail": shade_of(7)} for _ in range(2)]
     evaluator, predictions, result = generated(rows, [[7, 1]] * 8, name="generation")
     generation = Evaluated(
-        "generation", "generation", reports.whole_names("generation", result.scalars),
-        reports.whole_names("generation", result.intervals()),
+        "generation", "generation", whole_names("generation", result.scalars),
+        whole_names("generation", result.intervals()),
         {"split": text, "decoding": {"method": text}, "prompts": [text]}, evaluator.examples(predictions, 2),
         result.explanations, [text],
     )  # fmt: skip

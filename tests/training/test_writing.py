@@ -1,7 +1,9 @@
 import io
 
 import numpy as np
+import pytest
 
+from vadapter.base.errors import UserError
 from vadapter.base.evaluator import EvalResult
 from vadapter.training import writing
 
@@ -52,3 +54,61 @@ def test_console_prints_lines_where_there_is_no_terminal(capsys):
     with writing.Console(5, enabled=False) as console:
         console.step(2, "loss 3")
     assert capsys.readouterr().out == "step 2/5  loss 3\n"
+
+
+RECORDS = [{"id": "1", "question": "a|b?", "prediction": "a\ndog", "references": ["dog", "hound"], "score": 1.0}]
+
+
+class Kept:
+    def __init__(self, folder):
+        self.folder, self.told = folder, []
+
+    def write_scalars(self, *args):
+        self.told.append(("write_scalars", *args))
+
+    def write_texts(self, *args):
+        self.told.append(("write_texts", *args))
+
+    def close(self):
+        self.told.append(("close",))
+
+
+def test_another_writer_is_told_the_same_by_whole_names(tmp_path):
+    made = []
+    writer = writing.MetricWriter(str(tmp_path), tensorboard=False, writers=[lambda f: made.append(Kept(f)) or made[0]])
+    writer.scalars(10, {"loss": 0.5})
+    writer.evaluation(10, "val", EvalResult({"loss": 1.5, "vqav2/vqa_accuracy": 2.0}, records=RECORDS))
+    writer.close()
+    table = "| id | question | prediction | references | score |\n| --- | --- | --- | --- | --- |\n"
+    table += "| 1 | a\\|b? | a dog | dog; hound | 1.0 |"
+    assert made[0].told == [
+        ("write_scalars", 10, {"train/loss": 0.5}),
+        ("write_scalars", 10, {"val/loss": 1.5, "vqav2/vqa_accuracy": 2.0}),
+        ("write_texts", 10, {"val/predictions": table}),
+        ("close",),
+    ]
+
+
+def test_weights_and_biases_offline(tmp_path):
+    pytest.importorskip("wandb")
+    from vadapter.training.wandb_writer import WandbConfig
+
+    ids = []
+    for step in (10, 5):  # a run that goes back goes on
+        writer = writing.MetricWriter(str(tmp_path), tensorboard=False, writers=[WandbConfig(mode="offline")])
+        writer.scalars(step, {"loss": 0.5})
+        writer.evaluation(step, "val", EvalResult({"loss": 1.5}, images=[(RED, "red")], records=RECORDS))
+        writer.close()
+        ids.append((tmp_path / "wandb.json").read_text())
+    assert ids[0] == ids[1]
+    logs = [path.read_bytes() for path in sorted(tmp_path.rglob("*.wandb"))]
+    assert len(logs) == 2
+    assert all(name in log for log in logs for name in (b"train/loss", b"val/loss", b"val/predictions"))
+
+
+def test_without_wandb_it_says_what_to_install(monkeypatch):
+    from vadapter.training import wandb_writer
+
+    monkeypatch.setattr(wandb_writer.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'vadapter\[wandb\]'"):
+        wandb_writer.WandbConfig()

@@ -41,6 +41,9 @@ class Evaluator(Protocol):
     Attributes:
         name: a file-name-safe name, such as `val` or `caption`.
         every_steps: steps between two calls; None takes the loop's own interval, 0 means at the end only.
+
+    One may also have `scalar_names`, the names of the scalars that it gives, `*` standing for what only the data say. A
+    run that looks for its best checkpoint then knows before it trains that its metric is among them.
     """
 
     name: str
@@ -49,3 +52,8 @@ class Evaluator(Protocol):
     def __call__(self, params: PyTree) -> EvalResult:
         """Evaluates the whole (trainable and frozen) nested dict of parameters, which lie on the device."""
         ...
+
+
+def whole_names(evaluator: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores or intervals by their whole names: `cider` of the evaluator `generation` is `generation/cider`."""
+    return {k if "/" in k else f"{evaluator}/{k}": v for k, v in values.items()}

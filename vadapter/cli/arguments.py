@@ -11,12 +11,18 @@ if TYPE_CHECKING:
     from vadapter.runs.load import TrainedModel
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares which trained model: `--model_dir` with `--step`, or `--bundle`, and where its backbones are."""
+def add_model_arguments(parser: argparse.ArgumentParser, steps: str = "a number, or best") -> None:
+    """Declares which trained model: `--model_dir` with `--step`, or `--bundle`, and where its backbones are.
+
+    Args:
+        parser: of the command.
+        steps: what `--step` may be.
+    """
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model_dir", metavar="DIR", help="folder of a trained run")
     which.add_argument("--bundle", metavar="DIR", help="folder that vadapter export wrote, or hf:owner/name[@revision]")
-    parser.add_argument("--step", type=int, metavar="N", help="which checkpoint of the run (default: the latest)")
+    add_step_argument(parser, steps)
+    add_ema_argument(parser)
     for part in ("encoder", "decoder"):
         parser.add_argument(
             f"--{part}",
@@ -37,6 +43,26 @@ def fetch_bundle(args: argparse.Namespace) -> None:
         args.bundle = hub_bundle.fetch(args.bundle)
 
 
+def add_step_argument(parser: argparse.ArgumentParser, which: str = "a number, or best") -> None:
+    """Declares `--step`: which checkpoint of a run."""
+    parser.add_argument(
+        "--step", type=_step, metavar="N", help=f"which checkpoint of the run: {which} (default: the latest)"
+    )
+
+
+def add_ema_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares `--ema` and `--no-ema`."""
+    parser.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        help="take the moving average of what the run trained, or not (default: as the run evaluated)",
+    )
+
+
+def _step(text: str) -> int | str:
+    return int(text) if text.isascii() and text.isdigit() else text  # what is no step is told with those that there are
+
+
 def trained(args: argparse.Namespace, partitioner: "Partitioner | None" = None) -> "TrainedModel":
     """Reads the model that a command was given.
 
@@ -51,10 +77,12 @@ def trained(args: argparse.Namespace, partitioner: "Partitioner | None" = None) 
     if args.bundle:
         if args.step is not None:
             raise UserError("--step goes with --model_dir, which was not given. Leave it out.")
+        if args.ema is not None:
+            raise UserError("--ema goes with --model_dir, which was not given. Leave it out.")
         fetch_bundle(args)
         bundle.read(args.bundle)  # says what is wrong with it
     path = args.bundle or args.model_dir
-    return load(path, encoder=args.encoder, decoder=args.decoder, step=args.step, partitioner=partitioner)
+    return load(path, encoder=args.encoder, decoder=args.decoder, step=args.step, ema=args.ema, partitioner=partitioner)
 
 
 def add_gin_arguments(parser: argparse.ArgumentParser) -> None:

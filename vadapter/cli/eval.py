@@ -9,21 +9,30 @@ Or on a bundle: the gin files then say on which data, and with which evaluators.
 
 vadapter eval --bundle=owl --output=results --gin_file=runs/eval.gin --gin_file=data/jsonl.gin \
   --gin.TRAIN_JSONL='"photos/train.jsonl"' --gin.VALIDATION_JSONL='"photos/test.jsonl"'
+
+Every kept checkpoint of a run, one after the other; evaluations/curve.jsonl has a line for each evaluation of each:
+
+vadapter eval --model_dir=runs/queries --step=all
 """
 
 import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vadapter.reports.evaluation import Evaluated
+    from etils import epath
+
+    from vadapter.reports.evaluation import Evaluated, EvaluationReport
     from vadapter.runs.description import Description
+    from vadapter.runs.experiment import Experiment, Parts
+
+EVERY = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     from vadapter.cli.arguments import add_gin_arguments, add_model_arguments
 
-    add_model_arguments(parser)
+    add_model_arguments(parser, steps="a number, best, or all that are kept")
     parser.add_argument(
         "--output", metavar="DIR", help="where to write the results, over older ones (default: the run's folder)"
     )
@@ -39,18 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluates; writes `metrics.json`, `evaluation.html` and `predictions.jsonl`, and of a benchmark its submission
-    and a side file."""
-    import dataclasses
-
-    import jax
+    and a side file; of every checkpoint below `evaluations`, with a curve."""
+    from etils import epath
 
     from vadapter.base.errors import UserError
-    from vadapter.cli import arguments, processes
+    from vadapter.cli import processes
     from vadapter.cli.arguments import parse_gin_arguments
     from vadapter.recipes import experiments
     from vadapter.runs import bundle, folder
-    from vadapter.runs.evaluate import evaluate
-    from vadapter.runs.experiment import Parts
+    from vadapter.training import checkpoints
 
     if args.bundle and not args.output:
         raise UserError("A bundle is left as it is. Say with --output where to write the results of its evaluation.")
@@ -66,30 +72,84 @@ def run(args: argparse.Namespace) -> None:
     else:
         parse_run(args)
     processes.join()
-    experiment = processes.first_process_first(experiments.made)
-    trained = arguments.trained(args, Parts(experiment).partitioner)
-    trained.check_data(experiment.data.mixture)
-    described = trained.description
-    # The gin files of a bundle's evaluation are not those of its training, so they may not say how pictures were seen.
-    resize = described.resize if args.bundle else None
-    parts = Parts(dataclasses.replace(experiment, model=described.model), resize=resize)
-    output = args.output or trained.folder
-    first = jax.process_index() == 0
+    made = _Made(args, processes.first_process_first(experiments.made))
+    output = epath.Path(args.output or checkpoints.split(args.model_dir)[0])
+    if args.step == EVERY and not args.bundle:
+        _every(made, output / "evaluations")
+    else:
+        made.evaluate(args.step, output)
 
-    def told(evaluated: "Evaluated") -> None:
+
+def _every(made: "_Made", output: "epath.Path") -> None:
+    """Evaluates every kept checkpoint. A line of `curve.jsonl` is like one of the run's own."""
+    import json
+    import sys
+
+    import jax
+
+    from vadapter.base import files
+    from vadapter.training import checkpoints, integrity
+
+    curve, first = [], jax.process_index() == 0
+    for step in checkpoints.steps(made.args.model_dir):
+        try:
+            report = made.evaluate(step, output / f"checkpoint_{step}")
+        except integrity.DamagedError as e:
+            print(f"Left out: {e}" if first else "", file=sys.stderr)
+            continue
+        curve += [{"step": step, "split": each.name, **each.own_scores()} for each in report.evaluations]
         if first:
-            print(f"step {trained.step}  {evaluated.name}: {evaluated.line()}", flush=True)
-
-    report = evaluate(
-        zip(experiment.evaluations, parts.evaluators(), strict=True),
-        trained.params,
-        checkpoint=f"{args.bundle or args.model_dir} at step {trained.step}",
-        num_examples=args.num_examples,
-        folder=output,
-        told=told,
-    )
+            files.write_text(output / "curve.jsonl", "".join(json.dumps(line) + "\n" for line in curve))
     if first:
-        print(f"Wrote {', '.join(map(str, report.write(output)))}.")
+        print(f"Wrote {output / 'curve.jsonl'}.")
+
+
+class _Made:
+    """Evaluates checkpoints of one model, whose evaluators are made once."""
+
+    def __init__(self, args: argparse.Namespace, experiment: "Experiment"):
+        self.args, self.experiment = args, experiment
+        self.parts: Parts | None = None
+
+    def evaluate(self, step: int | str | None, output: "epath.Path") -> "EvaluationReport":
+        """Evaluates a checkpoint, and writes what it found."""
+        import dataclasses
+        import functools
+
+        import jax
+
+        from vadapter.cli import arguments
+        from vadapter.runs.evaluate import evaluate
+        from vadapter.runs.experiment import Parts
+
+        args = argparse.Namespace(**{**vars(self.args), "step": step})
+        trained = arguments.trained(args, (self.parts or Parts(self.experiment)).partitioner)
+        if self.parts is None:
+            trained.check_data(self.experiment.data.mixture)
+            described = trained.description
+            # The gin files of a bundle's evaluation are not those of its training, so they may not say how pictures
+            # were seen.
+            resize = described.resize if args.bundle else None
+            self.parts = Parts(dataclasses.replace(self.experiment, model=described.model), resize=resize)
+            self.evaluators = self.parts.evaluators()
+        report = evaluate(
+            zip(self.experiment.evaluations, self.evaluators, strict=True),
+            trained.params,
+            checkpoint=f"{args.bundle or args.model_dir} at step {trained.step}",
+            num_examples=args.num_examples,
+            folder=output,
+            told=functools.partial(_tell, trained.step),
+        )
+        if jax.process_index() == 0:
+            print(f"Wrote {', '.join(map(str, report.write(output)))}.")
+        return report
+
+
+def _tell(step: int, evaluated: "Evaluated") -> None:
+    import jax
+
+    if jax.process_index() == 0:
+        print(f"step {step}  {evaluated.name}: {evaluated.line()}", flush=True)
 
 
 def parse_run(args: argparse.Namespace) -> None:
@@ -105,7 +165,9 @@ def parse_run(args: argparse.Namespace) -> None:
     from vadapter.runs import description
     from vadapter.training import checkpoints
 
-    model_dir, _ = checkpoints.locate(args.model_dir, args.step)
+    model_dir, _ = checkpoints.locate(args.model_dir, None if args.step == EVERY else args.step)
+    if args.step == EVERY and model_dir != args.model_dir.rstrip("/"):
+        raise UserError(f"--step={EVERY} is of a whole run; {args.model_dir} is one checkpoint. Give {model_dir}.")
     saved = epath.Path(model_dir) / "config.gin"
     if not saved.is_file():
         raise UserError(f"{model_dir} has a checkpoint but no config.gin, which vadapter train writes. Put it back.")

@@ -15,10 +15,13 @@ from vadapter.base.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
+    from vadapter.cli.arguments import add_ema_argument, add_step_argument
+
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--checkpoint", metavar="DIR", help="folder of a trained run")
     which.add_argument("--bundle", metavar="DIR", help="a bundle, for --format=transformers")
-    parser.add_argument("--step", type=int, metavar="N", help="which checkpoint of the run (default: the latest)")
+    add_step_argument(parser)
+    add_ema_argument(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; must not be there yet")
     parser.add_argument(
         "--format",
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"--{part} goes with --format=transformers: a bundle has no {part}. Leave it out.")
     from vadapter.runs.export import export
 
-    made = export(args.checkpoint, args.out, args.step, merge=args.merge)
+    made = export(args.checkpoint, args.out, args.step, merge=args.merge, ema=args.ema)
     arrays = made.arrays()
     print(f"Wrote {args.out}: {sum(x.size for x in arrays.values()):,} parameters of step {made.step}.")
     for backbone in made.backbones:
@@ -67,6 +70,8 @@ def _transformers(args: argparse.Namespace) -> None:
         raise UserError("--merge goes with a bundle; for transformers LoRA is always merged. Leave it out.")
     if args.bundle and args.step is not None:
         raise UserError("--step goes with --checkpoint; a bundle has one checkpoint only. Leave it out.")
+    if args.bundle and args.ema is not None:
+        raise UserError("--ema goes with --checkpoint; a bundle has one set of weights. Leave it out.")
     from vadapter.cli import arguments
     from vadapter.runs import bundle
     from vadapter.runs.export_transformers import export_transformers
@@ -75,5 +80,7 @@ def _transformers(args: argparse.Namespace) -> None:
         arguments.fetch_bundle(args)
         bundle.read(args.bundle)  # says what is wrong with it
     path = args.bundle or args.checkpoint
-    made = export_transformers(path, args.out, encoder=args.encoder, decoder=args.decoder, step=args.step)
+    made = export_transformers(
+        path, args.out, encoder=args.encoder, decoder=args.decoder, step=args.step, ema=args.ema
+    )
     print(f"Wrote {made.folder}: {made.parameters:,} parameters.\n{made.how}")

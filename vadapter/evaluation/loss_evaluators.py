@@ -91,6 +91,11 @@ class LossEvaluator:
     name: str = "val"
     every_steps: int | None = None
 
+    @property
+    def scalar_names(self) -> Sequence[str]:
+        """See `vadapter.base.evaluator.Evaluator`."""
+        return (*_LOSSES, "target_tokens")
+
     def __call__(self, params: PyTree) -> EvalResult:
         """Scalars `loss`, `accuracy`, `perplexity` and `target_tokens`, with intervals of the first three."""
         sums = _stacked([_sums(self.loss_sums, params, self.put(batch)) for batch, _ in self.batches()], (3,))
@@ -128,6 +133,11 @@ class RelianceEvaluator:
     put: Callable[[Batch], Any]
     name: str = "reliance"
     every_steps: int | None = None
+
+    @property
+    def scalar_names(self) -> Sequence[str]:
+        """See `vadapter.base.evaluator.Evaluator`."""
+        return tuple(_RELIANCE)
 
     def __call__(self, params: PyTree) -> EvalResult:
         """Scalars `reliance/right`, `/shuffled`, `/blank` (mean losses), `/shuffled_gap` and `/blank_gap` (the

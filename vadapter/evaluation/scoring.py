@@ -170,6 +170,14 @@ class Scoring:
         """The metrics of captions, or of answers."""
         return [m for m in self.metrics if m.of == kind]
 
+    @property
+    def scalar_names(self) -> list[str]:
+        """Names of the scores that there may be; `*` stands for the groups of records."""
+        names = [metric.name for metric in self.metrics]
+        ranking = [self.of_kind(kind)[0].name for kind in KINDS if self.of_kind(kind)]
+        groups = [f"{name}/*" for name in ranking] if self.by else []
+        return [*names, *groups, *(("records", "unscored") if self.name else ("captions", "questions"))]
+
     def rank(self, record: Record) -> float | None:
         """What a scored record is ranked by, more is better; None where it has no score."""
         first = next(iter(self.of_kind(self.kind(record))), None)

@@ -85,6 +85,11 @@ class GenerationEvaluator:
     words: Words | None = None
     stream: Stream | None = None
 
+    @property
+    def scalar_names(self) -> Sequence[str]:
+        """See `vadapter.base.evaluator.Evaluator`; `*` stands for the groups of records."""
+        return list(self._named(dict.fromkeys(self.scoring.scalar_names)))
+
     def __call__(self, params: PyTree) -> EvalResult:
         """Scalars as `Scoring.score` gives them: of data without a benchmark `cider` (times 100), `exact_match`,
         `vqa_accuracy` and `vqa_accuracy/<question type>` (0..1), `captions` and `questions` (counts). A score with

@@ -24,7 +24,7 @@ from vadapter.recipes import settings
 from vadapter.runs.experiment import Evaluation, Experiment
 from vadapter.runs.handoff import Handoff
 from vadapter.runs.tiny_lm import PLANNED, prompt_length, prompt_rest
-from vadapter.training import loop, optimizers
+from vadapter.training import best, loop, optimizers, wandb_writer
 from vadapter.training.sources import Source
 
 # What a plan needs no value of: folders and files of data and weights, which it never opens.
@@ -41,7 +41,17 @@ def register() -> None:
         [Experiment, Evaluation, LoaderConfig, PackingConfig, ScenesConfig],
         [MeshConfig, hosts.HostsConfig, DecodingConfig],
         REGISTRY,
-        [loop.TrainConfig, ObjectiveConfig, optimizers.OptimizerConfig, Source, Handoff, prompt_length, prompt_rest],
+        [
+            loop.TrainConfig,
+            best.BestConfig,
+            wandb_writer.WandbConfig,
+            ObjectiveConfig,
+            optimizers.OptimizerConfig,
+            Source,
+            Handoff,
+            prompt_length,
+            prompt_rest,
+        ],
         [variants.encoder, variants.decoder, scenes_task, tasks.jsonl_task, tasks.pairs_task, tasks.chat_task],
         [benchmark_task, benchmark_split, tasks.add_mixture, tfds_task],
         preprocessors.REGISTRY,

@@ -51,13 +51,17 @@ class Evaluated:
     records: Sequence[Mapping[str, Any]] = ()
     submission: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def own_scores(self) -> dict[str, float]:
+        """The scores by their names as in `curve.jsonl`, without the evaluator's."""
+        return {name.removeprefix(f"{self.name}/"): value for name, value in self.scores.items()}
+
     def line(self) -> str:
         """The scores in a line for the terminal, with their intervals and notes."""
         parts = []
-        for name, value in self.scores.items():
+        for (name, value), own in zip(self.scores.items(), self.own_scores(), strict=True):
             bounds = self.intervals.get(name)
             between = f" [{bounds[0]:.4g}, {bounds[1]:.4g}]" if bounds else ""
-            parts.append(f"{name.removeprefix(f'{self.name}/')} {value:.4g}{between}")
+            parts.append(f"{own} {value:.4g}{between}")
         return "  ".join([*parts, *self.notes])
 
 
@@ -100,11 +104,6 @@ def write_submission(contents: Mapping[str, Any], folder: epath.PathLike) -> lis
         (place / name).write_text(json.dumps(content, ensure_ascii=False, indent=2 if ".meta." in name else None))
         written.append(place / name)
     return written
-
-
-def whole_names(evaluator: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores or intervals by their whole names: `cider` of the evaluator `generation` is `generation/cider`."""
-    return {k if "/" in k else f"{evaluator}/{k}": v for k, v in values.items()}
 
 
 def of_checkpoint(checkpoint: str, evaluations: Sequence[Evaluated]) -> EvaluationReport:

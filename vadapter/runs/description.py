@@ -233,6 +233,9 @@ def _training(experiment: "Experiment") -> dict[str, Any]:
         "trainable": list(train.trainable),
         "optimizer": _plain(train.optimizer),
         "objective": dataclasses.asdict(experiment.objective),
+        "ema_decay": train.ema_decay,
+        "use_ema": train.use_ema,
+        "best": None if train.best is None else dataclasses.asdict(train.best),
         "evaluations": {each.name: _evaluation(each) for each in experiment.evaluations},
     }
 

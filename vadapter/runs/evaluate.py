@@ -8,12 +8,12 @@ import jax
 from etils import epath
 
 from vadapter.base.array_types import PyTree
-from vadapter.base.evaluator import EvalResult, Evaluator
+from vadapter.base.evaluator import EvalResult, Evaluator, whole_names
 from vadapter.base.pictures import Pictures
 from vadapter.benchmarks.protocols import Protocol
 from vadapter.evaluation.text_evaluator import GenerationEvaluator
 from vadapter.reports import files
-from vadapter.reports.evaluation import Evaluated, EvaluationReport, of_checkpoint, whole_names, write_submission
+from vadapter.reports.evaluation import Evaluated, EvaluationReport, of_checkpoint, write_submission
 from vadapter.runs.experiment import Evaluation
 
 

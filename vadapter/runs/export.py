@@ -24,14 +24,20 @@ from vadapter.training.sources import Offer, Reference, Source, check_same, look
 
 
 def export(
-    checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], step: int | None = None, *, merge: bool = False
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    step: int | str | None = None,
+    *,
+    merge: bool = False,
+    ema: bool | None = None,
 ) -> Bundle:
     """Makes a bundle of a run.
 
     Args:
         checkpoint: a MODEL_DIR, or one of its `checkpoint_<step>` folders.
         out: folder to write.
-        step: which checkpoint; default the latest.
+        step: which checkpoint, or `best`; default the latest.
+        ema: whether to take the moving average of what the run trained; default as the run evaluated.
         merge: adds LoRA to the kernels beside it, which the bundle then holds; the model has no LoRA any more.
 
     Raises:
@@ -45,7 +51,7 @@ def export(
         raise UserError(f"{model_dir} holds a model without an adapter. Export a run of stage 1 or 2.")
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
         run, stored = checkpointer.run(step), checkpointer.shapes(step)
-        own = checkpointer.read(step, stored)
+        own = checkpointer.read(step, stored, ema=ema)
     abstract = trees.flatten(nn.unbox(abstract_params(VLM(description.model), description.model.example_batch())))
     frozen = {path: x for path, x in abstract.items() if path not in own}
     taken: dict[str, np.ndarray] = {}

@@ -48,7 +48,8 @@ def export_transformers(
     *,
     encoder: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
-    step: int | None = None,
+    step: int | str | None = None,
+    ema: bool | None = None,
 ) -> Written:
     """Writes a run or a bundle with its backbones as a folder for transformers.
 
@@ -61,6 +62,7 @@ def export_transformers(
         encoder: as of `vadapter.load`.
         decoder: as of `vadapter.load`.
         step: as of `vadapter.load`.
+        ema: as of `vadapter.load`.
 
     Raises:
         UserError: as `vadapter.load`; a part is of a class of your own; the vocabulary cannot be written as a
@@ -68,7 +70,7 @@ def export_transformers(
     """
     out = os.fspath(out)
     with folders.appearing(out) as partial:  # first: a name that is taken is told before the weights are read
-        trained = load(path, encoder=encoder, decoder=decoder, step=step)
+        trained = load(path, encoder=encoder, decoder=decoder, step=step, ema=ema)
         model, params = plain(trained)
         vocabulary = trained.vocabulary
         if vocabulary is None:

@@ -30,7 +30,8 @@ def load(
     *,
     encoder: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
-    step: int | None = None,
+    step: int | str | None = None,
+    ema: bool | None = None,
     partitioner: Partitioner | None = None,
 ) -> TrainedModel:
     """Reads a trained model.
@@ -40,7 +41,8 @@ def load(
         encoder: an imported folder or a MODEL_DIR that has the encoder's weights; default where the run or the bundle
             says.
         decoder: likewise; its tokenizer is looked for there too.
-        step: which checkpoint of a run; default the latest.
+        step: which checkpoint of a run, or `best`; default the latest.
+        ema: whether to take the moving average of what a run trained; default as the run says (`TrainConfig.use_ema`).
         partitioner: places the parameters; default all devices on the data axis.
 
     Raises:
@@ -52,15 +54,21 @@ def load(
     if bundles.is_bundle(path):
         if step is not None:
             raise UserError(f"{path} is a bundle, which has one checkpoint only. Leave the step {step} out.")
+        if ema is not None:
+            raise UserError(
+                f"{path} is a bundle, which has one set of weights. Say nothing of the moving average (EMA)."
+            )
         return _load_bundle(bundles.read(path), given, partitioner)
     if not epath.Path(path).exists():
         raise UserError(
             f"{path} is not there. Give the folder of a run (vadapter train) or a bundle (vadapter export)."
         )
-    return _load_run(path, step, given, partitioner)
+    return _load_run(path, step, given, partitioner, ema)
 
 
-def _load_run(path: str, step: int | None, given: Mapping[str, str], partitioner: Partitioner) -> TrainedModel:
+def _load_run(
+    path: str, step: int | str | None, given: Mapping[str, str], partitioner: Partitioner, ema: bool | None
+) -> TrainedModel:
     model_dir, step = checkpoints.locate(path, step)
     description = _runnable(descriptions.load(model_dir))
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
@@ -68,7 +76,7 @@ def _load_run(path: str, step: int | None, given: Mapping[str, str], partitioner
     vocabulary = find_vocabulary(description.text, model_dir, given.values()) if description.text else None
     model, boxed = _made(description, model_dir)
     found = _replaced(references, given, trees.flatten(nn.unbox(boxed)), model_dir)
-    restored = initialize.restore(model_dir, boxed, partitioner, step, found)
+    restored = initialize.restore(model_dir, boxed, partitioner, step, found, ema)
     return TrainedModel(model, restored.params, partitioner, description, vocabulary, step, model_dir)
 
 

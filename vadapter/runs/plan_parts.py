@@ -119,7 +119,8 @@ class PlannedParts(Parts):
 
     def summary(self) -> list[freezing.PartSummary]:
         """Parameters and bytes of each part, of the whole arrays."""
-        return freezing.summarize(*self.program.abstract_params, self.program.abstract_state.opt_state)
+        state = self.program.abstract_state
+        return freezing.summarize(*self.program.abstract_params, (state.opt_state, state.ema))
 
     def argument_bytes(self) -> int:
         """Bytes of the state, the frozen parameters and the batch on one device: less a step cannot need."""

@@ -17,7 +17,8 @@ from vadapter.base.errors import UserError
 from vadapter.models.serialization import to_json
 from vadapter.runs import description
 from vadapter.runs.description import Description
-from vadapter.training import checkpoints, initialize
+from vadapter.training import best, checkpoints, initialize
+from vadapter.training.config import TrainConfig
 from vadapter.training.optimizers import OptimizerConfig
 
 # Fields of models that change speed and memory, not what is computed.
@@ -45,7 +46,7 @@ def check(
     model_dir: str,
     now: Description,
     data: Mapping[str, Any],
-    steps: int,
+    train: TrainConfig,
     say: Callable[[str], None] = print,
     *,
     back_to: int | None = None,
@@ -56,7 +57,7 @@ def check(
         model_dir: of the run.
         now: of the settings that it is given.
         data: what fixes the data that it is given, see `experiment.data_info`.
-        steps: of the whole run, as given now.
+        train: settings of the loop, as given now.
         say: is given a line for each setting that changed and may.
         back_to: an older checkpoint that it is told to go back to.
 
@@ -76,7 +77,9 @@ def check(
         description.check_same_pictures(model_dir, now)
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
         run = checkpointer.run(step)
-    finished = files.read_record(epath.Path(model_dir) / "done.json").get("step") == step >= steps
+    finished = files.read_record(epath.Path(model_dir) / "done.json").get("step") == step and (
+        step >= train.steps or best.has_ended(model_dir, step, train.best)
+    )
     changes = compare(run, former, now, data)
     if finished and (changes.other_run or changes.allowed):
         raise UserError(
@@ -117,9 +120,10 @@ def compare(run: Mapping[str, Any], former: Description | None, now: Description
     changes.other_run += _text_changes(former, now)
     old, new = dict(former.training), json.loads(json.dumps(dict(now.training)))
     changes.other_run += _of(old, new, {"seed": "the seed", "preprocessors": "how records become text"})
-    changes.other_run += _of(old, new, {"trainable": "what is trained"})
-    changes.allowed += _of(old, new, {"steps": "the number of steps"})
-    changes.allowed += _nested(old, new, "objective") + _evaluation_changes(old, new)
+    changes.other_run += _of(old, new, {"trainable": "what is trained", "ema_decay": "TrainConfig.ema_decay"})
+    changes.allowed += _of(old, new, {"steps": "the number of steps", "use_ema": "TrainConfig.use_ema"})
+    changes.allowed += _nested(old, new, "objective") + _of(old, new, {"best": "how the best checkpoint is chosen"})
+    changes.allowed += _evaluation_changes(old, new)
     if "optimizer" in old:
         unset = dict.fromkeys(field.name for field in dataclasses.fields(OptimizerConfig))
         before, after = ({**unset, **dict(settings["optimizer"])} for settings in (old, new))

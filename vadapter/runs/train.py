@@ -25,7 +25,7 @@ from vadapter.runs.handoff import Handoff
 from vadapter.runs.load import load
 from vadapter.runs.model import TrainedModel
 from vadapter.runs.weights import Weights, sources
-from vadapter.training import checkpoints, initialize, loop
+from vadapter.training import best, checkpoints, initialize, loop
 from vadapter.training.optimizers import OptimizerConfig
 from vadapter.training.sources import Reference
 from vadapter.training.storage import FROZEN_DTYPE
@@ -64,10 +64,12 @@ def run(experiment: Experiment, *, accepted: Callable[[str], None] | None = None
 def _run(experiment: Experiment, accepted: Callable[[str], None] | None) -> loop.TrainResult:
     parts = Parts(experiment)
     evaluators, loader = parts.evaluators(), parts.loader
+    if experiment.train.best:  # a run of weeks must not find it out at its first evaluation
+        best.evaluator_of(experiment.train.best, evaluators, experiment.train.eval_every)
     described, data = description.describe(experiment), data_info(experiment)
     say = initialize.print_once
     finished = resume.check(
-        experiment.model_dir, described, data, experiment.train.steps, say, back_to=experiment.resume_step
+        experiment.model_dir, described, data, experiment.train, say, back_to=experiment.resume_step
     )
     if jax.process_index() == 0 and not finished:
         folder.check_room(experiment.model_dir, _checkpoint_bytes(parts))

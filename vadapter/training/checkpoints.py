@@ -1,6 +1,7 @@
 """Checkpoints of a run: `MODEL_DIR/checkpoint_<step>/{params,optimizer,run,checksums.json}`.
 
-`params` is the trainable tree, `optimizer` the optimizer state and step, `run` a JSON object: where in the data the run
+`params` is the trainable tree, `ema` its moving average where the run keeps one, `optimizer` the optimizer state and
+step, `run` a JSON object: where in the data the run
 is, and which frozen weights it used, by reference. Frozen weights themselves are never in it. A checkpoint is compared
 with its checksums before it is chosen; one that is damaged is left out, and the line that says so is the only sign.
 """
@@ -18,7 +19,7 @@ from vadapter.base.array_types import PyTree
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.base.quiet import quiet
-from vadapter.training import integrity, run_record
+from vadapter.training import best, integrity, run_record
 from vadapter.training.freezing import named_leaves
 from vadapter.training.integrity import DamagedError
 from vadapter.training.state import TrainState
@@ -31,6 +32,7 @@ _READ_AHEAD_GB = 16
 _DIRECTORY = re.compile(r"checkpoint_(\d+)")
 # What TensorStore says where a bucket does not answer: that is no damage.
 _PASSING = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+BEST, EMA = "best", "ema"
 _INSTEAD = "Put it back from a copy, or use another checkpoint."
 _UNFINISHED = re.compile(r"checkpoint_\d+\.orbax-checkpoint-tmp.*")
 
@@ -104,21 +106,26 @@ def split(path: str) -> tuple[str, int | None]:
     return path, None
 
 
-def locate(path: str, step: int | None = None) -> tuple[str, int]:
+def locate(path: str, step: int | str | None = None) -> tuple[str, int]:
     """Finds a checkpoint that is whole. All processes of a run call it together.
 
     Args:
         path: a MODEL_DIR, or one of its `checkpoint_<step>` folders.
-        step: which one; default the newest whole one of a MODEL_DIR.
+        step: which one, or `best`: the one that the run says is the best; default the newest whole one of a MODEL_DIR.
 
     Returns:
         (MODEL_DIR, step).
 
     Raises:
-        UserError: there is none, the one that was asked for is damaged, or as `newest`.
+        UserError: there is none, the one that was asked for is damaged, the run says of none that it is the best, or as
+            `newest`.
     """
     path, named = split(path)
     step = named if step is None else step
+    if isinstance(step, str):
+        if step != BEST:
+            raise UserError(f"The step is {step!r}; expected a number, or {BEST!r} for the best checkpoint of the run.")
+        step = best.read(path)
     found = newest(path) if step is None else step
     there = steps(path) if step is not None else []
     if found is None or (step is not None and step not in _named(path)):
@@ -137,11 +144,13 @@ def locate(path: str, step: int | None = None) -> tuple[str, int]:
 
 
 def drop_after(model_dir: str, step: int) -> list[int]:
-    """Deletes the checkpoints of later steps, and `done.json`. To be called by one process; returns the steps."""
+    """Deletes the checkpoints of later steps, `done.json` and `best.json`, which the run writes anew. To be called by
+    one process; returns the steps."""
     later = [s for s in _named(model_dir) if s > step]
     for s in later:
         _delete(_path(model_dir, s))
-    (epath.Path(model_dir) / "done.json").unlink(missing_ok=True)
+    for name in ("done.json", best.FILE):
+        (epath.Path(model_dir) / name).unlink(missing_ok=True)
     return later
 
 
@@ -156,6 +165,10 @@ class Checkpointer:
         at: the step that a run goes on from; what is there of later steps is not counted, and saved over. Default all
             count.
 
+    Attributes:
+        best: step of a checkpoint that is kept beside the newest. To be set when it is on disk (`wait`); the former one
+            is deleted with the next save.
+
     Raises:
         UserError: the bucket of the folder cannot be reached; or `keep` is below 1.
     """
@@ -168,12 +181,15 @@ class Checkpointer:
         buckets.check(model_dir)
         self._ocp, self._keep, self._read_only = ocp, keep, read_only
         self._model_dir = str(epath.Path(model_dir)) if is_remote(model_dir) else str(epath.Path(model_dir).resolve())
+        self.best: int | None = None
         self._saved: list[int] = []
         self._former = [s for s in ([] if read_only else steps(model_dir)) if at is None or s <= at]
         self._saving: tuple[epath.Path, dict[str, Any]] | None = None
         # Compression takes twice the time, and trained numbers get a twelfth smaller.
         settings: dict[str, Any] = {"restore_concurrent_gb": _READ_AHEAD_GB, "use_compression": False}
-        handlers: dict[str, Any] = {name: ocp.PyTreeCheckpointHandler(**settings) for name in ("params", "optimizer")}
+        handlers: dict[str, Any] = {
+            name: ocp.PyTreeCheckpointHandler(**settings) for name in ("params", "optimizer", EMA)
+        }
         with quiet():
             self._orbax = ocp.AsyncCheckpointer(
                 ocp.CompositeCheckpointHandler(**handlers),
@@ -210,11 +226,9 @@ class Checkpointer:
         self.wait()
         path = _path(self._model_dir, step)
         self._saving = self._orbax.get_temporary_path(path).get(), run_record.make(step, run)
-        args = self._ocp.args.Composite(
-            params=self._save_args(state.params), optimizer=self._save_args(_optimizer_tree(state))
-        )
+        items = {item: self._save_args(tree) for item, tree in _items(state).items()}
         with quiet():
-            self._orbax.save(path, args=args, force=True)
+            self._orbax.save(path, args=self._ocp.args.Composite(**items), force=True)
         self._saved.append(step)
 
     def _way_on(self) -> str:
@@ -238,14 +252,14 @@ class Checkpointer:
             return
         kept = sorted(set(good))[-self._keep :]
         for step in _named(self._model_dir):
-            if step < before and step not in kept:
+            if step < before and step not in kept and step != self.best:
                 try:
                     _delete(_path(self._model_dir, step))
                 except OSError as e:  # no reason to lose the new one
                     integrity.tell(f"{_path(self._model_dir, step)} could not be deleted ({e}).")
 
     def finish(self) -> None:
-        """Waits, and deletes all but the newest `keep` checkpoints: the run is done."""
+        """Waits, and deletes all but the newest `keep` checkpoints and the best: the run is done."""
         self.wait()
         if (last := self.latest()) is not None and jax.process_index() == 0:
             self._delete_old([*self._former, *self._saved], last)
@@ -279,14 +293,17 @@ class Checkpointer:
             UserError: the checkpoint has other parameters or shapes, or cannot be read.
         """
         placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-        wanted = {"params": placed.params, "optimizer": _optimizer_tree(placed)}
+        wanted = _items(placed)
+        if EMA in wanted:
+            self._check_ema(step)
         for item, tree in wanted.items():
             _check(f"{self._model_dir}/checkpoint_{step}", item, trees.flatten(tree), self.shapes(step, item))
         restored = self._restore(step, wanted)
         leaves = trees.flatten(restored["optimizer"])
         opt_state = [leaves["state/" + name] for name in named_leaves(abstract.opt_state)]
         structure = jax.tree.structure(abstract.opt_state)
-        return TrainState(leaves["step"], restored["params"], jax.tree.unflatten(structure, opt_state))
+        opt_state = jax.tree.unflatten(structure, opt_state)
+        return TrainState(leaves["step"], restored["params"], opt_state, restored[EMA] if EMA in wanted else None)
 
     def shapes(self, step: int, item: str = "params") -> dict[str, jax.ShapeDtypeStruct]:
         """Returns `{slash path: shape and dtype}` of what a checkpoint holds, without reading the arrays.
@@ -298,21 +315,33 @@ class Checkpointer:
             tree = self._ocp.PyTreeCheckpointHandler().metadata(_path(self._model_dir, step) / item).tree
             return {p: jax.ShapeDtypeStruct(tuple(m.shape), m.dtype) for p, m in trees.flatten(tree).items()}
 
-    def read(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    def _check_ema(self, step: int) -> None:
+        if not (_path(self._model_dir, step) / EMA).exists():
+            raise UserError(
+                f"{self._model_dir}/checkpoint_{step} has no moving average of its parameters (EMA). Leave the "
+                "EMA out, or train with TrainConfig.ema_decay in another MODEL_DIR."
+            )
+
+    def read(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct], *, ema: bool | None = None) -> dict[str, Any]:
         """Reads some of the parameters, and nothing else of the checkpoint.
 
         Args:
             step: which checkpoint.
             wanted: of each slash path its shape and the dtype to read it as. With a sharding the result is an array of
                 which this process reads what its devices hold; without, a numpy array on the host.
+            ema: whether to read their moving average instead; default as the run says (`TrainConfig.use_ema`).
 
         Returns:
             `{slash path: array}`.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: it cannot be read, or has no moving average.
         """
-        return trees.flatten(self._restore(step, {"params": trees.unflatten(wanted)})["params"])
+        ema = bool(self.run(step).get("ema")) if ema is None else ema
+        if ema:
+            self._check_ema(step)
+        item = EMA if ema else "params"
+        return trees.flatten(self._restore(step, {item: trees.unflatten(wanted)})[item])
 
     def _restore(self, step: int, wanted: Mapping[str, PyTree]) -> Any:
         args = {item: self._restore_args(tree) for item, tree in wanted.items()}
@@ -354,6 +383,11 @@ class Checkpointer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _items(state: TrainState) -> dict[str, PyTree]:
+    items = {"params": state.params, "optimizer": _optimizer_tree(state)}
+    return items if state.ema is None else {**items, EMA: state.ema}
 
 
 def _optimizer_tree(state: TrainState) -> dict[str, Any]:

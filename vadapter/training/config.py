@@ -1,7 +1,7 @@
 """Settings of the training loop."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -9,6 +9,7 @@ from flax import linen as nn
 from vadapter.base.array_types import PyTree
 from vadapter.base.errors import UserError
 from vadapter.partitioning import Partitioner
+from vadapter.training.best import BestConfig
 from vadapter.training.objectives import Objective
 from vadapter.training.optimizers import OptimizerConfig
 from vadapter.training.program import Program
@@ -25,15 +26,22 @@ class TrainConfig:
         frozen_dtype: dtype in which frozen parameters are kept: `bfloat16`, `float32`, or `int8`, which quantises the
             kernels of the encoder's, the decoder's and the LM adapter's layers and keeps the rest in bf16.
         optimizer: the optimizer and its learning-rate schedule.
+        ema_decay: decay of an exponential moving average of the trained parameters, such as 0.999, which is kept in
+            checkpoints beside them (`step.moving_average`); None keeps none.
+        use_ema: whether evaluations take the average, and by default whatever reads the checkpoints: export, infer,
+            eval, a later stage.
         log_every: steps between two lines of metrics. Between them nothing waits for the device.
         eval_every: steps between two calls of the evaluators that have no interval of their own; 0: at the end only.
         checkpoint_every: steps between two checkpoints; 0: at the end only.
         keep_checkpoints: newest to keep; while the run lasts there is one more, in case the newest proves bad. None
             keeps all.
+        best: by which metric the best checkpoint is kept beside them, and when a run stops early; None does neither.
         pause_at: step at which the run evaluates, saves and ends, as if told to stop; it goes on when called again with
             another value or None. The schedule stays that of `steps`.
         profile_steps: (first, last) updates to profile into MODEL_DIR/profile, for TensorBoard or xprof.
         tensorboard: whether to write TensorBoard files.
+        writers: make further writers of metrics, such as `WandbConfig` for Weights & Biases; given MODEL_DIR each
+            returns one with the methods of clu's `MetricWriter`.
         tpu_options: options of the TPU compiler for the step, such as `{"xla_tpu_scoped_vmem_limit_kib": 32768}`, over
             those of the type of TPU (`vadapter.training.compiler_options`); None takes one out. They change its speed
             and memory, not what it computes. Other platforms do not see them.
@@ -53,13 +61,17 @@ class TrainConfig:
     trainable: tuple[str, ...] = (".*",)
     frozen_dtype: str = FROZEN_DTYPE
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    ema_decay: float | None = None
+    use_ema: bool = True
     log_every: int = 50
     eval_every: int = 0
     checkpoint_every: int = 0
     keep_checkpoints: int | None = 1
+    best: BestConfig | None = None
     pause_at: int | None = None
     profile_steps: tuple[int, int] | None = None
     tensorboard: bool = True
+    writers: tuple[Callable[[str], Any], ...] = ()
     tpu_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     max_skipped_steps: int = 3
     data_patience: float = 300
@@ -73,12 +85,14 @@ class TrainConfig:
         """Refuses settings of the loop that make no sense.
 
         Raises:
-            UserError: a number is too small.
+            UserError: a number is too small or too large.
         """
         lowest = {"steps": 1, "log_every": 1, "max_skipped_steps": 0, "data_patience": 0, "max_rollbacks": 0}
         for name, least in (lowest | {"reference_tolerance": 0}).items():
             if not getattr(self, name) >= least:
                 raise UserError(f"TrainConfig: {name}={getattr(self, name)} must be {least} or more.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"TrainConfig: ema_decay={self.ema_decay} must be between 0 and 1, or None for no average.")
 
     def program(
         self, model: nn.Module, example: Any, objective: Objective, partitioner: Partitioner, boxed: PyTree = None
@@ -98,6 +112,7 @@ class TrainConfig:
             frozen_dtype=self.frozen_dtype,
             optimizer=self.optimizer,
             steps=self.steps,
+            ema_decay=self.ema_decay,
             tpu_options=self.tpu_options,
             boxed=boxed,
         )

@@ -251,8 +251,9 @@ def restore(
     model_dir: str,
     boxed: PyTree,
     partitioner: Partitioner,
-    step: int | None = None,
+    step: int | str | None = None,
     references: Sequence[Reference] | None = None,
+    ema: bool | None = None,
 ) -> Restored:
     """Reads a trained model: the run's sources again, checked by hash, under the parameters that the run trained.
 
@@ -260,18 +261,20 @@ def restore(
         model_dir: a MODEL_DIR, or one of its `checkpoint_<step>` folders.
         boxed: the model's abstract parameters (`partitioning.abstract_params`).
         partitioner: places the parameters; need not be that of the training.
-        step: which checkpoint; default the latest.
+        step: which checkpoint, or `best`; default the latest.
         references: the run's sources, each with the folder where it is now; default as the run recorded them.
+        ema: whether to take the moving average of what it trained; default as the run says.
 
     Raises:
-        UserError: a checkpoint is missing, a source has other weights than the run had, or shapes differ.
+        UserError: a checkpoint is missing or has no moving average, a source has other weights than the run had, or
+            shapes differ.
     """
     model_dir, step = checkpoints.locate(model_dir, step)
     with checkpoints.Checkpointer(model_dir, read_only=True) as checkpointer:
         run, stored = checkpointer.run(step), checkpointer.shapes(step)
         check_fits(stored, trees.flatten(nn.unbox(boxed)), f"{model_dir}/checkpoint_{step}")
         storage = Storage.of(boxed, partitioner, stored.keys(), run.get("frozen_dtype", FROZEN_DTYPE))
-        own = checkpointer.read(step, {path: storage.read_as(path, x) for path, x in stored.items()})
+        own = checkpointer.read(step, {path: storage.read_as(path, x) for path, x in stored.items()}, ema=ema)
     if references is None:
         recorded = [Reference.from_json(r) for r in run["sources"]]
         references = [dataclasses.replace(r, path=resolve(r.path, model_dir)) for r in recorded]

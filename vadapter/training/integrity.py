@@ -109,7 +109,9 @@ def check_finite(state: TrainState, hint: str) -> None:
     Raises:
         NotFiniteError: a number is NaN or infinite.
     """
-    leaves = {**named_leaves(state.params), **{f"optimizer/{p}": x for p, x in named_leaves(state.opt_state).items()}}
+    leaves = dict(named_leaves(state.params))
+    for name, tree in (("optimizer", state.opt_state), ("ema", state.ema)):
+        leaves |= {f"{name}/{p}": x for p, x in named_leaves(tree).items()}
     floats = {path: x for path, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
     if not floats:
         return

@@ -15,7 +15,9 @@ from vadapter.base.errors import UserError
 from vadapter.base.evaluator import Evaluator
 from vadapter.base.paths import is_remote
 from vadapter.models import flops as flops_lib
+from vadapter.training import best as bests
 from vadapter.training import checkpoints, freezing, guards, integrity, preemption, writing
+from vadapter.training.best import Best, Keeper
 from vadapter.training.checkpoints import Checkpointer
 from vadapter.training.config import TrainConfig
 from vadapter.training.goodput import Goodput
@@ -31,7 +33,7 @@ class TrainResult:
     """How a run ended.
 
     Attributes:
-        params: all parameters, trained and frozen, on the device.
+        params: all parameters, trained (or their average, where evaluations take it) and frozen, on the device.
         step: updates made.
         metrics: of the last logged training interval.
         evals: scalars of each evaluator at the end, by its name.
@@ -39,6 +41,7 @@ class TrainResult:
         interrupted: whether it was told to stop before its end; it then goes on where it was when called again.
         signal: number of the signal that told this process, such as `signal.SIGINT`; None where another process or
             `pause_at` did.
+        best: step of the best checkpoint; None without `TrainConfig.best`, or where its metric was never a number.
     """
 
     params: dict[str, Any]
@@ -48,6 +51,7 @@ class TrainResult:
     seconds: float
     interrupted: bool
     signal: int | None = None
+    best: int | None = None
 
 
 def train(
@@ -62,8 +66,8 @@ def train(
 ) -> TrainResult:
     """Trains on from a start.
 
-    Writes into `model_dir` `checkpoint_<step>/`, `model-info.txt`, `curve.jsonl`, TensorBoard files, and at the end
-    `done.json`. A run that is done is not done again.
+    Writes into `model_dir` `checkpoint_<step>/`, `model-info.txt`, `curve.jsonl`, TensorBoard files, `best.json` where
+    it has a best checkpoint, and at the end `done.json`. A run that is done is not done again.
 
     After the first step the first SIGINT or SIGTERM makes it save and return: after the step at hand, between two
     batches of an evaluation, or while it waits for data. Earlier, and at the second signal, the process ends at once
@@ -81,12 +85,15 @@ def train(
         flops: counts the FLOPs of this process's rows of a batch, by part.
 
     Raises:
-        UserError: a setting does not fit, or losses are not finite (`guards`).
+        UserError: a setting does not fit, no evaluator gives the metric of the best checkpoint (`best`), or losses are
+            not finite (`guards`).
     """
     with contextlib.ExitStack() as stack:
         run = _Run(config, program, start, model_dir, evaluators, stack)
-        if run.step >= config.steps and (done := run.done()):
-            return TrainResult(run.all_params(), run.step, done["metrics"], done["evals"], done["seconds"], False)
+        if run.is_at_end() and (done := run.done()):
+            return TrainResult(
+                run.all_params(), run.step, done["metrics"], done["evals"], done["seconds"], False, best=run.best_step()
+            )
         run.announce()
         return run.train(batches, flops)
 
@@ -104,6 +111,7 @@ class _Run:
         stack: contextlib.ExitStack,
     ):
         config.check()
+        self.watched = bests.evaluator_of(config.best, evaluators, config.eval_every) if config.best else None
         self.config, self.program, self.evaluators = config, program, evaluators
         self.folder = epath.Path(model_dir)
         self.first = jax.process_index() == 0
@@ -114,28 +122,41 @@ class _Run:
             "sources": [r.to_json() for r in start.references],
             "trainable": list(config.trainable),
             "frozen_dtype": config.frozen_dtype,
+            "ema": config.ema_decay is not None and config.use_ema,
             "went_back_to": list(start.went_back_to),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         self.signals = stack.enter_context(signals.watch())
         stack.callback(self.signals.let_go)
         self.checkpointer = stack.enter_context(Checkpointer(model_dir, config.keep_checkpoints, at=self.step))
-        self.writer = writing.MetricWriter(model_dir, enabled=self.first, tensorboard=config.tensorboard)
+        self.writer = writing.MetricWriter(
+            model_dir, enabled=self.first, tensorboard=config.tensorboard, writers=config.writers
+        )
         stack.callback(self.writer.close)
         self._begin_history()
         self.console = stack.enter_context(writing.Console(config.steps, enabled=self.first))
         self.profiling = False
         self.started = time.perf_counter()
         self.evals: dict[str, dict[str, float]] = {}
+        self.evaluated_at: dict[str, int] = {}
         self.window = Window(program.partitioner.host_share[1])
 
     def _begin_history(self) -> None:
         """Reads what former sessions left in `curve.jsonl`, and opens it."""
         config, curve = self.config, self.folder / "curve.jsonl"
         # Many processes must decide alike, and only the first is sure to see its file.
-        found = dataclasses.asdict(History.read(curve, self.step)) if self.first else None
-        history = History(**integrity.of_all_processes(found)[0])
+        metric = config.best.metric if config.best else None
+        found, there = None, None
+        if self.first:
+            found = dataclasses.asdict(History.read(curve, self.step, metric))
+            there = checkpoints.steps(str(self.folder))
+        found, there = integrity.of_all_processes([found, there])[0]
+        history = History(**found)
         self.evaluated = history.evaluated
+        self.best = None
+        if config.best and self.watched:
+            values = Best(config.best, [(step, value) for step, value in history.watched])
+            self.best = Keeper(values, self.watched, self.checkpointer, self.folder, there=there, write=self.first)
         self.metrics = history.metrics
         self.skips = guards.SkipGuard(config.max_skipped_steps, str(self.folder), history.skipped, write=self.first)
         self.spikes = guards.SpikeGuard(config.spike_factor, config.spike_window, history.losses)
@@ -149,6 +170,13 @@ class _Run:
         self.kept_steps = self.goodput.seconds["steps"]
         self.curve = writing.CurveFile(str(curve), self.step) if self.first else None
 
+    def best_step(self) -> int | None:
+        return self.best.so_far.step if self.best else None
+
+    def is_at_end(self) -> bool:
+        """Whether no step is left to be made: all were, or the metric has not become better for long enough."""
+        return self.step >= self.config.steps or (self.best is not None and self.best.so_far.is_over)
+
     def done(self) -> dict[str, Any] | None:
         """Returns `done.json` if this step is the one that it is about; a file that was cut counts as none."""
         path = self.folder / "done.json"
@@ -161,7 +189,7 @@ class _Run:
 
     def announce(self) -> None:
         """Prints the table of parts and writes `model-info.txt`."""
-        self.rows = freezing.summarize(self.state.params, self.frozen, self.state.opt_state)
+        self.rows = freezing.summarize(self.state.params, self.frozen, (self.state.opt_state, self.state.ema))
         table = freezing.table(self.rows)
         self.console.line(table)
         if self.first:
@@ -173,8 +201,8 @@ class _Run:
             files.write_text(self.folder / "model-info.txt", "\n".join([table, "", *lines, ""]))
 
     def all_params(self) -> dict[str, Any]:
-        """Returns trained and frozen parameters as one tree."""
-        return trees.merge(self.state.params, self.frozen)
+        """Returns trained and frozen parameters as one tree: those that evaluations take."""
+        return trees.merge(self.state.ema if self.record["ema"] else self.state.params, self.frozen)
 
     def seconds(self) -> float:
         return self.former_seconds + time.perf_counter() - self.started
@@ -183,7 +211,7 @@ class _Run:
         self.started = time.perf_counter()
         self.goodput.begin()
         interrupted = 0 < self.step < self.config.steps and self._is_left()
-        if self.step < self.config.steps and not interrupted:
+        if not self.is_at_end() and not interrupted:
             found = batches(self.step)
             feed = Feed(found, "the training data", self.config.data_patience, str(self.folder))
             with contextlib.closing(feed):
@@ -191,12 +219,11 @@ class _Run:
             self.checkpointer.wait()
             self.goodput.lap("checkpoint")
         if not interrupted:
-            interrupted = not self._evaluate(self.evaluators)
+            interrupted = not self._evaluate([e for e in self.evaluators if self.evaluated_at.get(e.name) != self.step])
         self.writer.flush()
         number = self.signals.first if interrupted else None
-        result = TrainResult(
-            self.all_params(), self.step, self.metrics, self.evals, self.seconds(), interrupted, number
-        )
+        seconds, best = self.seconds(), self.best_step()
+        result = TrainResult(self.all_params(), self.step, self.metrics, self.evals, seconds, interrupted, number, best)
         self._finish(result)
         return result
 
@@ -209,11 +236,12 @@ class _Run:
         """Makes the steps that are left. Returns whether it was told to stop, by a signal or by `pause_at`."""
         config, first_step = self.config, self.step + 1
         self.skips.records = getattr(batches, "record_ids", None)
-        while self.step < config.steps:
+        while not self.is_at_end():
             told = not self._update(feed, flops) or self.signals.asked()
             pausing = self.step == config.pause_at and self.step < config.steps
             last = told or pausing or self.step == config.steps
-            evaluate, save = self._due_evaluators(), self._is_due(config.checkpoint_every) or last
+            evaluate = self._due_evaluators()
+            save = self._is_due(config.checkpoint_every) or last or self.watched in evaluate
             # The first step is logged by itself: its time is the compilation's.
             if save or evaluate or self._is_due(config.log_every) or self.step == first_step:
                 self._log(batches, quiet=self.step == first_step)
@@ -359,9 +387,12 @@ class _Run:
                 self.evals[evaluator.name] = scalars
                 self.writer.evaluation(self.step, evaluator.name, result)
                 self._add_to_curve(evaluator.name, scalars)
+                self.evaluated_at[evaluator.name] = self.step
                 summary = "  ".join([*(f"{k} {v:.4g}" for k, v in scalars.items()), *result.notes])
                 self.console.line(f"step {self.step}/{self.config.steps}  {evaluator.name}: {summary}")
                 self._compare(evaluator.name, scalars.get("loss"))
+                if self.best and evaluator is self.watched:
+                    self.best.look(self.step, scalars)
                 self.goodput.lap("evaluation")
         except signals.Stopped:
             self.goodput.lap("evaluation")
@@ -385,6 +416,10 @@ class _Run:
         done["total_params"] = sum(r.parameters for r in self.rows)
         done["skipped_steps"] = self.skips.total
         done["goodput"] = self.goodput.to_json()
+        if self.best:
+            done["best"] = self.best.so_far.record()
         if self.first:
             files.write_json(self.folder / "done.json", done)
-        self.console.line(f"Done: {self.step} steps. The time went into {self.goodput.summary()}.")
+        ended = f" of {self.config.steps}, since it got no better" if self.step < self.config.steps else ""
+        chosen = f" {self.best.so_far}." if self.best else ""
+        self.console.line(f"Done: {self.step} steps{ended}.{chosen} The time went into {self.goodput.summary()}.")

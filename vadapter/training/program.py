@@ -46,6 +46,7 @@ class Program:
         frozen_dtype: how frozen parameters are kept, see `Storage`.
         optimizer: of the trained parameters.
         steps: length of the run, which the learning rate's schedule needs.
+        ema_decay: of the moving average of the trained parameters, see `step.moving_average`; None keeps none.
         tpu_options: options of the TPU compiler over those of vadapter; other platforms do not see them.
         boxed: the model's abstract parameters, where they were made before.
     """
@@ -58,6 +59,7 @@ class Program:
     frozen_dtype: str = FROZEN_DTYPE
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     steps: int = 1000
+    ema_decay: float | None = None
     tpu_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     boxed: PyTree = None
 
@@ -91,7 +93,7 @@ class Program:
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the training state."""
-        abstract = states.abstract_state(self.update_rule, self.abstract_params[0])
+        abstract = states.abstract_state(self.update_rule, self.abstract_params[0], self.ema_decay is not None)
         shardings = states.state_shardings(abstract, _shardings(self.abstract_params[0]), self.partitioner.replicated)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
 
@@ -178,6 +180,7 @@ class Program:
             batch_sharding=self.partitioner.batch_sharding,
             replicated=self.partitioner.replicated,
             accumulate=self.optimizer.accumulate,
+            ema_decay=self.ema_decay,
             compiler_options=options,
         )
 

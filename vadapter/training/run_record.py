@@ -1,8 +1,9 @@
 """The JSON object of a checkpoint: `checkpoint_<step>/run/metadata`.
 
 Attributes of it: `format` and `step`; `data`, facts that fix the data; `sources`, what the run took from others
-(`sources.Reference`); `trainable` and `frozen_dtype`; `seconds`, and `goodput`, the same by use; `checksums`, whether
-the checkpoint has them. A loop of one's own may leave out all but the first two.
+(`sources.Reference`); `trainable` and `frozen_dtype`; `ema`, whether its moving average is what to use of it;
+`seconds`, and `goodput`, the same by use; `checksums`, whether the checkpoint has them. A loop of one's own may leave
+out all but the first two.
 """
 
 import json
@@ -24,6 +25,7 @@ _KINDS = {
     "frozen_dtype": (str, "a text"),
     "seconds": ((int, float), "a number"),
     "goodput": (dict, "an object"),
+    "ema": (bool, "true or false"),
     "checksums": (bool, "true or false"),
     "went_back_to": (list, "a list"),
 }

@@ -26,12 +26,12 @@ class Source:
         path: folder of a run (its MODEL_DIR) or of imported weights, or one of the `checkpoint_<step>` folders in it.
         rules: (regex, replacement): a parameter whose whole path matches is taken, under the path that the replacement
             gives, such as `("decoder/(.*)", r"adapter/lm/\1")`. The first match counts; what none matches is not taken.
-        step: which checkpoint; default the latest.
+        step: which checkpoint, or `best`; default the latest.
     """
 
     path: str
     rules: tuple[tuple[str, str], ...] = (("(.*)", r"\1"),)
-    step: int | None = None
+    step: int | str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,18 +21,21 @@ class TrainState:
         step: updates made so far.
         params: the trainable tree, f32.
         opt_state: of the optax transformation, f32.
+        ema: the exponential moving average of the trainable tree, f32; None without one.
     """
 
     step: Int[Array, ""]
     params: PyTree
     opt_state: PyTree
+    ema: PyTree = None
 
 
-def abstract_state(optimizer: Optimizer, params: PyTree) -> TrainState:
-    """Returns the shapes of the state of the given trainable parameters (arrays or shape structs)."""
+def abstract_state(optimizer: Optimizer, params: PyTree, ema: bool = False) -> TrainState:
+    """Returns the shapes of the state of the given trainable parameters (arrays or shape structs), with or without an
+    average of them."""
 
     def make(params: PyTree) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.transform.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.transform.init(params), params if ema else None)
 
     return jax.eval_shape(make, params)
 
@@ -53,7 +56,8 @@ def state_shardings(abstract: TrainState, param_shardings: trees.Tree, replicate
 
     leaves = freezing.named_leaves(abstract.opt_state)
     opt_state = jax.tree.unflatten(jax.tree.structure(abstract.opt_state), [sharding(p, x) for p, x in leaves.items()])
-    return TrainState(replicated, trees.unflatten({p: shardings[p] for p in params}), opt_state)  # pyright: ignore
+    placed = trees.unflatten({p: shardings[p] for p in params})
+    return TrainState(replicated, placed, opt_state, None if abstract.ema is None else placed)  # pyright: ignore
 
 
 def create_state(optimizer: Optimizer, params: PyTree, shardings: TrainState) -> TrainState:
@@ -64,4 +68,7 @@ def create_state(optimizer: Optimizer, params: PyTree, shardings: TrainState) ->
 
     opt_state = jax.jit(make, out_shardings=shardings.opt_state)(params)
     step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
-    return TrainState(step, jax.device_put(params, shardings.params), opt_state)
+    ema = None
+    if shardings.ema is not None:  # of its own memory, as the step takes over both
+        ema = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=shardings.ema)(params)
+    return TrainState(step, jax.device_put(params, shardings.params), opt_state, ema)

@@ -76,6 +76,23 @@ def loss_and_gradients(
     return sums, jax.tree.map(lambda g: g / weight, gradients)
 
 
+def moving_average(average: PyTree, params: PyTree, step: Any, decay: float) -> PyTree:
+    """Returns the exponential moving average of parameters after an update.
+
+    The first updates count more, so that the random start is soon forgotten: the decay of update n (from 1) is the
+    lower of `decay` and (1 + n) / (10 + n), as in TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+
+    Args:
+        average: after the update before; at the start the parameters themselves.
+        params: after the update.
+        step: updates before it, n - 1.
+        decay: in between 0 and 1.
+    """
+    n = (step + 1).astype(jnp.float32)
+    rest = 1 - jnp.minimum(decay, (1 + n) / (10 + n))
+    return jax.tree.map(lambda a, x: a + rest * (x - a), average, params)
+
+
 def make_train_step(
     objective: Objective,
     optimizer: Optimizer,
@@ -85,6 +102,7 @@ def make_train_step(
     batch_sharding: Sharding,
     replicated: Sharding,
     accumulate: int = 1,
+    ema_decay: float | None = None,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> TrainStep:
     """Compiles the update `(state, frozen, batch) -> (state, metrics)`. The given state's memory is reused.
@@ -104,6 +122,7 @@ def make_train_step(
         batch_sharding: of every leaf of the batch.
         replicated: of the metrics.
         accumulate: see `loss_and_gradients`.
+        ema_decay: see `moving_average`; None for a state without one.
         compiler_options: of XLA, for the devices' platform; see `vadapter.training.compiler_options`.
     """
 
@@ -120,6 +139,10 @@ def make_train_step(
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state)
         )
+        ema = state.ema
+        if ema_decay is not None:
+            average = moving_average(ema, params, state.step, ema_decay)
+            ema = jax.tree.map(lambda new, old: jnp.where(finite, new, old), average, ema)
         metrics = {
             "loss": loss,
             "accuracy": sums.correct_sum / weight,
@@ -131,7 +154,7 @@ def make_train_step(
             "skipped": 1.0 - finite.astype(jnp.float32),
         }
         metrics |= {f"grad_norm/{part}": norm for part, norm in norms.items()}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
 
     return jax.jit(
         train_step,

@@ -2,17 +2,19 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from vadapter.base import files
-from vadapter.base.evaluator import EvalResult
+from vadapter.base.evaluator import EvalResult, whole_names
 from vadapter.base.paths import is_remote
 
 _CAPTION_WIDTH = 224
+_COLUMNS = ("id", "question", "prediction", "references", "score")
+_TABLE_ROWS, _CELL_LENGTH = 100, 500
 
 
 class CurveFile:
@@ -61,13 +63,24 @@ class MetricWriter:
         model_dir: folder of the run.
         enabled: False writes nothing, as on all processes but the first.
         tensorboard: False writes the records only.
+        writers: make others that are told the same, given `model_dir`. A writer has clu's `write_scalars`,
+            `write_images`, `write_texts`, `flush` and `close`; one with `write_table` is given tables in place of
+            texts. Names are whole: `train/loss`, `val/loss`, and as in `metrics.json`.
     """
 
-    def __init__(self, model_dir: str, *, enabled: bool = True, tensorboard: bool = True):
+    def __init__(
+        self,
+        model_dir: str,
+        *,
+        enabled: bool = True,
+        tensorboard: bool = True,
+        writers: Sequence[Callable[[str], Any]] = (),
+    ):
         self._model_dir = epath.Path(model_dir)
         self._enabled = enabled
         self._tensorboard = enabled and tensorboard
         self._writers: dict[str, Any] = {}
+        self._others = [make(model_dir) for make in writers] if enabled else []
 
     def _writer(self, folder: str) -> Any:
         if folder not in self._writers:
@@ -81,6 +94,8 @@ class MetricWriter:
         """Writes scalars of the training."""
         if self._tensorboard:
             self._writer("train").write_scalars(step, dict(values))
+        for writer in self._others:
+            writer.write_scalars(step, {f"train/{name}": value for name, value in values.items()})
 
     def text(self, step: int, values: Mapping[str, str]) -> None:
         """Writes texts, shown as Markdown."""
@@ -96,6 +111,12 @@ class MetricWriter:
             folder.mkdir(parents=True, exist_ok=True)
             lines = (json.dumps(r, ensure_ascii=False) for r in result.records)
             files.write_text(folder / f"{name}-{step}.jsonl", "".join(line + "\n" for line in lines))
+        for writer in self._others:
+            writer.write_scalars(step, whole_names(name, result.scalars))
+            if result.images:
+                writer.write_images(step, {f"{name}/predicted_on_images": captioned_images(result.images)})
+            if result.records:
+                _write_table(writer, step, f"{name}/predictions", result.records)
         if not self._tensorboard:
             return
         writer = self._writer(f"training_eval/{name}")
@@ -107,13 +128,30 @@ class MetricWriter:
 
     def flush(self) -> None:
         """Returns when everything is on disk."""
-        for writer in self._writers.values():
+        for writer in [*self._writers.values(), *self._others]:
             writer.flush()
 
     def close(self) -> None:
         """Flushes and gives up the threads."""
-        for writer in self._writers.values():
+        for writer in [*self._writers.values(), *self._others]:
             writer.close()
+
+
+def _write_table(writer: Any, step: int, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Tells a writer the first predictions: as a table where it takes one, else as Markdown."""
+    shown = records[:_TABLE_ROWS]
+    columns = [key for key in _COLUMNS if any(key in record for record in shown)]
+    rows = [[_cell(record.get(key, "")) for key in columns] for record in shown]
+    if hasattr(writer, "write_table"):
+        writer.write_table(step, name, columns, rows)
+        return
+    lines = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    writer.write_texts(step, {name: "\n".join(f"| {' | '.join(line)} |" for line in lines)})
+
+
+def _cell(value: Any) -> str:
+    text = "; ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(text.split())[:_CELL_LENGTH]
 
 
 def captioned_images(images: Sequence[tuple[np.ndarray, str]]) -> np.ndarray:

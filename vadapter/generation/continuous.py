@@ -13,6 +13,7 @@ what other requests there are changes no text. The idea is Orca's (Yu et al. 202
 import collections
 import dataclasses
 import itertools
+import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -23,7 +24,7 @@ from vadapter.base.array_types import PyTree
 from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
 from vadapter.generation.config import DecodingConfig
-from vadapter.generation.rows import SHORTEST, SLOTS, Programs, Rows, bucket
+from vadapter.generation.rows import SHORTEST, SLOTS, Choice, Programs, Rows, bucket
 from vadapter.models.kv_cache import KVCache
 from vadapter.models.vlm import VLM
 from vadapter.partitioning import Partitioner
@@ -51,6 +52,7 @@ class _Request:
     name: int
     prompt: Batch  # one row on the host, cut to its length
     limit: int
+    choice: Choice
     told: int = 0
 
 
@@ -111,6 +113,11 @@ class ContinuousDecoder:
         self._last: tuple[Batch, KVCache] | None = None
 
     @property
+    def most_new_tokens(self) -> int:
+        """The largest limit of a request."""
+        return self._config.max_new_tokens
+
+    @property
     def busy(self) -> bool:
         """Whether a request waits or runs."""
         return bool(self._waiting) or any(self._running)
@@ -120,18 +127,30 @@ class ContinuousDecoder:
         """Requests that no row was free for yet."""
         return len(self._waiting)
 
-    def submit(self, prompt: Batch, max_new_tokens: int | None = None) -> int:
+    def submit(
+        self,
+        prompt: Batch,
+        max_new_tokens: int | None = None,
+        *,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> int:
         """Adds a request.
 
         Args:
             prompt: one row that ends with its prompt, on the host.
             max_new_tokens: limit of this one, the end token included; default and largest that of the configuration.
+            temperature: of this one, where the method is `sample`; 0 takes the most likely token. The default of each
+                of the three is the configuration's.
+            top_p: of this one.
+            seed: of this one.
 
         Returns:
             Its name, by which pieces are told apart: 0, 1, 2, ... in the order of the calls.
 
         Raises:
-            UserError: more rows than one, an empty or too long prompt, or a limit that the decoder cannot give.
+            UserError: more rows than one, an empty or too long prompt, or a setting that the decoder cannot give.
         """
         limit = self._config.max_new_tokens if max_new_tokens is None else max_new_tokens
         if not 1 <= limit <= self._config.max_new_tokens:
@@ -146,7 +165,7 @@ class ContinuousDecoder:
                 f"Expected one row with a prompt of 1 .. {self._slots} slots; found {segments.shape[0]} rows and "
                 f"{length} slots. Give rows one by one, shorten the prompt or make the decoder with more slots."
             )
-        request = _Request(next(self._names), _cut(prompt, length), limit)
+        request = _Request(next(self._names), _cut(prompt, length), limit, self._choice(temperature, top_p, seed))
         with self._lock:
             self._waiting.append(request)
         return request.name
@@ -156,8 +175,19 @@ class ContinuousDecoder:
         with self._lock:
             self._cancelled.add(request)
 
-    def step(self) -> list[Piece]:
+    def reset(self) -> None:
+        """Forgets all requests and all rows: after a step that raised, the rows on the device are lost."""
+        with self._lock:
+            self._waiting.clear()
+            self._cancelled.clear()
+        self._running = [None] * len(self._running)
+        self._rows = self._last = None
+
+    def step(self, chunk: int | None = None) -> list[Piece]:
         """Reads prompts into free rows, then goes on with all rows until one ends or has a chunk of new tokens.
+
+        Args:
+            chunk: default that of the decoder.
 
         Returns:
             A piece of each request that has new tokens or has ended. Nothing where nobody waits or runs.
@@ -169,7 +199,8 @@ class ContinuousDecoder:
                     there = self._running[place] = self._admit(place, self._waiting.popleft())
             if self._rows is None or not any(self._running):
                 return []
-            self._rows = now = self._programs.advance(self.params, self._rows, self._chunk, bool(self._waiting))
+            steps = self._chunk if chunk is None else chunk
+            self._rows = now = self._programs.advance(self.params, self._rows, steps, bool(self._waiting))
         ids, ended = np.asarray(now.ids), np.asarray(now.ended)
         return [piece for place in range(len(self._running)) if (piece := self._piece(place, ids, ended)) is not None]
 
@@ -199,6 +230,27 @@ class ContinuousDecoder:
                 if piece.ended:
                     yield names.pop(piece.request), found.pop(piece.request)
 
+    def _choice(self, temperature: float | None, top_p: float | None, seed: int | None) -> Choice:
+        config = self._config
+        if config.method == "greedy":
+            if temperature:
+                raise UserError(
+                    f"temperature of a request is {temperature}, and the decoder's method is 'greedy'. Make it with "
+                    "the method 'sample'."
+                )
+            return Choice(0.0, 1.0, 0)
+        found = Choice(
+            config.temperature if temperature is None else temperature,
+            config.top_p if top_p is None else top_p,
+            config.seed if seed is None else seed,
+        )
+        if not (0 <= found.temperature < math.inf and 0 < found.top_p <= 1 and 0 <= found.seed < 2**32):
+            raise UserError(
+                f"A request has {found}; expected a temperature of 0 or more, a top_p above 0 and up to 1, and a seed "
+                "of 0 .. 2**32 - 1. Change it."
+            )
+        return found
+
     def _drop_cancelled(self) -> None:
         with self._lock:
             gone, self._cancelled = self._cancelled, set()
@@ -215,8 +267,11 @@ class ContinuousDecoder:
         if self._rows is None:
             self._rows = self._programs.empty(len(self._running))
         rest, cache = self._rest(request.prompt)
-        key = self._programs.key(request.prompt)
-        self._rows, read = self._programs.admit(self.params, self._rows, rest, cache, place, request.limit, key)
+        limit, choice = request.limit, request.choice
+        key = self._programs.key(request.prompt, choice)
+        self._rows, read = self._programs.admit(
+            self.params, self._rows, rest, cache, place, limit, key, choice.temperature, choice.top_p
+        )
         if self._share:
             self._last = request.prompt, read
         return request

@@ -1,7 +1,7 @@
 """The running batch of continuous decoding, and the compiled parts that change it."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -30,6 +30,20 @@ def bucket(length: int) -> int:
     return size
 
 
+class Choice(NamedTuple):
+    """How the tokens of one request are chosen.
+
+    Attributes:
+        temperature: as of `DecodingConfig`; 0 takes the most likely token.
+        top_p: as of `DecodingConfig`.
+        seed: as of `DecodingConfig`.
+    """
+
+    temperature: float
+    top_p: float
+    seed: int
+
+
 @flax.struct.dataclass
 class Rows:
     """The running batch on the device.
@@ -41,6 +55,8 @@ class Rows:
         count: new tokens so far, the end token included.
         limit: on `count`.
         keys: random key of each row.
+        temperature: of each row; 0 is greedy.
+        top_p: of each row.
         ended: rows that have ended, or are free.
     """
 
@@ -50,6 +66,8 @@ class Rows:
     count: Int[Array, " B"]
     limit: Int[Array, " B"]
     keys: Array
+    temperature: Float[Array, " B"]
+    top_p: Float[Array, " B"]
     ended: Bool[Array, " B"]
 
 
@@ -60,15 +78,16 @@ class Programs:
         self._model, self._config, self._end_ids, self._size = model, config, end_ids, size
         self.admit = jax.jit(self._admit, donate_argnums=1)
         self.advance = jax.jit(self._advance, donate_argnums=1)
-        self._key = jax.jit(functools.partial(row_keys, seed=config.seed))
+        self._key = jax.jit(row_keys)
 
-    def key(self, prompt: Batch) -> Array:
+    def key(self, prompt: Batch, choice: Choice) -> Array:
         """The random key of a row; all alike where nothing is drawn."""
-        if self._config.method == "greedy":
+        if choice.temperature == 0:
             return jax.random.split(jax.random.key(0, impl="threefry2x32"), 1)
         length = prompt.tokens.shape[1]
         pad = [(0, 0), (0, bucket(length) - length)]
-        return self._key(prompt.replace(**{name: np.pad(getattr(prompt, name), pad) for name in SLOTS}))
+        padded = prompt.replace(**{name: np.pad(getattr(prompt, name), pad) for name in SLOTS})
+        return self._key(padded, np.uint32(choice.seed))
 
     @functools.cached_property
     def nothing(self) -> KVCache:
@@ -86,6 +105,8 @@ class Programs:
             count=jnp.zeros((rows,), jnp.int32),
             limit=jnp.zeros((rows,), jnp.int32),
             keys=jax.random.split(jax.random.key(0, impl="threefry2x32"), rows),
+            temperature=jnp.zeros((rows,), jnp.float32),
+            top_p=jnp.ones((rows,), jnp.float32),
             ended=jnp.ones((rows,), bool),
         )
 
@@ -93,7 +114,16 @@ class Programs:
         return self._model.apply({}, rows, self._size, method=lambda m, *sizes: m.decoder.empty_cache(*sizes))  # type: ignore[return-value]
 
     def _admit(
-        self, params: PyTree, rows: Rows, batch: Batch, cache: KVCache, place: Array, limit: Array, key: Array
+        self,
+        params: PyTree,
+        rows: Rows,
+        batch: Batch,
+        cache: KVCache,
+        place: Array,
+        limit: Array,
+        key: Array,
+        temperature: Array,
+        top_p: Array,
     ) -> tuple[Rows, KVCache]:
         """Reads the rest of one prompt after the `cache.length` slots that the cache has of it."""
         before = cache.length
@@ -115,6 +145,8 @@ class Programs:
             count=jnp.zeros((1,), jnp.int32),
             limit=jnp.asarray(limit, jnp.int32)[None],
             keys=key,
+            temperature=jnp.asarray(temperature, jnp.float32)[None],
+            top_p=jnp.asarray(top_p, jnp.float32)[None],
             ended=jnp.zeros((1,), bool),
         )
         one = self._enter(one, logits)
@@ -127,13 +159,13 @@ class Programs:
 
     def _enter(self, rows: Rows, logits: Float[Array, "B V"]) -> Rows:
         """Takes the next token of each running row."""
-        if self._config.method == "greedy":
-            token = jnp.argmax(logits, axis=-1)
-        else:
-            draw = lambda key, row, step: sample(key[None], row[None], step, self._config)[0]  # noqa: E731
-            token = jax.vmap(draw)(rows.keys, logits, rows.count)
-        token = token.astype(jnp.int32)
         running = ~rows.ended
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        if self._config.method == "sample":
+            drawn = rows.temperature > 0
+            token = jax.lax.cond(
+                (running & drawn).any(), lambda: jnp.where(drawn, self._draw(rows, logits), token), lambda: token
+            )
         at_end = is_end(token, self._end_ids)
         here = (jnp.arange(rows.ids.shape[1]) == rows.count[:, None]) & (running & ~at_end)[:, None]
         count = rows.count + running
@@ -143,6 +175,13 @@ class Programs:
             count=count,
             ended=rows.ended | at_end | (count >= rows.limit),
         )
+
+    def _draw(self, rows: Rows, logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+        def draw(key: Array, row: Array, step: Array, temperature: Array, top_p: Array) -> Array:
+            some = jnp.where(temperature > 0, temperature, 1)
+            return sample(key[None], row[None], step, self._config, temperature=some, top_p=top_p)[0]
+
+        return jax.vmap(draw)(rows.keys, logits, rows.count, rows.temperature, rows.top_p).astype(jnp.int32)
 
     def _advance(self, params: PyTree, rows: Rows, steps: Array, waiting: Array) -> Rows:
         """Goes on for some steps; where others wait, only until a row ends."""

@@ -11,11 +11,11 @@ from PIL import Image
 from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
 from vadapter.data.reading import conversations, images, video
-from vadapter.data.reading.conversations import File
+from vadapter.data.reading.conversations import Conversation, File
 from vadapter.data.reading.images import MediaError
 from vadapter.data.rows.converters import TextRows, stacked
 from vadapter.data.rows.preprocessors import Chat
-from vadapter.data.rows.sizes import Sizes, layout_of
+from vadapter.data.rows.sizes import Sizes, TooLong, layout_of
 from vadapter.data.rows.vocabulary import TextVocabulary
 
 _ANSWER = {"role": "assistant", "content": "."}  # in the place of the one to come
@@ -46,35 +46,71 @@ def batch(
     Raises:
         UserError: turns that make no sense, media that cannot be read, or a conversation that is too long.
     """
+    found = parse(messages)
+    media = [_frames(file, i, sizes, resize) for i, file in enumerate(found.media, 1)]
+    return lay_out(found.turns, media, vocabulary, lengths, sizes, rows)
+
+
+def parse(messages: Sequence[Mapping[str, Any]]) -> Conversation:
+    """Reads the turns of a conversation, as of `batch`. Its media are not read; its last turn is the answer's place.
+
+    Raises:
+        UserError: turns that make no sense.
+    """
     found = conversations.parse({"messages": [*map(_encoded, messages), _ANSWER]}, "it", os.getcwd())
     if found.error:
         raise UserError(f"Expected a conversation that ends with the user's turn; it {found.error}. Correct it.")
-    kinds = {file.kind for file in found.media}
-    kind = "video" if "video" in kinds else "image" if kinds else "none"
-    shape = sizes.media_shape(kind, len(found.media))
+    return found
+
+
+def lay_out(
+    turns: Sequence[tuple[str, str]],
+    media: Sequence[np.ndarray],
+    vocabulary: TextVocabulary,
+    lengths: Mapping[str, int],
+    sizes: Sizes,
+    rows: int = 1,
+) -> Batch:
+    """Makes rows for decoding, as `batch` does, of turns as `parse` gives them.
+
+    Args:
+        turns: of the conversation.
+        media: of its marks, in order, of the model's size: images [h, w, 3] and videos [F, h, w, 3], uint8. Where
+            there is a video, images are clips that stand still.
+        vocabulary, lengths, sizes, rows: as of `batch`.
+
+    Raises:
+        UserError: the model takes no media of so many frames.
+        TooLong: there are more tokens than the model reads.
+    """
+    kind = "video" if any(x.ndim == 4 for x in media) else "image" if len(media) else "none"
+    shape = sizes.media_shape(kind, len(media))
     if shape[0]:
         sizes.check_frames(shape[1])
-    media = np.zeros((rows, *shape), np.uint8)
-    for i, file in enumerate(found.media):
-        media[:, i] = _frames(file, i + 1, shape, resize)
-    roles, texts = zip(*found.turns, strict=True)
+    pixels = np.zeros((rows, *shape), np.uint8)
+    for i, found in enumerate(media):
+        pixels[:, i] = found
+    roles, texts = zip(*turns, strict=True)
     example = Chat().example({"roles": roles, "texts": texts}, vocabulary)
     row = TextRows(vocabulary).row(example, layout_of(lengths, sizes, shape, for_decoding=True))
     if row["truncated"]:
-        raise UserError(
+        room = sum(lengths.values())
+        raise TooLong(
             f"The conversation has {row['truncated']} tokens more than the model reads ({dict(lengths)}). Leave its "
-            "first turns out, or train with longer TASK_FEATURE_LENGTHS."
+            "first turns out, or train with longer TASK_FEATURE_LENGTHS.",
+            room + int(row["truncated"]),
+            room,
         )
-    return TextRows(vocabulary).batch(stacked([row] * rows), media, np.ones(rows, bool))
+    return TextRows(vocabulary).batch(stacked([row] * rows), pixels, np.ones(rows, bool))
 
 
-def _frames(file: File, place: int, shape: Sequence[int], resize: str) -> np.ndarray:
+def _frames(file: File, place: int, sizes: Sizes, resize: str) -> np.ndarray:
     try:
         if file.kind == "video":
-            return video.decode(file.content or file.path, shape[1], shape[2], resize)
-        return (
-            images.decode(file.content, shape[2], resize) if file.content else images.load(file.path, shape[2], resize)
-        )
+            return video.decode(file.content or file.path, sizes.num_frames, sizes.image_size, resize)
+        if file.content:
+            return images.decode(file.content, sizes.image_size, resize)
+        return images.load(file.path, sizes.image_size, resize)
     except (MediaError, OSError) as e:
         raise UserError(f"Reading {file.kind} {place} of the conversation: {e}. Replace it or leave it out.") from e
 

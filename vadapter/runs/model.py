@@ -12,6 +12,7 @@ from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
 from vadapter.data.rows import memory
 from vadapter.data.rows.memory import Media
+from vadapter.data.rows.prompts import OBJECT
 from vadapter.data.rows.sizes import Sizes
 from vadapter.data.rows.vocabulary import TextVocabulary
 from vadapter.generation.config import DecodingConfig
@@ -194,28 +195,62 @@ class TrainedModel:
         """
         return self._rows(self._read([image]), [0], prompt, question, None)
 
-    def continuous(self, decoding: DecodingConfig | None = None, rows: int = 8, chunk: int = 16) -> ContinuousDecoder:
+    def conversation(self, turns: Sequence[tuple[str, str]], media: Sequence[np.ndarray]) -> Batch:
+        """Makes the prompt of a conversation, for a decoder of `continuous`.
+
+        One picture or video without a word asks for a caption, and one with words is a question about it, in the
+        prompts of the training: the texts are then those of `caption` and `answer`. All other conversations, and all
+        of a model that was trained on chats, are laid out as `chat` does it.
+
+        Args:
+            turns, media: as of `vadapter.runs.chat.lay_out`.
+
+        Returns:
+            One row on the host.
+
+        Raises:
+            UserError: as `vadapter.runs.chat.lay_out`; or the model does not read images and write text.
+        """
+        text, vocabulary = self._speech()
+        asked = turns[0][1].replace(OBJECT, "").strip()
+        if len(turns) == 2 and len(media) == 1 and not (self.chats and (asked or "caption" not in text.prompts)):
+            return self._rows(list(media), [0], None, asked or None, None)
+        return chat.lay_out(turns, media, vocabulary, text.lengths, self.sizes)
+
+    def continuous(
+        self, decoding: DecodingConfig | None = None, rows: int = 8, chunk: int = 16, most_media: int = 0
+    ) -> ContinuousDecoder:
         """Makes a decoder of requests that come one by one, several at a time.
 
         Args:
             decoding: default greedy, at most 32 tokens.
             rows: requests that run at the same time.
             chunk: tokens of a request that one step gives at most.
+            most_media: pictures and videos of a `conversation`; with 0 there is room for requests of `request` alone.
 
         Raises:
             UserError: as `ContinuousDecoder`; or the model does not read images and write text.
         """
         text, vocabulary = self._speech()
+        so_far = text.lengths["targets"] if most_media else 0  # a conversation has answers in its prompt
         return ContinuousDecoder(
             self.model,
             self.params,
             decoding,
             end_ids=vocabulary.ends,
-            slots=text.lengths["inputs"] + _most_visual_tokens(self.sizes),
+            slots=text.lengths["inputs"] + so_far + max(most_media, 1) * _most_visual_tokens(self.sizes),
             rows=rows,
             chunk=chunk,
             partitioner=self.partitioner,
         )
+
+    @property
+    def chats(self) -> bool:
+        """Whether it was trained on conversations."""
+        training = self.description.training  # facts for readers: a file may say anything there
+        tasks = training.get("preprocessors") if isinstance(training, Mapping) else None
+        found = [steps for steps in tasks.values() if isinstance(steps, list)] if isinstance(tasks, Mapping) else []
+        return any(isinstance(step, Mapping) and step.get("name") == "Chat" for steps in found for step in steps)
 
     @property
     def sizes(self) -> Sizes:

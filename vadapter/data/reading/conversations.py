@@ -238,7 +238,7 @@ class _Parser:
         if not isinstance(value, str) or not value:
             raise ValueError(f"has one {kind} that is neither a path nor the bytes of a file")
         if value.startswith("data:"):
-            return File(kind, content=_data_url(value))
+            return File(kind, content=data_url(value))
         if re.match("https?://", value, re.IGNORECASE):
             raise ValueError(f"has the address {value[:_SHOWN]} instead of a file: download it first")
         value = value.removeprefix("file://")
@@ -248,7 +248,8 @@ class _Parser:
         return File(kind, path=value if is_remote(value) else resolve(value, self._folder))
 
 
-def _data_url(url: str) -> bytes:
+def data_url(url: str) -> bytes:
+    """Returns the content of a data: URL of base64. Raises ValueError, whose text goes on a sentence, for any other."""
     head, _, body = url.partition(",")
     if not head.endswith(";base64"):
         raise ValueError("has a data: URL that is not of base64")

@@ -102,6 +102,9 @@ def decode(
     mode: str | None = None,
     sampling: str = "uniform",
     seed: int = 0,
+    *,
+    max_seconds: float | None = None,
+    max_pixels: int | None = None,
 ) -> np.ndarray:
     """Decodes `num_frames` frames of a clip.
 
@@ -115,13 +118,15 @@ def decode(
         sampling: `uniform`, the frames in the middle of so many segments of equal duration; `random`, a frame at a
             random moment of each segment; `centre`, so many consecutive frames around the middle.
         seed: of `random`: the same seed takes the same frames.
+        max_seconds: of work; default `MAX_SECONDS`.
+        max_pixels: of a frame; default `MAX_FRAME_PIXELS`.
 
     Returns:
         uint8 [num_frames, size, size, 3].
 
     Raises:
         MediaError: no such file, no video in it, not one frame that can be decoded, frames of more than
-            `MAX_FRAME_PIXELS`, or more than `MAX_SECONDS` of work.
+            `max_pixels`, or more than `max_seconds` of work.
         UserError: unknown `sampling`.
     """
     import av
@@ -131,9 +136,11 @@ def decode(
         length = local_files.check(source).st_size if not isinstance(source, bytes) else len(source)
         opened = io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.path.abspath(source)}"
         with av.open(opened, timeout=_IO_TIMEOUT, options=_OPTIONS) as file:
-            clip = _Clip(file, length <= MAX_SCANNED_BYTES)
+            pixels = MAX_FRAME_PIXELS if max_pixels is None else max_pixels
+            seconds = MAX_SECONDS if max_seconds is None else max_seconds
+            clip = _Clip(file, length <= MAX_SCANNED_BYTES, seconds, pixels)
             wanted = clip.wanted(num_frames, sampling, seed)
-            return clip.frames(wanted, lambda frame: _pixels(frame, size, mode, clip.pixel_ratio))
+            return clip.frames(wanted, lambda frame: _pixels(frame, size, mode, clip.pixel_ratio, pixels))
     except MediaError:
         raise
     except Exception as e:  # FFmpeg's errors are of many types
@@ -143,17 +150,17 @@ def decode(
 class _Clip:
     """An open file's video, with the times of its frames in units of the stream's time base."""
 
-    def __init__(self, file: Any, scan: bool):
+    def __init__(self, file: Any, scan: bool, max_seconds: float, max_pixels: int):
         """`scan`: read all packets for the frames' times; otherwise believe the file's duration."""
-        self._until = time.monotonic() + MAX_SECONDS
+        self._seconds, self._until = max_seconds, time.monotonic() + max_seconds
         self._file = file
         self._stream = _video_stream(file)
         self._stream.thread_count = 1
         self._at_start = True
         self.pixel_ratio = _pixel_ratio(self._stream)
         context = self._stream.codec_context
-        if context.width * context.height > MAX_FRAME_PIXELS:
-            raise MediaError(f"frames of {context.width}x{context.height} pixels are more than {MAX_FRAME_PIXELS}")
+        if context.width * context.height > max_pixels:
+            raise MediaError(f"frames of {context.width}x{context.height} pixels are more than {max_pixels}")
         self._times, self._keys, self._end = self._scan() if scan else ([], [], 0)
         self._exact: set[int] = set()  # times of wanted frames, where they are known
         if scan and not self._times:
@@ -161,7 +168,7 @@ class _Clip:
 
     def _check_time(self) -> None:
         if time.monotonic() > self._until:
-            raise MediaError(f"takes more than {MAX_SECONDS:g} seconds to read")
+            raise MediaError(f"takes more than {self._seconds:g} seconds to read")
 
     def _packets(self) -> Iterator[Any]:
         """The stream's packets from where the file stands, to its end or to the first part that cannot be read."""
@@ -311,16 +318,17 @@ def _video_stream(file: Any) -> Any:
     raise MediaError("has no video stream")
 
 
-def _pixels(frame: Any, size: int, mode: str | None, ratio: float = 1.0) -> np.ndarray:
+def _pixels(frame: Any, size: int, mode: str | None, ratio: float, max_pixels: int) -> np.ndarray:
     """One frame with square pixels, turned upright (phones write the rotation beside the frames) and resized.
 
     Args:
         frame: decoded.
         size, mode: see `decode`.
         ratio: width over height of its pixels.
+        max_pixels: see `decode`.
     """
-    if frame.width * frame.height > MAX_FRAME_PIXELS:
-        raise MediaError(f"frames of {frame.width}x{frame.height} pixels are more than {MAX_FRAME_PIXELS}")
+    if frame.width * frame.height > max_pixels:
+        raise MediaError(f"frames of {frame.width}x{frame.height} pixels are more than {max_pixels}")
     image: Image.Image = frame.to_image()
     if ratio != 1 and resizing.parse(mode).mode != "stretch":
         image = image.resize((max(1, round(image.width * ratio)), image.height), Image.Resampling.BICUBIC)

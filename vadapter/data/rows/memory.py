@@ -20,7 +20,7 @@ from vadapter.data.reading import video
 from vadapter.data.reading.images import MediaError
 from vadapter.data.rows import prompts
 from vadapter.data.rows.converters import TextRows, stacked
-from vadapter.data.rows.sizes import Sizes, check_lengths, layout_of
+from vadapter.data.rows.sizes import Sizes, TooLong, check_lengths, layout_of
 from vadapter.data.rows.vocabulary import TextVocabulary
 
 # A PIL image; uint8 [h, w, 3], or [F, h, w, 3] for a video; the path of an image or a video; or a list of frames.
@@ -98,9 +98,11 @@ def _inputs(template: str, question: str | None, vocabulary: TextVocabulary, wit
 def _check_fits(what: str, tokens: int, key: str, lengths: Mapping[str, int]) -> None:
     if (over := tokens - lengths[key]) > 0:
         counted = "the start token" if key == "inputs" else "its end token"
-        raise UserError(
+        raise TooLong(
             f"The {what} has {tokens} tokens with {counted}; the model reads {lengths[key]}, so {over} do not fit. "
-            f"Shorten it, or train with longer {key!r} (TASK_FEATURE_LENGTHS)."
+            f"Shorten it, or train with longer {key!r} (TASK_FEATURE_LENGTHS).",
+            tokens,
+            lengths[key],
         )
 
 

@@ -46,6 +46,19 @@ class Sizes:
             )
 
 
+class TooLong(UserError):
+    """A text has more tokens than the model reads.
+
+    Attributes:
+        tokens: it has, with the start token.
+        room: how many the model reads.
+    """
+
+    def __init__(self, message: str, tokens: int, room: int):
+        super().__init__(message)
+        self.tokens, self.room = tokens, room
+
+
 def check_lengths(lengths: Mapping[str, int]) -> None:
     """Raises `UserError` unless `inputs` and `targets` are there and at least 1."""
     for key, holds in (("inputs", "the bos slot"), ("targets", "one token to predict")):

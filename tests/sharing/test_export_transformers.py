@@ -76,6 +76,18 @@ def test_parts_of_your_own_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("part", ["decoder", "adapter"])
+def test_relative_position_biases_are_refused(tmp_path, part):
+    config = bundles.model(small.ADAPTERS["queries"])
+    if part == "decoder":
+        config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, relative_buckets=8))
+    else:
+        lm = dataclasses.replace(config.adapter.lm, relative_buckets=8)
+        config = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, lm=lm))
+    with pytest.raises(UserError, match="relative position biases"):
+        export_transformers(bundles.write(tmp_path, config), tmp_path / "out")
+
+
 def test_a_vocabulary_that_has_no_tokenizer_json_is_refused(tmp_path):
     words = io.BytesIO()
     texts = iter(

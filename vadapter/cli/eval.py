@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     from etils import epath
 
     from vadapter.base.errors import UserError
-    from vadapter.cli import processes
+    from vadapter.cli import arguments, processes
     from vadapter.cli.arguments import parse_gin_arguments
     from vadapter.recipes import experiments
     from vadapter.runs import bundle, folder

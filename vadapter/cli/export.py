@@ -80,7 +80,5 @@ def _transformers(args: argparse.Namespace) -> None:
         arguments.fetch_bundle(args)
         bundle.read(args.bundle)  # says what is wrong with it
     path = args.bundle or args.checkpoint
-    made = export_transformers(
-        path, args.out, encoder=args.encoder, decoder=args.decoder, step=args.step, ema=args.ema
-    )
+    made = export_transformers(path, args.out, encoder=args.encoder, decoder=args.decoder, step=args.step, ema=args.ema)
     print(f"Wrote {made.folder}: {made.parameters:,} parameters.\n{made.how}")

@@ -23,19 +23,15 @@ class Written:
 
     Attributes:
         folder: where.
-        layout: `llava` (stock `LlavaForConditionalGeneration`) or `vadapter` (with its own modelling file).
         parameters: how many.
     """
 
     folder: str
-    layout: str
     parameters: int
 
     @property
     def how(self) -> str:
         """Says how it is loaded."""
-        if self.layout == "llava":
-            return "It is a LLaVA model: LlavaForConditionalGeneration and AutoProcessor load it as it is."
         return (
             "AutoModelForImageTextToText and AutoProcessor load it with trust_remote_code=True: the folder has a "
             "modelling file."
@@ -89,7 +85,7 @@ def export_transformers(
         transformers_folder.write_code(partial)
         for name, content in text.files.items():
             (partial / name).write_text(content, encoding="utf-8")
-    return Written(out, transformers_folder.MODEL_TYPE, count)
+    return Written(out, count)
 
 
 def trained_prompt(trained: TrainedModel, question: bool, video: bool) -> str:

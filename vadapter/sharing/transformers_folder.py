@@ -37,7 +37,8 @@ def check(model: Any, where: str) -> None:
     """Refuses a model that has parts of which the modelling file knows nothing.
 
     Raises:
-        UserError: it has no adapter, or an encoder or adapter of a class that is not vadapter's own.
+        UserError: it has no adapter, an encoder or adapter of a class that is not vadapter's own, or a language model
+            with relative position biases.
     """
     if not isinstance(model, VLMConfig) or model.adapter is None:
         raise UserError(f"{where} holds a model without an adapter. Export a run of stage 1 or 2.")
@@ -51,6 +52,13 @@ def check(model: Any, where: str) -> None:
                 f"The {name} of {where} is a {type(part).__name__}; the modelling file for transformers has "
                 f"{', '.join(kind.__name__ for kind in kinds)}. Share a bundle instead (vadapter export without "
                 "--format), together with the module that defines the class."
+            )
+    lms = {"decoder": model.decoder, "adapter's language model": getattr(model.adapter, "lm", None)}
+    for name, lm in lms.items():
+        if getattr(lm, "relative_buckets", None) is not None:
+            raise UserError(
+                f"The {name} of {where} has relative position biases (relative_buckets), which the modelling file for "
+                "transformers does not have. Share a bundle instead (vadapter export without --format)."
             )
 
 

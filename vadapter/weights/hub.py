@@ -1,7 +1,8 @@
 """Models of Hugging Face's hub, named by `hf:owner/name`: fetches the files that an import needs, and no others.
 
 The library `huggingface_hub` does the fetching, by its own rules: its cache (HF_HOME), its login (HF_TOKEN), its
-address (HF_ENDPOINT), and no network at all with HF_HUB_OFFLINE=1. Nothing else of vadapter uses the network.
+address (HF_ENDPOINT), and no network at all with HF_HUB_OFFLINE=1. Bundles of the hub come by the same way
+(vadapter.runs.hub_bundle).
 """
 
 import dataclasses

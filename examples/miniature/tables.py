@@ -18,6 +18,7 @@ from vadapter.reports.sweep_data import ArmSummary, estimate_text, mean_curve, s
 
 HERE = Path(__file__).parent
 RESULTS, FIGURE = HERE / "results", HERE.parents[1] / "docs" / "experiments.svg"
+SECOND = RESULTS / "h200"  # repeated on a second machine, or with fewer scenes
 PAGE, BEGIN, END = HERE.parents[1] / "docs" / "experiments.md", "<!-- tables.py -->", "<!-- end -->"
 DEMO = HERE.parents[1] / "data" / "scenes" / "miniature.json"
 TEST, BASELINE, LONG = "test/loss", "perceiver", "perceiver_long"
@@ -95,9 +96,9 @@ def main() -> None:
     )
 
 
-def results() -> list[Line]:
-    """The lines of all sweeps."""
-    return [line for path in sorted(RESULTS.glob("*.jsonl")) for line in map(json.loads, path.read_text().splitlines())]
+def results(folder: Path = RESULTS) -> list[Line]:
+    """The lines of all sweeps in a folder."""
+    return [line for path in sorted(folder.glob("*.jsonl")) for line in map(json.loads, path.read_text().splitlines())]
 
 
 def tables(lines: Sequence[Line]) -> str:
@@ -109,6 +110,8 @@ def tables(lines: Sequence[Line]) -> str:
         "Differences, paired by seed": pair_table(arms),
         "Validation loss by examples seen in stage 2": example_table(arms),
         "Validation loss of seed 0 by learning rate": rate_table(lines),
+        "The same runs on a second machine": second_table(lines, results(SECOND)),
+        "Fewer scenes": size_table(lines, results(SECOND)),
     }
     return "\n".join(f"\n### {title}\n\n" + "\n".join(rows) for title, rows in parts.items()) + "\n"
 
@@ -134,7 +137,9 @@ def arm_table(arms: Mapping[str, ArmSummary], lines: Sequence[Line]) -> list[str
     rows = []
     for arm in arms.values():
         scores = [_score(lines, arm, name) for name in ("cider", "exact_match", "vqa_accuracy")]
-        row = [f"`{arm.name}`", f"{arm.trained_parameters:,}", estimate_text(arm.test), *scores, *_reached(arms, arm)]
+        gpu = " (GPU)" if any(x["arm"] == arm.name and x["environment"]["platform"] == "gpu" for x in lines) else ""
+        name = f"`{arm.name}`{gpu}"
+        row = [name, f"{arm.trained_parameters:,}", estimate_text(arm.test), *scores, *_reached(arms, arm)]
         rows.append([*row, f"{arm.setting.split('=')[-1]}{' (edge)' if arm.edge else ''}", str(len(arm.seeds))])
     head = ["arm", "trained", "test loss", "CIDEr", "exact", "VQA", "steps to the perceiver's loss", "times fewer"]
     return markdown([*head, "with stage 1", "rate", "seeds"], rows)
@@ -248,6 +253,41 @@ def rate_table(lines: Sequence[Line]) -> list[str]:
         if len(found) > 1:
             rows.append([f"`{name}`", *(f"{found[rate]:.3f}" if rate in found else "" for rate in rates)])
     return markdown(["arm", *rates], rows)
+
+
+def second_table(lines: Sequence[Line], others: Sequence[Line]) -> list[str]:
+    """Test loss of the runs (arm, learning rate, seed) that two machines have, and how far apart these are."""
+    first = {(x["arm"], x["name"], x["seed"]): x["test"] for x in lines if x["status"] == "done"}
+    again = {(x["arm"], x["name"], x["seed"]): x["test"] for x in others if x["status"] == "done"}
+    rows = []
+    for arm in dict.fromkeys(arm for arm, _, _ in first):
+        both = [key for key in first if key in again and key[0] == arm]
+        by_rate = sorted({key[1] for key in both}, key=lambda name: float(name.split("=")[-1]))
+        for name in by_rate:
+            keys = sorted(key for key in both if key[1] == name)
+            texts = (", ".join(f"{x[key]:.3f}" for key in keys) for x in (first, again))
+            apart = ", ".join(f"{again[key] - first[key]:+.3f}" for key in keys)
+            rows.append([f"`{arm}`", name.split("=")[-1], ", ".join(str(key[2]) for key in keys), *texts, apart])
+    return markdown(["arm", "rate", "seeds", "CPU", "H200", "H200 less CPU"], rows)
+
+
+def size_table(lines: Sequence[Line], others: Sequence[Line]) -> list[str]:
+    """Test loss by the scenes of stage 2, and the best validation loss on the way, seed by seed."""
+    chosen = [x for x in lines if x["chosen"] and x["status"] == "done"]
+    rows = []
+    for arm in dict.fromkeys(x["arm"].rpartition("_")[0] for x in others if x["arm"].endswith("_100")):
+        for size in ("100", "1000", ""):
+            found = [x for x in (others if size else chosen) if x["arm"] == (f"{arm}_{size}" if size else arm)]
+            if not found:
+                continue
+            found = sorted((x for x in found if x["status"] == "done"), key=lambda x: x["seed"])[:2]
+            test, best = (", ".join(f"{v:.3f}" for v in values) for values in _of_size(found))
+            rows.append([f"`{arm}`", f"{int(size or 8000):,}", ", ".join(str(x["seed"]) for x in found), test, best])
+    return markdown(["arm", "scenes", "seeds", "test loss at the end", "best validation loss"], rows)
+
+
+def _of_size(found: Sequence[Line]) -> tuple[list[float], list[float]]:
+    return [x["test"] for x in found], [x["validation"]["best"] for x in found]
 
 
 def figure(arms: Mapping[str, ArmSummary]) -> str:

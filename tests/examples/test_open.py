@@ -113,6 +113,15 @@ def test_the_document_has_the_tables_of_the_recorded_results(tables):
     assert (ROOT / "docs" / "open.svg").read_text() == tables.figure(best)
 
 
+def test_the_document_has_the_tables_of_the_run_with_words(tables):
+    lines = [json.loads(line) for line in (RESULTS.parent / "h200_words.jsonl").read_text().splitlines()]
+    best = tables.best_runs(lines)
+    text = (ROOT / "docs" / "open.md").read_text().partition("## Words")[2].partition("## On a laptop")[0]
+    makers = (tables.main_table, tables.seed_table, tables.paired_table, tables.curve_table)
+    for row in [*(row for make in makers for row in make(best)), *tables.rate_table(lines)]:
+        assert row in text
+
+
 def test_the_readme_has_the_figures_of_the_page():
     readme = (ROOT / "README.md").read_text().partition("### What came out so far")[2].partition("## TPU")[0]
     page = (ROOT / "docs" / "open.md").read_text()

@@ -327,13 +327,75 @@ def ivqa(folder: Path, items: int = 0) -> list[Expected]:
     return [Expected(f"test-{i}", answers, f'What is the "tool" {i}, here') for i, answers in enumerate(said)]
 
 
+def pope(folder: Path, items: int = 0) -> list[Expected]:
+    expected = []
+    for kind in ("random", "popular", "adversarial"):
+        lines = []
+        for i in range(max(1, items - 2 * 2) if kind == "random" and items else 2):
+            name, label = f"COCO_val2014_{310196 + i // 2:012d}", ("yes", "no")[i % 2]
+            text = f"Is there a {kind} thing {i} in the image?"
+            lines.append({"question_id": i + 1, "image": f"{name}.jpg", "text": text, "label": label})
+            extra = {"question_type": kind, "image": name}
+            expected.append(Expected(f"{kind}_{i + 1}", [label], text.removesuffix("?"), extra))
+            _picture(folder / "val2014" / f"{name}.jpg", i // 2)
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        (folder / f"coco_pope_{kind}.json").write_text(text)
+    return expected
+
+
+def docvqa(folder: Path, items: int = 0) -> list[Expected]:
+    said = ANSWERS[:items] or [["0.28"], ["University of California", "university of california, san diego"]]
+    for part, first, count in (("train", 337, 6), ("val", 49153, len(said)), ("test", 57344, 1)):
+        rows = [
+            {
+                **{"questionId": n, "question": f"What is the actual value {n}?", "question_types": ["form"]},
+                **{"image": f"documents/pybv0228_{n // 2}.png", "docId": 279, "ucsf_document_id": "pybv0228"},
+                **{"ucsf_document_page_no": "81", "data_split": part},
+                **({} if part == "test" else {"answers": said[n - first] if part == "val" else ["0.28"]}),
+            }
+            for n in range(first, first + count)
+        ]
+        value = {"dataset_name": "docvqa", "dataset_version": "1.0", "dataset_split": part, "data": rows}
+        dump(folder / ("test_v1.0.json" if part == "test" else f"{part}_v1.0_withQT.json"), value)
+        for row in rows:
+            _picture(folder / "spdocvqa_images" / Path(row["image"]).name)
+    names = [f"pybv0228_{(49153 + i) // 2}" for i in range(len(said))]
+    return [
+        Expected(str(49153 + i), answers, f"What is the actual value {49153 + i}", {"image": names[i]})
+        for i, answers in enumerate(said)
+    ]
+
+
+def chartqa(folder: Path, items: int = 0) -> list[Expected]:
+    expected = []
+    for part, count in (("train", 6), ("val", 2), ("test", items or 4)):
+        for kind, first in (("human", 0), ("augmented", count // 2)):
+            rows = [
+                {
+                    "imgname": f"{'two_col_' if kind == 'augmented' else '4169905100'}{i}.png",
+                    "query": f"How many {kind} bars {i}?",
+                    "label": ANSWERS[i][0] if items and part == "test" else f"{i + 14}",
+                }
+                for i in range(first, first + count // 2)
+            ]
+            dump(folder / part / f"{part}_{kind}.json", rows)
+            for i, row in enumerate(rows):
+                _picture(folder / part / "png" / row["imgname"], i)
+                extra = {"question_type": kind, "image": row["imgname"].removesuffix(".png")}
+                if part == "test":
+                    expected.append(Expected(f"{kind}_{i}", [row["label"]], row["query"].removesuffix("?"), extra))
+    return expected
+
+
 WRITERS = {
     f.__name__: f
     for f in (
         *(coco_caption, coco_karpathy, nocaps, msrvtt_caption, vatex_caption, msvd_caption),
         *(vqav2, textvqa, vizwiz_vqa, okvqa, gqa, msrvtt_qa, msvd_qa, ivqa),
+        *(pope, docvqa, chartqa),
     )
 }
+WITHOUT_TRAIN = ("pope",)  # so they are asked without examples
 
 
 def write(name: str, folder: Path, items: int = 0) -> list[Expected]:

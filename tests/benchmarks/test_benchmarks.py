@@ -21,6 +21,10 @@ def register(name, folder, **settings):
     return benchmark_task(name, str(folder / "built"), str(folder / "official"), **settings)
 
 
+def shots(name) -> dict[str, Any]:
+    return {"shots": 0} if name in official_files.WITHOUT_TRAIN else {}
+
+
 def rows(name, split, **changes):
     settings: dict[str, Any] = {"batch_size": 2, "lengths": {"inputs": 400, "targets": 40}}
     made = make_loader(name, split=split, **(settings | changes))
@@ -34,7 +38,7 @@ def test_official_files_become_rows(name, tmp_path, caplog):
 
     expected = official_files.write(name, tmp_path / "official")
     with caplog.at_level(logging.WARNING):
-        register(name, tmp_path)
+        register(name, tmp_path, **shots(name))
     assert "not used" not in caplog.text  # all fields of the format are known
     found, loader = rows(name, table.benchmark_split(name))
     assert [row["id"] for _, _, row in found] == [row.id for row in expected]
@@ -57,9 +61,9 @@ def test_a_built_data_set_needs_no_official_files(name, tmp_path):
     from vadapter.benchmarks.tasks import benchmark_task
 
     expected = official_files.write(name, tmp_path / "official")
-    register(name, tmp_path)
+    register(name, tmp_path, **shots(name))
     (tmp_path / "official").rename(tmp_path / "elsewhere")
-    benchmark_task(name, str(tmp_path / "built"))
+    benchmark_task(name, str(tmp_path / "built"), **shots(name))
     assert len(rows(name, table.benchmark_split(name))[0]) == len(expected)
 
 
@@ -363,3 +367,69 @@ def test_without_beam_it_is_said_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
     with pytest.raises(UserError, match=r"pip install 'vadapter\[beam\]'"):
         builder.prepare(str(tmp_path), "vqav2", "validation", str(tmp_path / "official"), beam=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:-20], "line 2 is none"),
+        (lambda text: text.replace('"no"', '"maybe"'), "label yes or no.*'maybe' of question 2"),
+        (lambda text: text.replace('"question_id": 2', '"question_id": 1'), "question_id once.*such as 1"),
+        (lambda text: text.replace('"label"', '"answer"'), "record 0 has no label"),
+        (lambda text: text.replace('"COCO_val2014_000000310196.jpg"', "3"), "another type"),
+    ],
+)
+def test_damaged_files_of_pope(damage, message, tmp_path):
+    from vadapter.benchmarks import media
+
+    official_files.write("pope", tmp_path)
+    path = tmp_path / "coco_pope_popular.json"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(UserError, match=message):
+        media.read_items("pope", "test", str(tmp_path))
+    assert [item.id for item in media.read_items("pope", "random", str(tmp_path))] == ["1", "2"]
+
+
+def test_a_benchmark_without_training_questions_is_asked_without_examples(tmp_path):
+    official_files.write("pope", tmp_path / "official")
+    with pytest.raises(UserError, match="Expected pope to have a split train.*SHOTS=0"):
+        register("pope", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "change", "message"),
+    [
+        ("docvqa", "val_v1.0_withQT.json", twice("data"), "questionId once.*49153"),
+        ("docvqa", "val_v1.0_withQT.json", remove("data", 1, "image"), "record 1 has no image"),
+        ("docvqa", "val_v1.0_withQT.json", remove("data", 0, "answers"), "1 have none, first question 49153"),
+        (
+            "docvqa",
+            "val_v1.0_withQT.json",
+            lambda value: value["data"][0].update(answers="0.28"),
+            "'0.28' is not a list",
+        ),
+        ("textvqa", "TextVQA_0.5.1_val.json", lambda value: value["data"][0].update(answers="stop"), "not a list"),
+        ("chartqa", "test/test_human.json", remove(0, "label"), "record 0 has no label"),
+        ("chartqa", "test/test_augmented.json", lambda rows: rows[0].update(label=["14"]), "another type"),
+    ],
+)
+def test_damaged_files_of_texts_documents_and_charts(name, file, change, message, tmp_path):
+    from vadapter.benchmarks import media, table
+
+    official_files.write(name, tmp_path)
+    changed(tmp_path / file, change)
+    with pytest.raises(UserError, match=message):
+        media.read_items(name, table.benchmark_split(name), str(tmp_path))
+
+
+def test_the_first_release_of_docvqa_and_its_test_split(tmp_path):
+    from vadapter.benchmarks import media
+
+    official_files.write("docvqa", tmp_path)
+    newer = media.read_items("docvqa", "validation", str(tmp_path))
+    (tmp_path / "val_v1.0_withQT.json").rename(tmp_path / "val_v1.0.json")
+    assert media.read_items("docvqa", "validation", str(tmp_path)) == newer
+    (tmp_path / "val_v1.0.json").unlink()
+    with pytest.raises(UserError, match="official file val_v1.0_withQT.json"):
+        media.read_items("docvqa", "validation", str(tmp_path))
+    assert [item.answers for item in media.read_items("docvqa", "test", str(tmp_path))] == [()]

@@ -139,3 +139,47 @@ def test_exact_answers_are_compared_to_the_letter():
     assert answers.exact_accuracy("dog", ["dog"]) == 1.0
     assert answers.exact_accuracy("dogs", ["dog"]) == 0.0
     assert answers.exact_accuracy("dog", []) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "score"),
+    [
+        ("0.28", ["0.28"], 1.0),
+        ("UNIVERSITY  of\tCalifornia", ["university of california"], 1.0),
+        ("kitten", ["sitting"], 1 - 3 / 7),
+        ("abcd", ["abxy"], 0.5),  # just 0.5 counts, as in the official program
+        ("abcd", ["axyz"], 0.0),
+        ("kitten", ["x", "mitten", "sitting"], 1 - 1 / 6),  # the nearest
+        ("", ["word"], 0.0),
+    ],
+)
+def test_anls(said, right, score):
+    assert answers.anls(said, right) == pytest.approx(score)
+
+
+def test_anls_needs_an_answer():
+    with pytest.raises(ValueError, match="at least 1 answer"):
+        answers.anls("a", [])
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "score"),
+    [
+        ("105", "100", 1),
+        ("105.1", "100", 0),
+        ("95", "100", 1),
+        ("-95", "100", 0),
+        ("-104", "-100", 1),
+        ("12%", "0.12", 1),
+        ("12", "12%", 0),
+        ("0", "0", 1),
+        ("0.0", "0", 0),  # nothing is within 5% of 0: compared as a text
+        ("Yes", "yes", 1),
+        ("yes.", "yes", 0),
+        ("100 people", "100", 0),
+        ("nan", "100", 0),
+        ("", "100", 0),
+    ],
+)
+def test_relaxed_accuracy(said, right, score):
+    assert answers.relaxed_accuracy(said, [right]) == score

@@ -1,1 +1,1 @@
-"""The paper's benchmarks from their official files: `table` lists them, `builder` writes, `tasks` registers."""
+"""Benchmarks, the paper's and others, from official files: `table` lists, `builder` writes, `tasks` registers."""

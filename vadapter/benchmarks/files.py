@@ -125,6 +125,25 @@ def read_json(path: epath.Path, kind: type, unique: bool = False) -> Any:
     return value
 
 
+def read_json_lines(path: epath.Path) -> list[Any]:
+    """Reads a file with one JSON value a line; empty lines do not count.
+
+    Raises:
+        UserError: as `read_text`; a line is not valid JSON.
+    """
+    values = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            try:
+                values.append(json_text.loads(line))
+            except ValueError as e:
+                raise UserError(
+                    f"Expected one JSON object a line in {path}; line {number} is none ({e}). The file is another than "
+                    "its name says, or cut off: download it again."
+                ) from e
+    return values
+
+
 def part(path: epath.Path, data: dict, key: str) -> Any:
     """Returns `data[key]`. Raises `UserError` if the file has no such part."""
     if key not in data:
@@ -133,6 +152,13 @@ def part(path: epath.Path, data: dict, key: str) -> Any:
             "name says, or not the official one."
         )
     return data[key]
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """Returns a list of texts as a tuple; none for null. `TypeError` for anything else, such as one text."""
+    if value is not None and not isinstance(value, list):
+        raise TypeError(f"{value!r} is not a list")
+    return tuple(value or ())
 
 
 def check_rows(path: epath.Path, rows: Any, needed: Sequence[str], others: Iterable[str] = ()) -> list[dict]:

@@ -60,7 +60,7 @@ def textvqa(folder: epath.Path, names: Sequence[str], part: str = "") -> list[It
     rows = files.check_rows(path, rows, ("question_id", "image_id", "question"), others)
     files.check_unique(path, (row["question_id"] for row in rows), "question_id")
     return [
-        Item(str(r["question_id"]), str(r["image_id"]), question=r["question"], answers=tuple(r.get("answers") or ()))
+        Item(str(r["question_id"]), str(r["image_id"]), question=r["question"], answers=files.texts(r.get("answers")))
         for r in rows
     ]
 

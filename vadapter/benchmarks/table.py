@@ -2,7 +2,7 @@
 
 from vadapter.base import trees
 from vadapter.base.errors import UserError
-from vadapter.benchmarks import captions, protocols, questions
+from vadapter.benchmarks import assistants, captions, protocols, questions
 from vadapter.benchmarks.benchmark import Benchmark, Split
 from vadapter.evaluation import answers
 
@@ -368,5 +368,8 @@ register(
         media_note="cut to the clips",
     )
 )
+
+for _benchmark in assistants.BENCHMARKS:
+    register(_benchmark)
 
 SHIPPED = tuple(registered())

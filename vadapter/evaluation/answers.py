@@ -1,4 +1,5 @@
-"""Scores of answers to questions: VQA accuracy with its normalisation, stemmed for OKVQA, exact match, and iVQA's.
+"""Scores of answers to questions: VQA accuracy with its normalisation, stemmed for OKVQA, exact match, iVQA's, ANLS,
+and ChartQA's relaxed accuracy.
 
 All of them are 0..1 for one question; the metrics of benchmarks are in percent. The rules are the published ones, with
 the quirks of the benchmarks' programs.
@@ -132,6 +133,59 @@ def ivqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     return min(sum(answer == prediction for answer in answers) / 2, 1.0)
 
 
+def _edits(one: str, other: str) -> int:
+    """Levenshtein's distance: the fewest characters to insert, delete or replace."""
+    previous = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        row = [i]
+        for j, b in enumerate(other, 1):
+            row.append(min(previous[j] + 1, row[-1] + 1, previous[j - 1] + (a != b)))
+        previous = row
+    return previous[-1]
+
+
+def anls(prediction: str, answers: Sequence[str]) -> float:
+    """Normalised Levenshtein similarity to the nearest answer, 0 below 0.5: DocVQA's; its mean over questions is ANLS.
+
+    Case and runs of spaces do not count, as in the program of the Robust Reading Competition (rrc.cvc.uab.es). A
+    similarity of just 0.5 counts, as there.
+
+    Raises:
+        ValueError: no answers.
+    """
+    if not answers:
+        raise ValueError("the nearest answer needs at least 1 answer, found none")
+    return max(_similarity(prediction, answer) for answer in answers)
+
+
+def _similarity(prediction: str, answer: str) -> float:
+    longest = max(len(prediction), len(answer))
+    one, other = (" ".join(text.lower().split()) for text in (prediction, answer))
+    similarity = 1.0 - _edits(one, other) / longest if longest else 1.0
+    return similarity if similarity >= 0.5 else 0.0
+
+
+def relaxed_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """1 where a number is within 5% of the (first) answer, or a text is equal to it but for case: ChartQA.
+
+    As in the program that papers use (google-research/pix2struct), `12%` is 0.12, and an answer of 0 is compared as a
+    text. 0 without an answer.
+    """
+    if not answers:
+        return 0.0
+    given, right = _number(prediction), _number(answers[0])
+    if given is not None and right:
+        return float(abs(given - right) / abs(right) <= 0.05)
+    return float(prediction.lower() == answers[0].lower())
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.rstrip("%")) / 100.0 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
 # Of any questions, 0..1. Those of benchmarks have the same name, and belong to their protocols alone.
 ANSWERS = register(Metric("vqa_accuracy", "VQA", "accuracy of answers", "answers", answer_score, form="{:.1%}"))
 
@@ -148,3 +202,5 @@ OKVQA_ACCURACY = official(
 UNSTEMMED_ACCURACY = official("vqa_accuracy_unstemmed", vqa_accuracy, "the same without stemming")
 EXACT_ACCURACY = official("accuracy", exact_accuracy, "answers equal to the right one, in percent")
 IVQA_ACCURACY = official("accuracy", ivqa_accuracy, "accuracy against five people's answers, in percent")
+ANLS = official("anls", anls, "similarity to the nearest answer, by letters, in percent")
+RELAXED_ACCURACY = official("relaxed_accuracy", relaxed_accuracy, "answers that are right within 5%, in percent")

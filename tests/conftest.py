@@ -30,6 +30,7 @@ _FLAGS = {
     "--xla_cpu_use_fusion_emitters": "false",
     # Eight devices on two busy cores may meet late; by default XLA then ends the process after 40 s.
     "--xla_cpu_collective_call_terminate_timeout_seconds": "600",
+    "--xla_cpu_collective_timeout_seconds": "600",
 }
 if _PLATFORM:
     _FLAGS = {}

@@ -197,7 +197,7 @@ def test_a_conversation_with_several_pictures_is_what_chat_makes_of_it(tokenizer
 
 def test_prompt_embeds_serve_as_inputs_embeds(tmp_path):
     """What vLLM calls prompt_embeds: the language model alone goes on from them."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     made = bundles.write(tmp_path, bundles.model(small.perceiver(), DECODERS["gemma2"], num_frames=2))
     export_transformers(made, tmp_path / "out")

@@ -125,10 +125,14 @@ def test_the_document_has_the_tables_of_the_run_with_words(tables):
 def test_the_readme_has_the_figures_of_the_page():
     readme = (ROOT / "README.md").read_text().partition("### What came out so far")[2].partition("## TPU")[0]
     page = (ROOT / "docs" / "open.md").read_text()
-    rows = [line.split(" | ") for line in readme.splitlines() if " ± " in line]
+    rows = [line.split(" | ") for line in readme.splitlines() if line.startswith("|") and " ± " in line]
     assert len(rows) == 7
     for _, parameters, loss, seeds in rows:
         assert any(parameters in line and f"| {seeds.rstrip(' |')} | {loss} |" in line for line in page.splitlines())
+    words = readme.partition("In a second run")[2]
+    for less in ("perceiver", "random_32"):
+        row = next(line for line in page.splitlines() if line.startswith(f"| `words` - `{less}`"))
+        assert row.split(" | ")[3] in words
 
 
 def test_the_page_has_the_results_of_make_open():

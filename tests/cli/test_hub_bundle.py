@@ -15,13 +15,7 @@ constants = pytest.importorskip("huggingface_hub.constants")
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     with hub_server.serve() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+        hub_server.take_for_the_hub(server, monkeypatch, tmp_path)
         yield server
 
 

@@ -31,6 +31,17 @@ def add_model_arguments(parser: argparse.ArgumentParser, steps: str = "a number,
         )
 
 
+def add_media_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares `--media`: files, folders and patterns."""
+    parser.add_argument(
+        "--media",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="JPEG, PNG, WebP or video, a folder of them, or a pattern such as 'photos/*.jpg'; may be several",
+    )
+
+
 def fetch_bundle(args: argparse.Namespace) -> None:
     """Puts the folder of a bundle in the place of its name on the hub.
 

@@ -18,16 +18,10 @@ from vadapter.cli import infer
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    from vadapter.cli.arguments import add_model_arguments
+    from vadapter.cli.arguments import add_media_argument, add_model_arguments
 
     add_model_arguments(parser)
-    parser.add_argument(
-        "--media",
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="JPEG, PNG, WebP or video, a folder of them, or a pattern such as 'photos/*.jpg'; may be several",
-    )
+    add_media_argument(parser)
     parser.add_argument("--jsonl", metavar="FILE", help="records instead of --media, as of vadapter infer; - is stdin")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write, or to go on with")
     parser.add_argument(

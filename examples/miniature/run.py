@@ -22,12 +22,16 @@ GIN = "examples/miniature/gin"
 QUERIES, WORDS, PAPER = "experiments/scenes_queries.gin", "experiments/scenes_words.gin", "experiments/scenes_paper.gin"
 RANDOM, PERCEIVER = "experiments/scenes_queries_random.gin", "experiments/scenes_perceiver.gin"
 SLOW_LM = '[("adapter/lm/.*", 0.1)]'
+SMALL, LARGE = f"{GIN}/encoder_small.gin", f"{GIN}/encoder_large.gin"
+DECODERS = {"small": f"{GIN}/decoder_small.gin", "large": f"{GIN}/decoder_large.gin"}
+SHALLOW, DEEP = f"{GIN}/tiny_shallow.gin", f"{GIN}/tiny_deep.gin"
 BARE = {"HANDOFF": "None", "NUM_PREFIX": "0"}  # as stage 1 leaves it
+WEIGHTS = ("STAGE1_RUN", "ENCODER_WEIGHTS", "LARGE_WEIGHTS", "TINY_WEIGHTS")
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """Gin files, macros and learning rates of an arm. STAGE1_RUN is a part of the seed's world."""
+    """Gin files, macros and learning rates of an arm. The values of macros in WEIGHTS are parts of the seed's world."""
 
     files: tuple[str, ...]
     macros: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -80,7 +84,87 @@ SIZES = {
         ("words_frozen", RECIPES["words_frozen"], "3e-2"),
     )
 }
+# The rows of the paper's Table 1, in the sizes of the demo: one thing differs from its best row, which is `perceiver`.
+TABLE1 = {
+    f"perceiver_{name}": Arm((PERCEIVER,), {f"PerceiverConfig.{field}": value}, RATE)
+    for name, field, value in (
+        ("norm_final", "layer_norm", "'final'"),
+        ("norm_shared", "layer_norm", "'shared'"),
+        ("norm_separate_final", "layer_norm", "'separate_final'"),
+        ("no_ffn", "ffn", "False"),
+        ("no_time", "time_embedding", "False"),
+        ("query_32", "query_dim", "32"),
+        ("query_128", "query_dim", "128"),
+        ("hidden_32", "hidden_dim", "32"),
+        ("hidden_128", "hidden_dim", "128"),
+        ("layers_1", "num_layers", "1"),
+        ("layers_2", "num_layers", "2"),
+        ("layers_6", "num_layers", "6"),
+    )
+}
+# What else a seed's world holds, where a part of run.py asks for it: an experiment, gin files over it, and its sources.
+EXTRA = {
+    "vit_small": Arm(("experiments/scenes_vit.gin", SMALL)),
+    "vit_large": Arm(("experiments/scenes_vit.gin", LARGE)),
+    "captioner": Arm(("experiments/scenes_stage1.gin", f"{GIN}/captioner.gin"), {"TINY_WEIGHTS": "tiny"}),
+    **{f"large_{size}": Arm(("experiments/scenes_large.gin", file)) for size, file in DECODERS.items()},
+    "tiny_shallow": Arm(("experiments/scenes_tiny.gin", SHALLOW)),
+    "tiny_deep": Arm(("experiments/scenes_tiny.gin", DEEP)),
+}
+
+
+def _stage1(encoder: str, tiny: str, *files: str) -> Arm:
+    return Arm(("experiments/scenes_stage1.gin", *files), {"ENCODER_WEIGHTS": encoder, "TINY_WEIGHTS": tiny})
+
+
+EXTRA |= {
+    "stage1_small": _stage1("vit_small", "tiny", SMALL),
+    "stage1_large": _stage1("vit_large", "tiny", LARGE),
+    "stage1_captioner": _stage1("captioner", "tiny"),
+    "stage1_shallow": _stage1("vit", "tiny_shallow", SHALLOW),
+    "stage1_deep": _stage1("vit", "tiny_deep", DEEP),
+}
+
+
+def _variant(arm: Arm, rate: str, files: tuple[str, ...] = (), **macros: str) -> Arm:
+    kept = {name: value for name, value in macros.items() if name != "STAGE1_RUN" or name in arm.macros}
+    return Arm((*arm.files, *files), {**arm.macros, **kept}, rate)
+
+
+CHOSEN = {  # arms that go into other worlds, and their rates
+    "perceiver": (ARMS["perceiver"], RATE),
+    "queries_random": (ARMS["queries_random"], RATE),
+    "queries": (ARMS["queries"], RATE),
+    "words_frozen": (RECIPES["words_frozen"], "3e-2"),
+}
+# An encoder that captions alone trained, in place of labels of what stands where.
+ENCODERS = {
+    f"{name}_captioner": _variant(arm, rate, ENCODER_WEIGHTS="captioner", STAGE1_RUN="stage1_captioner")
+    for name, (arm, rate) in CHOSEN.items()
+}
+# The tiny LM with one layer, and with four, in place of two.
+DEPTHS = {
+    f"{name}_{depth}": _variant(CHOSEN[name][0], CHOSEN[name][1], (file,), STAGE1_RUN=f"stage1_{depth}")
+    for depth, file in (("shallow", SHALLOW), ("deep", DEEP))
+    for name in ("queries_random", "words_frozen")
+}
+# Three encoders by three decoders; ENCODER_DECODER is the name, and the demo's own are `base`.
+SCALES = {
+    f"{name}_{encoder}_{decoder}": _variant(
+        CHOSEN[name][0],
+        CHOSEN[name][1],
+        tuple(file for file in (encoder_file, DECODERS.get(decoder)) if file),
+        ENCODER_WEIGHTS="vit" if encoder == "base" else f"vit_{encoder}",
+        LARGE_WEIGHTS="large" if decoder == "base" else f"large_{decoder}",
+        STAGE1_RUN="stage1" if encoder == "base" else f"stage1_{encoder}",
+    )
+    for encoder, encoder_file in (("small", SMALL), ("base", None), ("large", LARGE))
+    for decoder in ("small", "base", "large")
+    for name in ("perceiver", "words_frozen")
+    if (encoder, decoder) != ("base", "base")
+}
 SWEEPS = {"arms": ARMS, "long": LONG, "recipes": RECIPES, "sizes": SIZES}
+SWEEPS |= {"table1": TABLE1, "encoders": ENCODERS, "depths": DEPTHS, "scales": SCALES}
 PARTS = ("pretrain", *SWEEPS)
 
 
@@ -102,7 +186,9 @@ def main() -> None:
         else:
             arms = SWEEPS[part]
             chosen = args.only.split(",") if args.only else list(arms)
-            sweep(args, part, {name: arms[name] for name in chosen})
+            arms = {name: arms[name] for name in chosen}
+            pretrain_extra(args.out, args.seeds.split(","), arms)
+            sweep(args, part, arms)
 
 
 def pretrain(out: Path, seeds: Sequence[str]) -> None:
@@ -110,6 +196,20 @@ def pretrain(out: Path, seeds: Sequence[str]) -> None:
     for seed in seeds:
         parts = "--parts=vit,tiny,large,stage1"
         vadapter("demo", f"--output={world(out, seed)}", f"--seed={seed}", parts, f"--gin.DATA_DIR={str(data(out))!r}")
+
+
+def pretrain_extra(out: Path, seeds: Sequence[str], arms: Mapping[str, Arm]) -> None:
+    """Trains what arms ask for that the demo does not have."""
+    asked = {value for arm in arms.values() for name, value in arm.macros.items() if name in WEIGHTS}
+    more = {value for name in asked & set(EXTRA) for value in EXTRA[name].macros.values()}
+    for seed in seeds:
+        for name in (name for name in EXTRA if name in asked | more):
+            folder, part = world(out, seed) / name, EXTRA[name]
+            if not (folder / "done.json").exists():
+                given = {"MODEL_DIR": folder, "DATA_DIR": data(out)}
+                given |= {macro: world(out, seed) / value for macro, value in part.macros.items()}
+                settings = [f"--gin.{macro}={str(path)!r}" for macro, path in given.items()]
+                vadapter("train", *(f"--gin_file={file}" for file in part.files), *settings, f"--gin.SEED={seed}")
 
 
 def world(out: Path, seed: str) -> Path:
@@ -131,7 +231,7 @@ def sweep(args: argparse.Namespace, part: str, arms: Mapping[str, Arm]) -> None:
         command.append(f"--arm={name}={','.join(arm.files)}")
         command.append(f"--over={name}:OptimizerConfig.learning_rate={arm.rates}")
         for macro, value in arm.macros.items():
-            command.append(f"--arm_gin={name}:{macro}={repr(str(there / value)) if macro == 'STAGE1_RUN' else value}")
+            command.append(f"--arm_gin={name}:{macro}={repr(str(there / value)) if macro in WEIGHTS else value}")
     command += [f"--gin_file={GIN}/measure.gin", f"--gin.DATA_DIR={str(data(args.out))!r}"]
     command += [f"--gin.ENCODER_WEIGHTS={str(there / 'vit')!r}", f"--gin.LARGE_WEIGHTS={str(there / 'large')!r}"]
     vadapter(*command)

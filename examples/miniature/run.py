@@ -164,7 +164,11 @@ SCALES = {
     if (encoder, decoder) != ("base", "base")
 }
 SWEEPS = {"arms": ARMS, "long": LONG, "recipes": RECIPES, "sizes": SIZES}
-SWEEPS |= {"table1": TABLE1, "encoders": ENCODERS, "depths": DEPTHS, "scales": SCALES}
+# The tiny LM keeps its captioning loss in stage 2 (supervised.py).
+SUPERVISION = {
+    "words_supervised": Arm((WORDS, f"{GIN}/supervised.gin"), {"STAGE1_RUN": "stage1"}, "1e-3,3e-3"),
+}
+SWEEPS |= {"supervision": SUPERVISION, "table1": TABLE1, "encoders": ENCODERS, "depths": DEPTHS, "scales": SCALES}
 PARTS = ("pretrain", *SWEEPS)
 
 
@@ -227,6 +231,7 @@ def sweep(args: argparse.Namespace, part: str, arms: Mapping[str, Arm]) -> None:
     there = world(args.out, "{seed}")
     command = ["sweep", f"--out={args.out / part}", f"--seeds={args.seeds}", f"--workers={args.workers}"]
     command += ["--worker_env=NPROC=1", "--test=test/loss"]
+    command += ["--module=examples.miniature.supervised"] if part == "supervision" else []
     for name, arm in arms.items():
         command.append(f"--arm={name}={','.join(arm.files)}")
         command.append(f"--over={name}:OptimizerConfig.learning_rate={arm.rates}")

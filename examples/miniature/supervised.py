@@ -53,7 +53,7 @@ class SupervisedVLM(VLM):
         config = self.config
         assert isinstance(config, SupervisedVLMConfig)
         own = self._own_loss(batch)
-        return sums.replace(z_sum=sums.z_sum + config.supervision * own.loss_sum)
+        return dataclasses.replace(sums, z_sum=sums.z_sum + config.supervision * own.loss_sum)
 
     def _own_loss(self, batch: Batch) -> LossSums:
         """The tiny LM's loss of the targets, with one medium a row: the front's P tokens stand where R slots were."""

@@ -168,7 +168,9 @@ SWEEPS = {"arms": ARMS, "long": LONG, "recipes": RECIPES, "sizes": SIZES}
 SUPERVISION = {
     "words_supervised": Arm((WORDS, f"{GIN}/supervised.gin"), {"STAGE1_RUN": "stage1"}, "1e-3,3e-3"),
 }
-SWEEPS |= {"supervision": SUPERVISION, "table1": TABLE1, "encoders": ENCODERS, "depths": DEPTHS, "scales": SCALES}
+SWEEPS |= {"supervision": SUPERVISION}
+SCORED = tuple(SWEEPS)  # parts whose runs also say captions and answers
+SWEEPS |= {"table1": TABLE1, "encoders": ENCODERS, "depths": DEPTHS, "scales": SCALES}
 PARTS = ("pretrain", *SWEEPS)
 
 
@@ -237,7 +239,10 @@ def sweep(args: argparse.Namespace, part: str, arms: Mapping[str, Arm]) -> None:
         command.append(f"--over={name}:OptimizerConfig.learning_rate={arm.rates}")
         for macro, value in arm.macros.items():
             command.append(f"--arm_gin={name}:{macro}={repr(str(there / value)) if macro in WEIGHTS else value}")
-    command += [f"--gin_file={GIN}/measure.gin", f"--gin.DATA_DIR={str(data(args.out))!r}"]
+    command += [
+        f"--gin_file={GIN}/{'measure' if part in SCORED else 'measure_loss'}.gin",
+        f"--gin.DATA_DIR={str(data(args.out))!r}",
+    ]
     command += [f"--gin.ENCODER_WEIGHTS={str(there / 'vit')!r}", f"--gin.LARGE_WEIGHTS={str(there / 'large')!r}"]
     vadapter(*command)
 

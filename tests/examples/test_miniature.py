@@ -2,16 +2,29 @@
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from flax import linen as nn
 
+from vadapter.base.batch import Batch
+from vadapter.cli.modules import import_modules
+from vadapter.models.adapters import LMAdapterConfig, MlpConfig
+from vadapter.models.decoder import DecoderConfig
+from vadapter.models.vit import ViTConfig
+from vadapter.models.vlm import VLMConfig
 from vadapter.recipes import experiments
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "miniature"
 RUN = runpy.run_path(str(FOLDER / "run.py"))
+sys.path.append(str(FOLDER))  # as Python does for a script
 TABLES = runpy.run_path(str(FOLDER / "tables.py"))
+sys.path.remove(str(FOLDER))
+SUPERVISED = "examples.miniature.supervised"
 ARMS = {name: arm for arms in RUN["SWEEPS"].values() for name, arm in arms.items()}
 
 
@@ -19,7 +32,8 @@ ARMS = {name: arm for arms in RUN["SWEEPS"].values() for name, arm in arms.items
 def test_every_arm_is_an_experiment(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     arm = ARMS[name]
-    bindings = [f"{macro}={value}" for macro, value in arm.macros.items() if macro != "STAGE1_RUN"]
+    import_modules([SUPERVISED])
+    bindings = [f"{macro}={value}" for macro, value in arm.macros.items() if macro not in RUN["WEIGHTS"]]
     made = experiments.unopened([*arm.files, f"{RUN['GIN']}/measure.gin"], bindings)
     assert made.train.steps == int(arm.macros.get("TRAIN_STEPS", 480))
     assert made.data.batch_size == 32
@@ -44,3 +58,41 @@ def test_a_crossing_lies_between_two_measurements():
     assert crossing([(30, 1.0), (60, 0.5)], 0.75) == pytest.approx(45)
     assert crossing([(30, 1.0), (60, 0.5)], 1.5) == 30
     assert crossing([(30, 1.0), (60, 0.5)], 0.4) is None
+
+
+def test_the_supervised_loss_is_that_of_stage_1():
+    import_modules([SUPERVISED])
+    from examples.miniature.supervised import SupervisedVLMConfig
+
+    decoder = DecoderConfig(vocab_size=32, width=16, depth=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32)
+    encoder = ViTConfig(image_size=8, patch_size=4, width=16, depth=1, num_heads=2, mlp_dim=32)
+    wired = LMAdapterConfig(decoder, MlpConfig(depth=1), "appended", num_queries=2, num_words=3)
+    stage2 = SupervisedVLMConfig(decoder, encoder, wired, supervision=0.5).make()
+    stage1 = VLMConfig(decoder, encoder, MlpConfig(depth=1)).make()
+    rng = np.random.default_rng(0)
+    media = rng.integers(0, 256, (2, 1, 1, 8, 8, 3), dtype=np.uint8)
+    rows = {slots: _batch(media, slots) for slots in (4, 5)}  # 4 patches in stage 1; 3 words and 2 queries in stage 2
+    params = stage2.init(jax.random.key(0), rows[5])["params"]
+    params = nn.unbox(params)
+    handed = {
+        "encoder": params["encoder"],
+        "adapter": params["adapter"]["front"],
+        "decoder": params["adapter"]["lm"],
+    }
+    sums = stage2.apply({"params": params}, rows[5], method="loss_sums")
+    expected = stage1.apply({"params": handed}, rows[4], method="loss_sums")
+    np.testing.assert_allclose(sums.z_sum, 0.5 * expected.loss_sum, rtol=1e-5)
+
+
+def _batch(media, slots):
+    """Two rows, `ab<medium>cde` and `a<medium>bc`, whose last two words are targets."""
+    length = slots + 5
+    tokens, media_index = np.zeros((2, length), np.int32), np.full((2, length), -1, np.int32)
+    segments, at, ids = np.zeros((2, length), np.int32), np.zeros((2, 2), np.int32), np.zeros((2, 2), np.int32)
+    for row, (before, after) in enumerate((([5, 6], [7, 8, 9]), ([10], [11, 12]))):
+        words = [*before, *[0] * slots, *after]
+        tokens[row, : len(words)], segments[row, : len(words)] = words, 1
+        media_index[row, len(before) : len(before) + slots] = np.arange(slots)
+        at[row], ids[row] = [len(words) - 3, len(words) - 2], words[-2:]
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+    return Batch(tokens, segments, positions, media_index, media, at, ids, np.ones((2, 2), np.float32))

@@ -166,7 +166,7 @@ SCALES = {
 SWEEPS = {"arms": ARMS, "long": LONG, "recipes": RECIPES, "sizes": SIZES}
 # The tiny LM keeps its captioning loss in stage 2 (supervised.py).
 SUPERVISION = {
-    "words_supervised": Arm((WORDS, f"{GIN}/supervised.gin"), {"STAGE1_RUN": "stage1"}, "1e-3,3e-3"),
+    "words_supervised": Arm((WORDS, f"{GIN}/supervised.gin"), {"STAGE1_RUN": "stage1"}, RATES),
 }
 SWEEPS |= {"supervision": SUPERVISION}
 SCORED = tuple(SWEEPS)  # parts whose runs also say captions and answers

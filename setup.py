@@ -48,7 +48,10 @@ setup(
     },
     exclude_package_data={"": ["__pycache__/*", "*.pyc"]},
     zip_safe=False,
-    entry_points={"console_scripts": ["vadapter=vadapter.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["vadapter=vadapter.cli.main:main"],
+        "lmms_eval.models": ["vadapter=vadapter.contrib.lmms_eval:manifest"],
+    },
     install_requires=[
         "absl-py>=2.3",
         "array-record>=0.8",

@@ -5,24 +5,15 @@ what its rows must be. With `items` that split has as many, up to 8, with the te
 """
 
 import csv
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks import official_tables
+from tests.benchmarks.expected import Expected
 from tests.benchmarks.official_texts import ANSWERS, CAPTIONS
 from tests.data.files import clip, picture
-
-
-@dataclasses.dataclass
-class Expected:
-    """A row: its id, and the captions, or the question and answers."""
-
-    id: str
-    references: list[str]
-    question: str = ""
-    extra: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def dump(path: Path, value: Any) -> None:
@@ -394,8 +385,8 @@ WRITERS = {
         *(vqav2, textvqa, vizwiz_vqa, okvqa, gqa, msrvtt_qa, msvd_qa, ivqa),
         *(pope, docvqa, chartqa),
     )
-}
-WITHOUT_TRAIN = ("pope",)  # so they are asked without examples
+} | official_tables.WRITERS
+WITHOUT_EXAMPLES = ("pope", *official_tables.WITHOUT_EXAMPLES)
 
 
 def write(name: str, folder: Path, items: int = 0) -> list[Expected]:

@@ -22,7 +22,7 @@ def register(name, folder, **settings):
 
 
 def shots(name) -> dict[str, Any]:
-    return {"shots": 0} if name in official_files.WITHOUT_TRAIN else {}
+    return {"shots": 0} if name in official_files.WITHOUT_EXAMPLES else {}
 
 
 def rows(name, split, **changes):
@@ -48,8 +48,10 @@ def test_official_files_become_rows(name, tmp_path, caplog):
         assert row["answers"] == (wanted.references if wanted.question else [])
         assert {key: row[key] for key in wanted.extra} == wanted.extra
         frames = 4 if name in VIDEO else 1
-        assert batch.media.shape[1:] == (1, frames, 16, 16, 3) and batch.media[i].max() > 60
-        assert (batch.media_index[i] >= 0).sum() == 3
+        shown = len(wanted.extra["image"].split()) if "image" in wanted.extra else 1
+        assert batch.media.shape[1:] == (2 if name == "mmmu" else 1, frames, 16, 16, 3)
+        assert [bool(x.max() > 60) for x in batch.media[i]][:shown] == [True] * shown
+        assert (batch.media_index[i] >= 0).sum() == 3 * shown
         text = loader.vocabulary.decode([int(t) for t in batch.target_ids[i] if t])
         assert text.strip() in [reference.strip() for reference in wanted.references]
     assert loader.counters()["truncated"] == 0

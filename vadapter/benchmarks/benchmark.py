@@ -35,7 +35,8 @@ class Split:
 
     Attributes:
         files: official annotation files; the reader knows their roles.
-        folders: where the media lie, relative to manual_dir; all are looked in, the first that has a file wins.
+        folders: where the media lie, relative to manual_dir; all are looked in, the first that has a file wins. None
+            where the items bring their `pictures`.
         size: rows of the official split; None where it is not known exactly.
         part: what the reader needs to know beside the names.
         note: what the catalogue says of it.

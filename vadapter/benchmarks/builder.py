@@ -1,7 +1,7 @@
 """The TFDS builder of the benchmarks, and `prepare`, which builds a split where it is absent. Needs no network.
 
 The records of a data set hold the files themselves, so that it is one self-contained folder that is read at random, on
-disk or in a bucket. A file that several records show (the questions about an image) is in the first of them only; the
+disk or in a bucket. Files that several records show (the questions about an image) are in the first of them only; the
 others say in `at` which record that is.
 
 With Apache Beam (`pip install vadapter[beam]`) files are read and records written by many workers.
@@ -16,12 +16,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vadapter.base import local_files
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.base.quiet import quiet
 from vadapter.benchmarks import media, table
-from vadapter.benchmarks.files import Item
+from vadapter.benchmarks.files import Item, Picture
 from vadapter.benchmarks.media import Entry
 
 
@@ -78,8 +77,9 @@ class Benchmarks(tfds.core.GeneratorBasedBuilder):
         text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
         features = {
             **dict.fromkeys(("id", "file_name", "question", "question_type", "answer_type", "domain"), text),
-            **dict.fromkeys(("captions", "answers"), texts),
-            "file": tfds.features.Tensor(shape=(), dtype=np.object_),
+            **dict.fromkeys(("captions", "answers", "options"), texts),
+            # An older data set has one file a record, which is stored as a list of one is.
+            "file": tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_)),
             "at": tfds.features.Scalar(np.int64),
         }
         return self.dataset_info_from_configs(
@@ -96,11 +96,12 @@ class Benchmarks(tfds.core.GeneratorBasedBuilder):
         config = self._config
         if config.text_only:
             items = media.read_items(config.benchmark, config.split, config.manual_dir)
-            entries, left_out = [Entry(item, "", i) for i, item in enumerate(items)], []
+            entries, left_out = [Entry(item, (), i) for i, item in enumerate(items)], []
         else:
             entries, left_out = media.entries(config.benchmark, config.split, config.manual_dir, config.max_bad_share)
         assert self.info.metadata is not None
-        self.info.metadata.update(rows=len(entries), left_out=left_out)
+        most = max((len(entry.pictures) for entry in entries), default=0)
+        self.info.metadata.update(rows=len(entries), left_out=left_out, max_media=most)
         return {config.split: self._generate_examples(entries)}
 
     def _generate_examples(self, entries: list[Entry]) -> Any:
@@ -121,16 +122,27 @@ def _example(i: int, entry: Entry, plain: bool) -> tuple[int, dict[str, Any]]:
     item: Item = entry.item
     return i, {
         "id": item.id,
-        "file_name": item.media,
+        "file_name": item.shown,
         "question": item.question,
         "question_type": item.question_type,
         "answer_type": item.answer_type,
         "domain": item.domain,
         "captions": list(item.captions),
         "answers": list((item.plain_answers or item.answers) if plain else item.answers),
-        "file": local_files.content_of(entry.path) if entry.path else b"",
+        "options": list(item.options),
+        "file": [_content(item, picture) for picture in entry.pictures],
         "at": entry.at,
     }
+
+
+def _content(item: Item, picture: Picture) -> bytes:
+    content = picture.read()
+    if not content:
+        raise UserError(
+            f"Expected an image or video {picture.name} of the record {item.id}; found an empty one. Download the file "
+            "that has it again."
+        )
+    return content
 
 
 def builder(data_dir: str, benchmark: str, split: str, text_only: bool = False, **settings: Any) -> Benchmarks:

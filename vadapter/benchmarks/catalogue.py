@@ -21,7 +21,7 @@ def row(benchmark: Benchmark) -> str:
     """The line of a benchmark, in Markdown."""
     splits = benchmark.splits.values()
     files = _code(name for split in splits for name in split.files)
-    first = [f"{split.folders[0]}/" for split in splits]
+    first = [f"{split.folders[0]}/" for split in splits if split.folders]
     other = [f"{folder}/" for split in splits for folder in split.folders[1:] if f"{folder}/" not in first]
     media = _code(first) + (f" (or {_code(other)})" if other else "")
     media += f", such as `{benchmark.example}`" if benchmark.example else ""
@@ -46,7 +46,7 @@ def _code(names: Iterable[str]) -> str:
 
 
 def _noted(text: str, note: str) -> str:
-    return f"{text}; {note}" if note else text
+    return "; ".join(filter(None, (text, note)))
 
 
 def _split(name: str, split: Split, evaluated: bool) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from etils import epath
@@ -16,12 +16,29 @@ from vadapter.base.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image or clip whose place its reader knows: inside an annotation file, or a file in a folder of its own.
+
+    Attributes:
+        name: what the record's `image` and messages call it. Records that show pictures of the same names show the
+            same ones.
+        read: gives the encoded file. Beam sends it to its workers, so it must be picklable (`functools.partial` is).
+    """
+
+    name: str
+    read: Callable[[], bytes]
+
+
+@dataclasses.dataclass(frozen=True)
 class Item:
     """One row of a benchmark: a picture or clip with its captions, or a question about it with its answers.
 
     Attributes:
         id: the official id as text: of the image or video for captions, of the question otherwise.
-        media: name of the image's or video's file without its ending.
+        media: name of the image's or video's file without its ending, which is looked for in the split's folders; None
+            where `pictures` has what is shown.
+        pictures: what is shown where it is no file of these folders: none, one or several, in the order of the prompt.
+        options: what there is to choose from, in the order of the letters A, B, ...
         captions: all references.
         question: as written in the file.
         answers: all human answers in their order, duplicates kept. None for test splits without answers.
@@ -30,7 +47,7 @@ class Item:
     """
 
     id: str
-    media: str
+    media: str | None
     captions: tuple[str, ...] = ()
     question: str = ""
     answers: tuple[str, ...] = ()
@@ -38,16 +55,23 @@ class Item:
     question_type: str = ""
     answer_type: str = ""
     domain: str = ""
+    pictures: tuple[Picture, ...] = ()
+    options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        texts = (self.media, self.question, *self.captions, *self.answers, *self.plain_answers)
+        texts = (self.shown, self.question, *self.captions, *self.answers, *self.plain_answers, *self.options)
         if wrong := [text for text in texts if not isinstance(text, str)]:
             raise TypeError(f"{self.id}: {wrong[0]!r} is not text")
 
     @property
+    def shown(self) -> str:
+        """Name of what it shows; "" of nothing."""
+        return " ".join(picture.name for picture in self.pictures) if self.media is None else self.media
+
+    @property
     def name(self) -> str:
         """What messages call it."""
-        return f"{self.id} ({self.media})"
+        return f"{self.id} ({self.shown})" if self.shown else self.id
 
 
 def find(folder: epath.Path, name: str) -> epath.Path:

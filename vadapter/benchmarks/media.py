@@ -1,15 +1,17 @@
-"""What a data set is made of: the items of a split and the files that they show."""
+"""What a data set is made of: the items of a split and the images or videos that they show."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterable
 from concurrent import futures
 
 from etils import epath
 
+from vadapter.base import local_files
 from vadapter.base.errors import UserError
 from vadapter.benchmarks import table
-from vadapter.benchmarks.files import Item
+from vadapter.benchmarks.files import Item, Picture
 
 _LOOK_UPS = 32  # at once: in a bucket each takes the time of a request
 
@@ -20,12 +22,13 @@ class Entry:
 
     Attributes:
         item: what the annotation file says.
-        path: the image's or video's file, or "" where the record has none of its own.
-        at: index of the record whose file this one shows: its own, or that of the first record with the same file.
+        pictures: the images or videos that are written with it: none where `at` is another record, or where it shows
+            nothing.
+        at: index of the record whose files this one shows: its own, or that of the first record with the same ones.
     """
 
     item: Item
-    path: str
+    pictures: tuple[Picture, ...]
     at: int
 
 
@@ -77,23 +80,24 @@ def entries(name: str, split: str, manual_dir: str, max_bad_share: float = 0.01)
     """
     items = read_items(name, split, manual_dir)
     official, root = table.split(name, split), epath.Path(manual_dir).expanduser()
-    found = _paths(root, official.folders, {item.media for item in items})
+    found = _paths(root, official.folders, {item.media for item in items if item.media is not None})
     references = any(item.captions or item.answers for item in items)
     made: list[Entry] = []
     left_out: list[str] = []
     first: dict[str, int] = {}
     for item in items:
-        reason = "" if item.media in found else "no file, or an empty one"
+        reason = "" if item.media is None or item.media in found else "no file, or an empty one"
         if references and not (item.captions or item.answers):
             reason = "no captions or answers"
         if reason:
             left_out.append(f"{item.name}: {reason}")
             logging.warning("%s %s: left out %s", name, split, left_out[-1])
             continue
-        at = first.setdefault(item.media, len(made))
-        made.append(Entry(item, found[item.media] if at == len(made) else "", at))
+        at = first.setdefault(item.shown, len(made)) if item.shown else len(made)
+        pictures = item.pictures if item.media is None else (found[item.media],)
+        made.append(Entry(item, pictures if at == len(made) else (), at))
     if not made or len(left_out) > max_bad_share * len(items):
-        where = ", ".join(str(root / folder) for folder in official.folders)
+        where = ", ".join(str(root / folder) for folder in official.folders) or root
         raise UserError(
             f"Expected files for at least {1 - max_bad_share:.1%} of the {len(items)} rows of {name} ({split}) in "
             f"{where}; {len(left_out)} rows cannot be used, first {'; '.join(left_out[:3])}. Add the files, or allow "
@@ -102,14 +106,19 @@ def entries(name: str, split: str, manual_dir: str, max_bad_share: float = 0.01)
     return made, left_out
 
 
-def _paths(root: epath.Path, folders: Iterable[str], wanted: set[str]) -> dict[str, str]:
+def of_file(path: epath.Path, name: str = "") -> Picture:
+    """The picture that a file is; its name is the file's without ending, unless one is given."""
+    return Picture(name or path.stem, functools.partial(local_files.content_of, str(path)))
+
+
+def _paths(root: epath.Path, folders: Iterable[str], wanted: set[str]) -> dict[str, Picture]:
     """Finds files by their names without ending. The first folder that has one wins; empty files do not count."""
-    found: dict[str, str] = {}
+    found: dict[str, Picture] = {}
     with futures.ThreadPoolExecutor(_LOOK_UPS) as pool:
         for folder in folders:
             if (root / folder).is_dir():
                 paths = [p for p in (root / folder).iterdir() if p.stem in wanted and p.stem not in found]
                 for path, size in zip(paths, pool.map(lambda p: p.stat().length, paths), strict=True):
                     if size:
-                        found.setdefault(path.stem, str(path))
+                        found.setdefault(path.stem, of_file(path))
     return found

@@ -37,13 +37,17 @@ class Protocol(Scoring):
         name: the benchmark's; its record sets it.
         row: (record, prediction) -> a row of the submission.
         file: name of the submission.
-        as_mapping: the submission is one object, id -> prediction, and has no rows.
+        as_mapping: the submission is one object, of each row its first value -> its last.
+        under: the key of an object that has the submission; "" for none.
+        texts: (records, `clean`) -> text files that belong to the submission too, {path: content}; None for none.
         keeps_skipped: a submission has a row for each id. So a record that cannot be read has an empty prediction.
     """
 
     row: MakeRow = row("id", "prediction")
     file: str = "{name}_{split}_results.json"
     as_mapping: bool = False
+    under: str = ""
+    texts: Callable[[Sequence[Record], Callable[[str], str]], Mapping[str, str]] | None = None
     keeps_skipped: bool = True
 
     def submission(self, records: Sequence[Record], split: str = "test") -> tuple[str, Any]:
@@ -67,10 +71,11 @@ class Protocol(Scoring):
                 f"{', '.join(twice[:10])}{', ...' if len(twice) > 10 else ''}. Evaluate each record once (no repeats, "
                 "one task)."
             )
-        file = self.file.format(name=self.name, split=split)
+        rows: Any = [self._checked_row(r) for r in records]
         if self.as_mapping:
-            return file, {str(r["id"]): self.clean(r["prediction"]) for r in records}
-        return file, [self._checked_row(r) for r in records]
+            pairs = [tuple(row.values()) for row in rows]
+            rows = {str(pair[0]): pair[-1] for pair in pairs}
+        return self.file.format(name=self.name, split=split), {self.under: rows} if self.under else rows
 
     def _checked_row(self, record: Record) -> Mapping[str, Any]:
         try:

@@ -11,19 +11,21 @@ import numpy as np
 from vadapter.benchmarks.builder import Benchmarks
 from vadapter.data.reading import images, video
 from vadapter.data.reading.array_records import ArrayRecordSource
+from vadapter.data.reading.images import MediaError
 from vadapter.data.reading.sources import Medium, RandomAccessSource
 from vadapter.data.rows import few_shot
 from vadapter.data.rows.sizes import Shape
 
 _READ = 10_000
-Record = tuple[Any, bytes]  # a tf.train.Example, and the file of its medium
+Record = tuple[Any, list[bytes]]  # a tf.train.Example, and the files of its media
 
 
 class BenchmarkSource(RandomAccessSource):
     """Splits of one benchmark, each a built data set of `builder`.
 
     Features beside those of every source: `captions` or `question` and `answers`; `question_type`, `answer_type`,
-    `domain` (empty where the benchmark has none) and `image`, the name of the file without its ending.
+    `domain` (empty where the benchmark has none), `options` to choose from, `image`, the names of the files without
+    their endings, and `num_media`, how many there are.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class BenchmarkSource(RandomAccessSource):
         self.threads = min(8, os.cpu_count() or 1)
         self._parts = {split: ArrayRecordSource(made, "id") for split, made in builders.items()}
         self.left_out = sum(len((made.info.metadata or {}).get("left_out", ())) for made in builders.values())
+        self.max_media = max(1, *((made.info.metadata or {}).get("max_media", 1) for made in builders.values()))
         self.splits = tuple(builders)
 
     def __str__(self) -> str:
@@ -60,28 +63,37 @@ class BenchmarkSource(RandomAccessSource):
         owners = [example.features.feature["at"].int64_list.value[0] for example in found]
         own = [int(i) == at for i, at in zip(indices, owners, strict=True)]
         others = sorted({at for at, mine in zip(owners, own, strict=True) if not mine})
-        files = dict(zip(others, map(_file, part.read(split, np.asarray(others))), strict=True)) if others else {}
+        files = dict(zip(others, map(_files, part.read(split, np.asarray(others))), strict=True)) if others else {}
         return [
-            (example, _file(example) if mine else files[at])
+            (example, _files(example) if mine else files[at])
             for example, at, mine in zip(found, owners, own, strict=True)
         ]
 
     def features(self, record: Record) -> dict[str, Any]:
         features = next(iter(self._parts.values())).features(record[0])
-        features["image"] = features.pop("file_name")
+        features["image"], features["num_media"] = features.pop("file_name"), len(record[1])
         return {key: value for key, value in features.items() if key not in ("file", "at")}
 
     def medium(self, record: Record) -> Medium:
-        return Medium.of_bytes(record[1:])
+        return Medium.of_bytes(record[1])
 
     def read_media(self, record: Record, shape: Shape, choice: int = 0) -> np.ndarray:
+        found = np.zeros(shape, np.uint8)
+        for i, file in enumerate(record[1]):
+            try:
+                found[i] = self._frames(file, shape, choice)
+            except MediaError as e:
+                raise MediaError(f"image {i + 1} of {len(record[1])}: {e}" if len(record[1]) > 1 else str(e)) from e
+        return found
+
+    def _frames(self, file: bytes, shape: Shape, choice: int) -> np.ndarray:
         if self.media == "video":
-            return video.decode(record[1], shape[1], shape[2], self.resize, self.frame_sampling, choice)[None]
-        return images.decode(record[1], shape[2], self.resize)[None, None]
+            return video.decode(file, shape[1], shape[2], self.resize, self.frame_sampling, choice)
+        return images.decode(file, shape[2], self.resize)[None]
 
 
-def _file(record: Any) -> bytes:
-    return record.features.feature["file"].bytes_list.value[0]
+def _files(record: Any) -> list[bytes]:
+    return list(record.features.feature["file"].bytes_list.value)
 
 
 class TrainingPairs:

@@ -2,7 +2,7 @@
 
 from vadapter.base import trees
 from vadapter.base.errors import UserError
-from vadapter.benchmarks import assistants, captions, protocols, questions
+from vadapter.benchmarks import assistants, captions, free_answers, options, protocols, questions
 from vadapter.benchmarks.benchmark import Benchmark, Split
 from vadapter.evaluation import answers
 
@@ -369,7 +369,7 @@ register(
     )
 )
 
-for _benchmark in assistants.BENCHMARKS:
+for _benchmark in (*assistants.BENCHMARKS, *options.BENCHMARKS, *free_answers.BENCHMARKS):
     register(_benchmark)
 
 SHIPPED = tuple(registered())

@@ -1,4 +1,5 @@
-"""Bridges to packages that are optional and on no registry: `t5x` and `big_vision`. See docs/bridges.md.
+"""Bridges to packages that are optional: `t5x` and `big_vision` (docs/bridges.md), lmms-eval and VLMEvalKit
+(docs/howto.md).
 
-Nothing here is imported by the rest of vadapter, so whoever has neither package notices nothing.
+Nothing here is imported by the rest of vadapter, so whoever has none of these packages notices nothing.
 """

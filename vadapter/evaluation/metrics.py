@@ -29,15 +29,23 @@ class Texts:
         predictions: one a record.
         references: right captions or answers of each record, at least one.
         tokenizer: that `tokens` are made with: `ptb-java` or `python`.
+        records: what else is known of each, such as its `id`, `image` and `options`.
     """
 
-    def __init__(self, predictions: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str = tokens.PYTHON):
+    def __init__(
+        self,
+        predictions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        tokenizer: str = tokens.PYTHON,
+        records: Sequence[Mapping[str, Any]] = (),
+    ):
         """Raises `ValueError` where the lengths differ or a record has no reference."""
         if len(predictions) != len(references):
             raise ValueError(f"{len(predictions)} predictions for {len(references)} lists of references")
         if any(not refs for refs in references):
             raise ValueError("a record has no reference")
         self.predictions, self.references, self.tokenizer = predictions, references, tokenizer
+        self.records = records or [{}] * len(predictions)
         self._kept: dict[Any, Any] = {}
 
     def __len__(self) -> int:
@@ -62,7 +70,7 @@ class Texts:
     def part(self, members: Sequence[int]) -> "Texts":
         """Some of the records."""
         chosen = [self.predictions[i] for i in members], [self.references[i] for i in members]
-        return Texts(*chosen, self.tokenizer)
+        return Texts(*chosen, self.tokenizer, [self.records[i] for i in members])
 
 
 def mean_interval(texts: Texts, values: Sequence[float], seed: int = 0) -> bootstrap.Interval:

@@ -48,6 +48,12 @@ def first_answer(text: str) -> str:
     return _NEXT_EXAMPLE.sub("", first_line(text), count=1)
 
 
+def whole_answer(text: str) -> str:
+    """The whole text up to where another example begins, stripped: for programs that look for an answer in a text."""
+    found = _NEXT_EXAMPLE.search(text)
+    return (text[: found.start()] if found else text).strip()
+
+
 def plain_answer(text: str) -> str:
     """`first_answer`, lower case and without a period at its end, as the answers of exact-match benchmarks are."""
     return first_answer(text).lower().removesuffix(".").rstrip()
@@ -60,6 +66,7 @@ _CLEANING: Mapping[Callable[[str], str], str] = MappingProxyType(
         whole_text: "the whole text",
         first_line: _LINE,
         first_answer: _ANSWER,
+        whole_answer: "the whole text, up to where another example begins (Given Question, Question:, Q:)",
         plain_answer: f"{_ANSWER}, in lower case, without a period at its end",
     }
 )
@@ -140,7 +147,7 @@ class Scoring:
     Attributes:
         metrics: all of them. The first of captions, and the first of answers, ranks records and is given by group.
         name: precedes the names of scalars, as in `vqav2/vqa_accuracy`; "" for none.
-        by: field of a record; the first metrics are also given for each of its values.
+        by: field of a record, or several; the first metrics are also given for each of its values.
         clean: makes a generated text what is scored.
         shown: the metric whose value is a record's `score`, where that is not the first of its kind.
         tokenizer: of captions: `ptb-java`, `python`, or None for Java where it is.
@@ -149,7 +156,7 @@ class Scoring:
 
     metrics: tuple[Metric, ...]
     name: str = ""
-    by: str = ""
+    by: str | tuple[str, ...] = ""
     clean: Callable[[str], str] = whole_text
     shown: str = ""
     tokenizer: str | None = None
@@ -213,7 +220,7 @@ class Scoring:
         chosen = [records[i] for i in places]
         tokenizer = tokens.PYTHON if kind == "answers" else self.tokenizer or tokens.best_tokenizer()
         predictions = [self.clean(r["prediction"]) for r in chosen]
-        texts = Texts(predictions, [references(r) for r in chosen], tokenizer)
+        texts = Texts(predictions, [references(r) for r in chosen], tokenizer, chosen)
         if kind == "captions":
             found.details["tokenizer"] = tokenizer
         metrics = self.of_kind(kind)
@@ -243,7 +250,9 @@ class Scoring:
         try:
             whole = self._of_set(metric, metric.name, records, texts)
             found = [whole]
-            for group, members in groups(records, self.by if by_group else "").items():
+            fields = (self.by,) if isinstance(self.by, str) else self.by
+            parts = [groups(records, field) for field in fields if by_group]
+            for group, members in (pair for one in parts for pair in one.items()):
                 name, part = f"{metric.name}/{group}", texts.part(members)
                 if metric.score is None:
                     found.append(self._of_set(metric, name, [], part))  # counts within the group alone

@@ -210,6 +210,7 @@ def _keep_picture(row: Row, pictures: Pictures | None) -> str | None:
 def _record(row: Row, prediction: str, with_thumbnail: bool) -> dict[str, Any]:
     record: dict[str, Any] = {"id": str(row["id"]), "prediction": prediction}
     record |= {key: str(row[key]) for key in _TEXTS if row.get(key)}
+    record |= {"options": list(row["options"])} if row.get("options") else {}
     answers = row.get("answers") if "question" in record else None
     record["references"] = list(answers or row.get("references") or [])
     if with_thumbnail and row.get("thumbnail") is not None and np.size(row["thumbnail"]):

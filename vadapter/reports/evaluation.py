@@ -37,7 +37,7 @@ class Evaluated:
         explanations: what scores are, in a few words; see `EvalResult`.
         notes: sentences that belong beside the scores.
         records: scored predictions, JSON-serialisable.
-        submission: files in the format of a benchmark, {name: content as JSON}.
+        submission: files in the format of a benchmark, {path: content, a text or what becomes JSON}.
     """
 
     name: str
@@ -96,12 +96,14 @@ class EvaluationReport:
 
 
 def write_submission(contents: Mapping[str, Any], folder: epath.PathLike) -> list[epath.Path]:
-    """Writes JSON files, {name: content}, into a folder, and returns their paths."""
+    """Writes files, {path: content}, into a folder, and returns their paths: a text as it is, all else as JSON."""
     place = epath.Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
     written = []
     for name, content in contents.items():
-        (place / name).write_text(json.dumps(content, ensure_ascii=False, indent=2 if ".meta." in name else None))
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        indent = 2 if ".meta." in name else None
+        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=indent)
+        (place / name).write_text(text)
         written.append(place / name)
     return written
 

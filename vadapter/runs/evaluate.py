@@ -75,6 +75,7 @@ def _of_texts(
     if isinstance(protocol, Protocol):
         file, content = protocol.submission(predictions.records, split)
         submission[file] = content
+        submission |= protocol.texts(predictions.records, protocol.clean) if protocol.texts else {}
     if folder is not None:
         write_submission(submission, folder)
     result = evaluator.score(predictions)

@@ -259,7 +259,8 @@ class _TaskScan:
 
     def _look_at_text(self, row: _Row, name: str) -> bytes:
         """Returns what tells the record's text from others'."""
-        figures, media, example, arrays = self.figures, self._layout.num_media, row.example, row.arrays
+        figures, example, arrays = self.figures, row.example, row.arrays
+        media = example.get("num_media", self._layout.num_media)
         assert self._words is not None
         if "sizes" in example:
             return self._look_at_turns(row, name)
@@ -278,9 +279,9 @@ class _TaskScan:
         if self._asks and not example.get("question", "").strip():
             figures.add("empty_question", name)
         figures.whole_targets += not over and not empty
-        visual = int(np.count_nonzero(arrays["media_index"] >= 0))
-        if visual != figures.visual_tokens or (media and not visual):
-            figures.add("misfit", f"{name}: {visual} slots for {figures.visual_tokens} visual tokens")
+        visual, expected = int(np.count_nonzero(arrays["media_index"] >= 0)), media * self._layout.num_visual_tokens
+        if visual != expected or (media and not visual):
+            figures.add("misfit", f"{name}: {visual} slots for {expected} visual tokens")
         self._look_at_ids(arrays, name)
         texts = [example.get("question", ""), *example.get("references", ())]
         return "\0".join(texts).encode(errors="replace")

@@ -26,7 +26,7 @@ from vadapter.data.seqio_tasks import Task
 
 AnyBatch: TypeAlias = Batch | LabelledImages
 _ROW_TEXT = ("prompt", "question", "question_type", "answer_type", "domain", "image")
-_ROW_TEXTS = ("references", "answers")
+_ROW_TEXTS = ("references", "answers", "options")
 _LONG_TEXT = ("truncate", "drop", "error")
 _MOST_CUT = 0.05  # share of the targets; a cut one has no end, so a model learns from many not to stop
 _TO_JUDGE = 200  # rows before a share says something
@@ -225,13 +225,16 @@ class Loader:
 
     def _check_visual(self, group: Group, found: RowBatch) -> None:
         """Refuses rows without room for exactly their visual tokens."""
-        visual, expected = np.count_nonzero(found.arrays["media_index"] >= 0, axis=1), self._layout(group).visual
-        # A conversation may have fewer media than its row has room for; its source gives each a marker.
+        visual, layout = np.count_nonzero(found.arrays["media_index"] >= 0, axis=1), self._layout(group)
+        # A record that says its `num_media` may have fewer than its row has room for. So may a conversation, and its
+        # source gives each a marker.
+        media = [example.get("num_media", layout.num_media) for example in found.examples]
+        expected = np.asarray(media) * layout.num_visual_tokens
         wrong = (visual != expected) & ["sizes" not in example for example in found.examples]
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise UserError(
-                f"Expected room for {expected} visual tokens in every prompt of {self.config.mixture}; found "
+                f"Expected room for {expected[row]} visual tokens in every prompt of {self.config.mixture}; found "
                 f"{visual[row]} in {found.examples[row]['id']!r}. Its inputs need one marker (prompts.MEDIA_ID) a "
                 "medium."
             )
@@ -298,9 +301,9 @@ class Loader:
             for_decoding: rows hold prompts only, to be continued.
 
         A row's dict: `id`, `task`, `valid`, `error`, `prompt`, `references` (list), `question`, `answers` (list),
-        `question_type`, `answer_type`, `domain` and `image`, the file's name (where the data set has them) and
-        `thumbnail`, the medium as uint8 [F, h, w, 3] (None without media). Rows without text have `id`, `task`,
-        `valid` and `thumbnail`.
+        `question_type`, `answer_type`, `domain`, `options` (list) and `image`, the file's name (where the data set has
+        them) and `thumbnail`, the first medium as uint8 [F, h, w, 3] (None without media). Rows without text have
+        `id`, `task`, `valid` and `thumbnail`.
         """
         if self.config.packing:
             raise UserError(
@@ -357,7 +360,7 @@ def _rows(found: RowBatch, task: Task, real: int) -> list[dict[str, Any]]:
             "task": task.name,
             "valid": i < real and not example["error"],
             "error": example["error"] if i < real else "",
-            "thumbnail": found.media[i, 0] if found.media.shape[1] else None,
+            "thumbnail": found.media[i, 0] if found.media.shape[1] and example.get("num_media", 1) else None,
         }
         rows.append(row | {key: example[key] for key in (*_ROW_TEXT, *_ROW_TEXTS) if key in example})
     return rows

@@ -83,12 +83,12 @@ class ArrayRecordSource(RandomAccessSource):
 
 
 def _value(feature: Any, stored: Any) -> Any:
-    """A text, a list of texts, bytes, or an array of numbers."""
+    """A text, bytes, a list of them, or an array of numbers."""
     inner = getattr(feature, "feature", feature)  # of a Sequence
     if isinstance(inner, tfds.features.Text):
         texts = [value.decode(errors="replace") for value in stored.bytes_list.value]
         return texts if inner is not feature else texts[0]
     if inner.np_dtype == np.object_ or inner.np_dtype == np.bytes_:
-        return stored.bytes_list.value[0]
+        return stored.bytes_list.value[0] if inner is feature else list(stored.bytes_list.value)
     numbers = stored.int64_list.value or stored.float_list.value
     return np.asarray(numbers, inner.np_dtype).reshape([-1 if n is None else n for n in feature.shape])

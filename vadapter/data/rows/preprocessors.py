@@ -115,7 +115,7 @@ def _ids(ids: Sequence[int]) -> np.ndarray:
 @preprocessor
 @dataclasses.dataclass(frozen=True)
 class Caption(Preprocessor):
-    """Prompt and one of the record's `captions`; all of them stay as `references`.
+    """Prompt and one of the record's `captions`; all of them stay as `references`. `num_media` as of `Question`.
 
     Attributes:
         prompt: a name in data/prompts, or a template with `<media>`.
@@ -133,7 +133,8 @@ class Caption(Preprocessor):
 
     def example(self, record: Mapping[str, Any], vocabulary: TextVocabulary) -> Example:
         references = record["captions"]
-        inputs, prompt = prompts.write(prompts.resolve(self.prompt, question=False), vocabulary)
+        template = prompts.resolve(self.prompt, question=False)
+        inputs, prompt = prompts.write(template, vocabulary, num_media=record.get("num_media", 1))
         targets = _ids(vocabulary.answer(_pick(references[: self.first], record["choice"])))
         rest = {key: value for key, value in record.items() if key != "captions"}
         asked = {"question": "", "answers": [], "references": references}
@@ -149,7 +150,7 @@ class Question(Preprocessor):
     """Prompt with a question, and one of its answers; all of them stay as `references` and `answers`.
 
     Records hold either one `question` with its `answers`, or `questions` with one answer each in `answers`, of which
-    one is chosen.
+    one is chosen. `num_media` says how many images or videos a record shows, where that is not one.
 
     Attributes:
         prompt: a name in data/prompts, or a template with `<media>` and `<question>`.
@@ -176,7 +177,7 @@ class Question(Preprocessor):
         shown = None
         if self.examples is not None and prompts.EXAMPLES in template:
             shown = self.examples.text(record["id"], record.get("image", ""), question)
-        inputs, prompt = prompts.write(template, vocabulary, question, shown)
+        inputs, prompt = prompts.write(template, vocabulary, question, shown, record.get("num_media", 1))
         targets = _ids(vocabulary.answer(_pick(answers, choice)))
         asked = {"question": prompts.bare_question(question), "answers": answers, "references": answers}
         return {**found, **asked, "prompt": prompt, "inputs": inputs, "targets": targets}

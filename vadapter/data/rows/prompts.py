@@ -118,7 +118,11 @@ def fill(template: str, media: str, question: str = "") -> str:
 
 
 def write(
-    template: str, vocabulary: TextVocabulary, question: str | None = None, examples: str | None = None
+    template: str,
+    vocabulary: TextVocabulary,
+    question: str | None = None,
+    examples: str | None = None,
+    num_media: int = 1,
 ) -> tuple[np.ndarray, str]:
     """Writes a prompt in the vocabulary's format.
 
@@ -127,9 +131,10 @@ def write(
         vocabulary: the model's.
         question: fills the template's `<question>`; None for a template without one.
         examples: text that fills its `<examples>`, if it has them; None writes none.
+        num_media: images or videos at the place of `<media>`, one after another; 0 leaves nothing there.
 
     Returns:
-        Its ids, int32 [n] with one `MEDIA_ID`; and the same as plain text, with `<media>`.
+        Its ids, int32 [n] with so many `MEDIA_ID`; and the same as plain text, with `<media>` for each.
     """
     before, after = split(template if examples is not None else without_examples(template))
     if examples is not None:
@@ -138,4 +143,6 @@ def write(
     if question is not None:
         after = after.replace(QUESTION, bare_question(question))
         text = f"{before} {MEDIA}{after}"
-    return np.asarray([*vocabulary.head(before), MEDIA_ID, *vocabulary.tail(after)], np.int32), text
+    if num_media != 1:
+        text = text.replace(MEDIA, " ".join([MEDIA] * num_media))
+    return np.asarray([*vocabulary.head(before), *[MEDIA_ID] * num_media, *vocabulary.tail(after)], np.int32), text

@@ -17,6 +17,26 @@ class Counts:
 
 
 @flax.struct.dataclass
+class Features:
+    """What frozen parts made of a batch's media, in place of the pixels: see `vadapter.runs.feature_cache`.
+
+    Attributes:
+        tokens: patch tokens of the vision encoder, of each frame that it saw; int8 where there is a `scale`.
+        scale: f32, what an int8 token is multiplied with; None where tokens are floats.
+        words: ids that a frozen tiny LM wrote; None where the adapter writes none, or writes them itself.
+    """
+
+    tokens: Array
+    scale: Float[Array, "B M F P 1"] | None = None
+    words: Int[Array, "B M W"] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the tokens: B, M, F, P, E."""
+        return self.tokens.shape
+
+
+@flax.struct.dataclass
 class Batch:
     """Text rows with media, ready for a device. Every leaf has the batch as its first axis.
 
@@ -32,7 +52,7 @@ class Batch:
         segment_ids: 1, 2, ... for the row's segments, 0 for padding. A slot attends within its segment only.
         positions: position of the slot in its segment, from 0.
         media_index: which of the row's visual tokens fills the slot, or -1 where the slot holds text.
-        media: RGB pixels 0..255, at the encoder's resolution.
+        media: RGB pixels 0..255, at the encoder's resolution; or what the encoder made of them.
         target_positions: slot whose hidden state predicts the target.
         target_ids: the id to predict there.
         target_weights: weight of the target in the loss; 0 for padding and for rows that were skipped.
@@ -42,7 +62,7 @@ class Batch:
     segment_ids: Int[Array, "B T"]
     positions: Int[Array, "B T"]
     media_index: Int[Array, "B T"]
-    media: UInt8[Array, "B M F h w C"]
+    media: UInt8[Array, "B M F h w C"] | Features
     target_positions: Int[Array, "B L"]
     target_ids: Int[Array, "B L"]
     target_weights: Float[Array, "B L"]

@@ -29,6 +29,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("check", "read the data of a run and say what would spoil it", "vadapter.cli.check"),
     Command("plan", "compile a run for a TPU slice and say what it needs, without a TPU", "vadapter.cli.plan"),
+    Command("cache", "write once what a run's frozen parts make of its pictures", "vadapter.cli.cache"),
     Command("train", "train one stage, as gin files describe it", "vadapter.cli.train"),
     Command("sweep", "train arms over settings and seeds, and choose each arm's setting", "vadapter.cli.sweep"),
     Command("build", "write a benchmark's official files in the form that is read at random", "vadapter.cli.build"),

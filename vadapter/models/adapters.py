@@ -162,6 +162,10 @@ class LMAdapterConfig:
             after["projection"].name: after["projection"].kernels(read),
         }
 
+    def given_words(self) -> "LMAdapterConfig":
+        """Returns what costs as much as this adapter where its words were written before (`LMAdapter.written`)."""
+        return dataclasses.replace(self, num_words=0, num_queries=self.num_queries + self.num_words)
+
     def stage1_rules(self) -> tuple[tuple[str, str], ...]:
         """Returns what stage 1 hands over to this adapter, as rules of a `Source`: its LM, and its map of visual tokens
         where the front is one of the same kind."""
@@ -246,18 +250,23 @@ class LMAdapter(nn.Module):
         if c.num_queries:
             self.queries = self.param("queries", init, (c.num_queries, c.lm.width))
 
-    def __call__(self, visual: Float[Array, "B F P E"]) -> Float[Array, "B R D"]:
-        """Returns the soft tokens of each row."""
+    def __call__(
+        self, visual: Float[Array, "B F P E"], words: Int[Array, "B W"] | None = None
+    ) -> Float[Array, "B R D"]:
+        """Returns the soft tokens of each row.
+
+        Args:
+            visual: patch tokens.
+            words: that the LM wrote about them before, see `written`; None lets it write them now.
+        """
         c = self.config
-        x = self.front(visual)
-        read = x.shape[1]
-        if c.num_prefix:
-            x = jnp.concatenate([self._repeated(self.prefix, x), x], axis=1)
-        if c.num_suffix:
-            x = jnp.concatenate([x, self._repeated(self.suffix, x)], axis=1)
+        x = self.context(visual)
+        read = x.shape[1] - c.num_prefix - c.num_suffix
         first = x.shape[1] - 1  # where the LM says its first word
         if c.num_words:
-            x = jnp.concatenate([x, self.lm.embed(self.words(x)).astype(x.dtype)], axis=1)
+            if words is None or self.is_initializing():
+                words = self.words(x)
+            x = jnp.concatenate([x, self.lm.embed(words).astype(x.dtype)], axis=1)
         if c.num_queries:
             x = jnp.concatenate([x, self._repeated(self.queries, x)], axis=1)
             read = c.num_queries
@@ -265,6 +274,19 @@ class LMAdapter(nn.Module):
         wrote = [hidden[:, first : first + c.num_words]] if c.num_words else []
         soft = self.projection(jnp.concatenate([*wrote, hidden[:, -read:]], axis=1))
         return constrain(soft, "batch", "length", "activation_embed")
+
+    def context(self, visual: Float[Array, "B F P E"]) -> Float[Array, "B T D"]:
+        """Returns what the LM reads before it writes: the front's tokens between the learned vectors around them."""
+        x = self.front(visual)
+        if self.config.num_prefix:
+            x = jnp.concatenate([self._repeated(self.prefix, x), x], axis=1)
+        if self.config.num_suffix:
+            x = jnp.concatenate([x, self._repeated(self.suffix, x)], axis=1)
+        return x
+
+    def written(self, visual: Float[Array, "B F P E"]) -> Int[Array, "B W"]:
+        """Returns the ids that the LM writes about each row."""
+        return self.words(self.context(visual))
 
     def words(self, context: Float[Array, "B T D"]) -> Int[Array, "B W"]:
         """Returns the ids that the LM writes after a context, each the most probable one. Nothing is trained by it."""

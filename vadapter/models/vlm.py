@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from vadapter.base.array_types import Array, Float, Int, UInt8
-from vadapter.base.batch import Batch
+from vadapter.base.batch import Batch, Features
 from vadapter.base.errors import UserError
 from vadapter.base.trees import Tree
 from vadapter.models import adapters, decoder, flops, vit, words  # noqa: F401  so that the shipped parts are registered
@@ -111,9 +111,13 @@ class VLMConfig:
             medium_count, frames = batch.media.shape[1:3]
             media = float(rows.sum()) * medium_count
             if self.encoder is not None and self.adapter is not None and media:
-                found |= self.encoder.flops(counters["encoder"], media * frames)
+                adapter: Any = self.adapter
+                if not isinstance(batch.media, Features):
+                    found |= self.encoder.flops(counters["encoder"], media * frames)
+                elif batch.media.words is not None:
+                    adapter = adapter.given_words()
                 seen, patches = self._frames_seen(frames), self.encoder.num_patches
-                found |= self.adapter.flops(counters["adapter"], media, seen, patches)
+                found |= adapter.flops(counters["adapter"], media, seen, patches)
                 if self.quantization is not None:
                     soft = media * self.num_visual_tokens(frames)
                     found["decoder"] += self.quantization.flops(counters["decoder"], "embedder/embedding", soft)
@@ -139,27 +143,40 @@ class VLM(nn.Module):
             self.encoder = c.encoder.make()
             self.adapter = c.adapter.make(c.decoder.width)
 
-    def encode(self, media: UInt8[Array, "B M F h w C"]) -> Float[Array, "BM F P E"]:
-        """Returns the encoder's patch tokens, rows and media joined; a still image's are repeated over the frames."""
-        batch, count, frames = media.shape[:3]
+    def patch_tokens(self, media: UInt8[Array, "B M F h w C"]) -> Float[Array, "B M F P E"]:
+        """Returns the encoder's patch tokens of each frame."""
         tokens = self.encoder(media.reshape(-1, *media.shape[3:]))
         config = self.config.encoder
         assert config is not None
         _check_shape(config, "num_patches and width", tokens.shape[1:], (config.num_patches, config.width))
-        tokens = tokens.reshape(batch * count, frames, *tokens.shape[1:])
-        if frames == 1 and self.config.repeat_stills:
+        return tokens.reshape(*media.shape[:3], *tokens.shape[1:])
+
+    def encode(self, media: UInt8[Array, "B M F h w C"] | Features) -> Float[Array, "BM F P E"]:
+        """Returns the patch tokens, rows and media joined; a still image's are repeated over the frames."""
+        tokens = _floats(media) if isinstance(media, Features) else self.patch_tokens(media)
+        tokens = tokens.reshape(-1, *tokens.shape[2:])
+        if tokens.shape[1] == 1 and self.config.repeat_stills:
             tokens = jnp.repeat(tokens, self.config.num_frames, axis=1)
         return tokens
 
-    def soft_tokens(self, media: UInt8[Array, "B M F h w C"]) -> Float[Array, "B MR D"]:
+    def written(self, media: UInt8[Array, "B M F h w C"] | Features) -> Int[Array, "B M W"]:
+        """Returns the words that a tiny LM in the adapter writes about media (`LMAdapterConfig.num_words`)."""
+        words = self.adapter.written(self.encode(media))
+        return words.reshape(*media.shape[:2], -1)
+
+    def soft_tokens(self, media: UInt8[Array, "B M F h w C"] | Features) -> Float[Array, "B MR D"]:
         """Returns what the decoder reads in place of text embeddings; see `VLMConfig.quantization`."""
-        soft = self.adapter(self.encode(media))
+        known = {}
+        if isinstance(media, Features) and media.words is not None:
+            known = {"words": media.words.reshape(-1, media.words.shape[-1])}
+        soft = self.adapter(self.encode(media), **known)
         expected = (self.config.num_visual_tokens(media.shape[2]), self.config.decoder.width)
         _check_shape(self.config.adapter, "num_tokens and the decoder's width", soft.shape[1:], expected)
         soft = soft.reshape(media.shape[0], -1, soft.shape[-1])
         if self.config.quantization is None:
             return soft
-        return words.quantize(self.config.quantization, soft, self.decoder, media, self._training_step())
+        pixels = media.tokens if isinstance(media, Features) else media  # the cache refuses noise, which needs pixels
+        return words.quantize(self.config.quantization, soft, self.decoder, pixels, self._training_step())
 
     def _training_step(self) -> Int[Array, ""] | None:
         return self.get_variable(TRAINING, "step") if self.has_variable(TRAINING, "step") else None
@@ -258,6 +275,13 @@ class VLM(nn.Module):
         size = self.config.encoder.image_size
         grey = jnp.full((1, 1, 1, size, size, 3), 128, jnp.uint8)
         return self.config.starts()[path](self.adapter, self.encode(grey))
+
+
+def _floats(media: Features) -> Float[Array, "B M F P E"]:
+    """The patch tokens, in bf16 where they are kept as int8."""
+    if media.scale is None:
+        return media.tokens
+    return (media.tokens.astype(jnp.float32) * media.scale).astype(jnp.bfloat16)
 
 
 def _check_shape(config: Any, what: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -14,6 +14,7 @@ from vadapter.base.evaluator import Evaluator
 from vadapter.benchmarks import table
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.loader import Loader
+from vadapter.data.reading.features import Store
 from vadapter.evaluation import metrics
 from vadapter.evaluation.loss_evaluators import LossEvaluator, RelianceEvaluator
 from vadapter.evaluation.scoring import PLAIN, Scoring
@@ -24,12 +25,13 @@ from vadapter.generation.words import make_words
 from vadapter.models import flops
 from vadapter.models.configuration import ModelConfig
 from vadapter.models.losses import ObjectiveConfig
-from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, make_mesh
+from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, abstract_params, make_mesh
 from vadapter.runs.batches import for_model
 from vadapter.runs.handoff import Handoff
 from vadapter.training import loop, objectives, waiting
 from vadapter.training.program import Program
 from vadapter.training.sources import Source
+from vadapter.training.storage import Storage, trained_paths
 
 EvaluationKind = Literal["loss", "generation", "reliance"]
 _SOFT_TOKENS = 64  # of a picture whose words are shown; a video may have thousands
@@ -87,6 +89,8 @@ class Experiment:
         bundle: folder of an adapter bundle that what is trained starts from.
         handoff: how the adapter's first values fit the language models on both of its sides; None leaves them as the
             sources and the model's own initialisation give them.
+        feature_cache: folder that `vadapter cache` wrote, which training reads in place of pictures and videos; None
+            reads these. It changes neither the order of the data nor what evaluations read.
     """
 
     model: ModelConfig
@@ -102,6 +106,7 @@ class Experiment:
     resume_step: int | None = None
     bundle: str | None = None
     handoff: Handoff | None = None
+    feature_cache: str | None = None
 
 
 @dataclasses.dataclass
@@ -131,10 +136,14 @@ class Parts:
     @functools.cached_property
     def loader(self) -> Loader:
         """The training data."""
-        return self.make_loader(self.experiment.data)
+        return self.make_loader(self.experiment.data, self.features)
 
-    def make_loader(self, data: LoaderConfig) -> Loader:
+    def make_loader(self, data: LoaderConfig, features: Store | None = None) -> Loader:
         """Makes a loader whose sizes are the model's.
+
+        Args:
+            data: what it reads.
+            features: a cache that training reads in place of media.
 
         Raises:
             UserError: its batch does not fit the mesh, or its vocabulary not the decoder's table.
@@ -143,7 +152,7 @@ class Parts:
         model = self.experiment.model
         sizes = for_model(model)
         sizes = dataclasses.replace(sizes, resize=self.resize or sizes.resize)
-        loader = Loader(data, sizes, *self.partitioner.host_share)
+        loader = Loader(data, sizes, *self.partitioner.host_share, features)
         if model.vocab_size is not None and loader.vocabulary.rows > model.vocab_size:
             raise UserError(
                 f"{loader.vocabulary} has ids up to {loader.vocabulary.rows - 1}; the decoder's table has "
@@ -158,9 +167,41 @@ class Parts:
         return packed_example(self.experiment.model.example_batch(data.batch_size, data.lengths), data)
 
     @functools.cached_property
+    def features(self) -> Store | None:
+        """The feature cache of the training data. Raises `UserError` where it is stale or not whole."""
+        from vadapter.runs import feature_cache
+
+        return feature_cache.opened(self.experiment, self) if self.experiment.feature_cache else None
+
+    @functools.cached_property
+    def boxed(self) -> Any:
+        """The model's abstract parameters."""
+        return abstract_params(self.model, self.example)
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, Any]:
+        """`{slash path: shape struct}` of all parameters."""
+        return trees.flatten(nn.unbox(self.boxed))
+
+    @functools.cached_property
+    def trained(self) -> frozenset[str]:
+        """Paths of the parameters that are trained."""
+        return trained_paths(self.boxed, self.experiment.train.trainable)
+
+    @functools.cached_property
+    def storage(self) -> Storage:
+        """How each parameter is kept."""
+        return Storage.of(self.boxed, self.partitioner, self.trained, self.experiment.train.frozen_dtype)
+
+    @functools.cached_property
     def program(self) -> Program:
         """The training step."""
-        return self.experiment.train.program(self.model, self.example, self.objective, self.partitioner)
+        example = self.example
+        if self.features is not None:
+            from vadapter.runs import feature_cache
+
+            example = feature_cache.example(self.features, example)
+        return self.experiment.train.program(self.model, example, self.objective, self.partitioner, self.boxed)
 
     @functools.cached_property
     def loss_sums(self) -> Any:

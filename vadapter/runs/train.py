@@ -17,9 +17,10 @@ from vadapter.base.host_memory import keep_freed_memory
 from vadapter.data import tasks
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.rows import formats
+from vadapter.models.stacks import layer_stacks
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import MeshConfig
-from vadapter.runs import bundle, description, folder, handoff, lock, resume, warm_start
+from vadapter.runs import account, bundle, description, folder, handoff, lock, resume, warm_start
 from vadapter.runs.experiment import Evaluation, Experiment, Parts, data_info
 from vadapter.runs.handoff import Handoff
 from vadapter.runs.load import load
@@ -73,6 +74,9 @@ def _run(experiment: Experiment, accepted: Callable[[str], None] | None) -> loop
     )
     if jax.process_index() == 0 and not finished:
         folder.check_room(experiment.model_dir, _checkpoint_bytes(parts))
+    if not finished:
+        left = experiment.train.steps - (checkpoints.newest(experiment.model_dir) or 0)
+        account.tell(parts.program, _useful_flops(parts), left, say)
     start = initialize.begin(
         parts.program,
         experiment.model_dir,
@@ -148,6 +152,15 @@ def _lock(model_dir: str, stack: contextlib.ExitStack) -> None:
             raise UserError(f"The first process of this run may not write into {model_dir}; its message says why.")
     if refused is not None:
         raise refused
+
+
+def _useful_flops(parts: Parts) -> float | None:
+    """Of a step whose rows are full; None where a part computes in float32, of which no card's speed is known."""
+    if any(getattr(config, "dtype", "") != "bfloat16" for config in layer_stacks(parts.experiment.model).values()):
+        return None
+    # Nothing that counts reads media, which may be large: they stay shapes.
+    like = jax.tree.map(lambda x: np.ones(x.shape, x.dtype) if len(x.shape) <= 2 else x, parts.program.example)
+    return sum(parts.flops()(like).values())
 
 
 def _checkpoint_bytes(parts: Parts) -> int:

@@ -77,6 +77,31 @@ def initial_params(
     return trees.unflatten(params), references
 
 
+def offers(shapes: Mapping[str, Any], sources: Sequence[Source]) -> list[Offer]:
+    """Finds what sources give a model whose parameters have these shapes. Raises `UserError` as `sources.look`."""
+    return [look(source, shapes) for source in sources]
+
+
+def read(shapes: Mapping[str, Any], sources: Sequence[Source], storage: Storage, prefix: str) -> dict[str, Any]:
+    """Reads the parameters of one part of a model, and nothing else.
+
+    Args:
+        shapes: `{slash path: shape struct}` of all of the model's parameters.
+        sources: that give them; a later one wins.
+        storage: how each is kept.
+        prefix: of the paths that are read, such as "encoder/".
+
+    Returns:
+        Nested dict.
+
+    Raises:
+        UserError: as `sources.look`; or none gives one of them.
+    """
+    found, wanted = offers(shapes, sources), [path for path in shapes if path.startswith(prefix)]
+    _check_covered(wanted, {path for offer in found for path in offer.taken}, [s.path for s in sources])
+    return trees.unflatten(_read(found, wanted, storage))
+
+
 def _start(model: nn.Module, path: str, params: PyTree, sharding: Sharding) -> Any:
     """The first value of a parameter that starts from others; see `AdapterConfig`."""
     run = jax.jit(lambda params: model.apply({"params": params}, path, method="start"), out_shardings=sharding)

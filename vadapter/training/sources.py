@@ -111,9 +111,14 @@ class Offer:
 
     def sha256(self) -> str:
         """Returns the hash of what is taken: under its paths in the model, as stored."""
+        return fingerprints.combine(self.hashes(self.taken))
+
+    def hashes(self, paths: Collection[str]) -> dict[str, fingerprints.ArrayHash]:
+        """Returns the hashes of some of what is taken, by its paths in the model, as stored."""
         recorded = fingerprints.load(self.folder, self.step) or {}
-        hashes = {path: recorded[old] for path, old in self.taken.items() if self._is_of(recorded.get(old), old)}
-        if unknown := self.taken.keys() - hashes.keys():
+        places = {path: self.taken[path] for path in paths}
+        hashes = {path: recorded[old] for path, old in places.items() if self._is_of(recorded.get(old), old)}
+        if unknown := places.keys() - hashes.keys():
             # A trained run records no hashes, and those of parts cannot be joined to that of the whole, which must not
             # depend on the mesh. So every process reads these arrays once more: whole, but one at a time.
             with checkpoints.Checkpointer(self.folder, read_only=True) as checkpointer:
@@ -121,7 +126,7 @@ class Offer:
                     old = self.taken[path]
                     array = checkpointer.read(self.step, {old: self.stored[old]})[old]
                     hashes[path] = fingerprints.of_array(array)
-        return fingerprints.combine(hashes)
+        return hashes
 
     def _is_of(self, known: fingerprints.ArrayHash | None, stored: str) -> bool:
         struct = self.stored[stored]

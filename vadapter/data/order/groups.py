@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
 
 from vadapter.base.errors import UserError
+from vadapter.data.reading.features import Store
 from vadapter.data.reading.loading import Share, load
 from vadapter.data.reading.sources import Medium
 from vadapter.data.rows.converters import Arrays, Example, Rows, stacked
@@ -21,7 +23,7 @@ class RowBatch:
     Attributes:
         examples: of each row, with `id`, `error` and texts.
         arrays: of all rows, the batch as first axis.
-        media: uint8 [B, M, F, h, w, 3].
+        media: uint8 [B, M, F, h, w, 3], or [B, M] of a feature cache.
         mediums: what tells the media of each row from others', where that was asked for.
     """
 
@@ -53,6 +55,7 @@ class Group:
         *,
         threads: int = 0,
         with_medium: bool = False,
+        features: Store | None = None,
     ) -> Iterator[RowBatch]:
         """Yields the rows of the batches that `plans` describe, in order.
 
@@ -61,11 +64,18 @@ class Group:
             plans: the shares of each batch; `which` is the index of a task.
             layout: of the rows.
             threads, with_medium: see `loading.load`.
+            features: a cache that is read in place of the media.
         """
         lengths = {**layout.lengths, "media": self.media_shape}
         prepare = [task.examples_of(lengths) for task in self.tasks]
-        sources = [task.records.resized(self.resize) for task in self.tasks]
-        for loaded in load(sources, split, plans, self.media_shape, threads=threads, with_medium=with_medium):
+        sources: list[Any] = [task.records.resized(self.resize) for task in self.tasks]
+        shape, dtype = self.media_shape, np.dtype(np.uint8)
+        if features is not None:
+            names = [task.name for task in self.tasks]
+            sources = [features.source(name, source) for name, source in zip(names, sources, strict=True)]
+            shape, dtype = shape[:1], features.dtype(names[0])
+        read = load(sources, split, plans, shape, dtype=dtype, threads=threads, with_medium=with_medium)
+        for loaded in read:
             examples = [prepare[which](x) for which, x in zip(loaded.which, loaded.records, strict=True)]
             rows = [self.tasks[i].rows.row(x, layout) for i, x in zip(loaded.which, examples, strict=True)]
             yield RowBatch(examples, stacked(rows), loaded.media, loaded.mediums)

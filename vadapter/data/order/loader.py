@@ -19,6 +19,7 @@ from vadapter.data.order import groups, packing
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.groups import Group, RowBatch
 from vadapter.data.order.schedule import Schedule, mix, shuffled
+from vadapter.data.reading import features
 from vadapter.data.reading.loading import Share, read_ahead
 from vadapter.data.rows.sizes import Layout, Sizes, layout_of
 from vadapter.data.rows.vocabulary import TextVocabulary
@@ -38,17 +39,25 @@ class Loader:
     `batches` and `eval_batches` can be called any number of times; the counters count on.
     """
 
-    def __init__(self, config: LoaderConfig, sizes: Sizes, process_index: int = 0, process_count: int = 1):
+    def __init__(
+        self,
+        config: LoaderConfig,
+        sizes: Sizes,
+        process_index: int = 0,
+        process_count: int = 1,
+        features: features.Store | None = None,
+    ):
         """Args:
             config: what is read.
             sizes: what the model takes.
             process_index, process_count: this host's share of the rows, and the number of shares.
+            features: a cache that training reads in place of media; a pass over a split reads media.
 
         Raises:
             UserError: no such mixture or split, a batch that does not divide over the hosts, lengths without room, or
                 media that the model was not made for.
         """
-        self.config, self.sizes = config, sizes
+        self.config, self.sizes, self._features = config, sizes, features
         self._tasks = groups.tasks_with_records(config.mixture, config.split)
         if config.batch_size < 1 or config.batch_size % process_count:
             raise UserError(
@@ -143,10 +152,12 @@ class Loader:
                 chosen = int(schedule.at(np.asarray([step]))[0][0])
                 if chosen not in streams:
                     plans = self._plans(chosen, schedule.before(step, chosen))
-                    rows = self._groups[chosen].read(self.config.split, plans, self._layout(self._groups[chosen]))
+                    layout = self._layout(self._groups[chosen])
+                    rows = self._groups[chosen].read(self.config.split, plans, layout, features=self._features)
                     streams[chosen] = read_ahead(rows, self.config.prefetch)
                 found = self._finish(self._groups[chosen], next(streams[chosen]))
-                yield self._packed(self._groups[chosen], found) if self.config.packing else found
+                found = self._packed(self._groups[chosen], found) if self.config.packing else found
+                yield found.replace(media=features.featured(found.media)) if self._features else found
         finally:
             for stream in streams.values():
                 stream.close()  # type: ignore[attr-defined] a generator

@@ -169,7 +169,9 @@ def _add(rows: Batch, row: int, used: np.ndarray, samples: Batch, sample: int, n
     rows.segment_ids[row, slots] = segments + 1
     rows.positions[row, slots] = samples.positions[sample, :length]
     rows.media_index[row, slots] = np.where(index >= 0, index + first_medium * visual, -1)
-    rows.media[row, first_medium : first_medium + media] = samples.media[sample]
+    to: Any = rows.media  # arrays on the host, of pixels or of a feature cache
+    of: Any = samples.media
+    to[row, first_medium : first_medium + media] = of[sample]
     rows.target_positions[row, goals] = samples.target_positions[sample, :targets] + start
     rows.target_ids[row, goals] = samples.target_ids[sample, :targets]
     rows.target_weights[row, goals] = samples.target_weights[sample, :targets]

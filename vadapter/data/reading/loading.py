@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from vadapter.data.reading.features import CachedSource
 from vadapter.data.reading.images import MediaError
 from vadapter.data.reading.sources import Medium, RandomAccessSource
 from vadapter.data.rows.sizes import Shape
@@ -48,7 +49,7 @@ class Loaded:
     Attributes:
         records: features of each, with `choice` and `error`.
         which: index of the source of each, int64 [n].
-        media: uint8 [n, M, F, h, w, 3]; zeros where there is an error.
+        media: uint8 [n, M, F, h, w, 3], or [n, M] of a feature cache; zeros where there is an error.
         mediums: what tells the media of each from others', where that was asked for and the record could be read.
     """
 
@@ -59,11 +60,12 @@ class Loaded:
 
 
 def load(
-    sources: Sequence[RandomAccessSource],
+    sources: Sequence[RandomAccessSource | CachedSource],
     split: str,
     plans: Iterable[Sequence[Share]],
     shape: Shape,
     *,
+    dtype: np.dtype | type = np.uint8,
     threads: int = 0,
     with_medium: bool = False,
 ) -> Iterator[Loaded]:
@@ -74,6 +76,7 @@ def load(
         split: of the sources.
         plans: the shares of each batch; together they have each of its rows once.
         shape: of a record's media.
+        dtype: of these.
         threads: records that are read at once; 0 is the largest number that a source asks for.
         with_medium: whether `mediums` are asked for.
     """
@@ -82,7 +85,7 @@ def load(
     def pieces() -> Iterator[tuple[Loaded, Share, bool]]:
         for plan in plans:
             n = sum(len(share.rows) for share in plan)
-            batch = Loaded([{}] * n, np.zeros(n, np.int64), np.zeros((n, *shape), np.uint8), [None] * n)
+            batch = Loaded([{}] * n, np.zeros(n, np.int64), np.zeros((n, *shape), dtype), [None] * n)
             parts = [part for share in plan for part in share.split(threads)]
             yield from ((batch, part, k == len(parts)) for k, part in enumerate(parts, 1))
 
@@ -95,7 +98,9 @@ def load(
     yield from (batch for batch in ordered_map(read, pieces(), threads) if batch is not None)
 
 
-def _fill(batch: Loaded, share: Share, source: RandomAccessSource, split: str, with_medium: bool) -> None:
+def _fill(
+    batch: Loaded, share: Share, source: RandomAccessSource | CachedSource, split: str, with_medium: bool
+) -> None:
     """Reads a share into the rows of its batch."""
     records, errors = source.read_some(split, share.records)
     for row, index, choice, record, error in zip(

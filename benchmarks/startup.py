@@ -1,0 +1,102 @@
+"""How long until `vadapter infer` says its first word, beside reading the weights from the disk?
+
+    python benchmarks/startup.py --bundle=runs/open/bundle --media=photo.jpg
+
+Each round starts a process of each arm: `read`, which reads all the weights' files and does nothing else, the limit;
+`load`, which loads the model (`vadapter.load`); and `infer`, the whole command with one new token. `import` stops after
+importing what `infer` imports. Files are in the page cache and programs in the compile cache after a first round that
+does not count. `--clock=cpu` counts seconds of the CPUs, for a machine that others use. It prints one JSON object.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import paired
+
+_READ = """
+import sys
+for path in sys.argv[1:]:
+    with open(path, 'rb', buffering=0) as file:
+        while file.read(1 << 24):
+            pass
+"""
+_IMPORT = "import vadapter.cli.infer, vadapter.runs.load, vadapter.runs.many, vadapter.partitioning.hosts"
+_LOAD = """
+import sys
+from vadapter.base import compile_cache
+from vadapter.runs.load import load
+compile_cache.start()
+load(sys.argv[1])
+assert 'tensorflow' not in sys.modules
+"""
+
+
+def folders(bundle: str) -> list[Path]:
+    """Returns the folders that a bundle reads: its own and those of its backbones."""
+    from vadapter.base.paths import resolve
+    from vadapter.runs import bundle as bundles
+
+    return [Path(bundle), *(Path(resolve(b.path, bundle)) for b in bundles.read(bundle).backbones)]
+
+
+def children(clock: str) -> Callable[[], float]:
+    """Returns a clock for processes that were waited for."""
+    if clock == "wall":
+        return time.perf_counter
+
+    def seconds() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument("--media", required=True, help="a picture")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
+    args = parser.parse_args()
+    files = [str(p) for folder in folders(args.bundle) for p in sorted(folder.rglob("*")) if p.is_file()]
+    infer = ["-m", "vadapter", "infer", f"--bundle={args.bundle}", f"--media={args.media}", "--max_new_tokens=1"]
+    commands: dict[str, list[str]] = {
+        "read": ["-c", _READ, *files],
+        "import": ["-c", _IMPORT],
+        "load": ["-c", _LOAD, args.bundle],
+        "infer": infer,
+    }
+
+    def start(command: list[str]) -> Callable[[], Any]:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return lambda: subprocess.run([sys.executable, *command], check=True, **quiet)  # type: ignore[call-overload]
+
+    arms = {name: start(command) for name, command in commands.items()}
+    seconds = paired.rounds(arms, args.rounds, children(args.clock))
+    print(
+        json.dumps(
+            {
+                "question": "seconds until the first word, beside reading the files of the weights",
+                "seconds": paired.medians(seconds),
+                "times_read": {name: paired.ratio(seconds[name], seconds["read"]) for name in ("load", "infer")},
+                "times_load": paired.ratio(seconds["infer"], seconds["load"]),
+                "gigabytes": round(sum(os.path.getsize(file) for file in files) / 1e9, 3),
+                "clock": args.clock,
+                "device": f"{platform.machine()}, {os.cpu_count()} CPUs",
+                "date": time.strftime("%Y-%m-%d"),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -22,11 +22,13 @@ GIN = "examples/miniature/gin"
 QUERIES, WORDS, PAPER = "experiments/scenes_queries.gin", "experiments/scenes_words.gin", "experiments/scenes_paper.gin"
 RANDOM, PERCEIVER = "experiments/scenes_queries_random.gin", "experiments/scenes_perceiver.gin"
 SLOW_LM = '[("adapter/lm/.*", 0.1)]'
+FROZEN = "models/adapters/words_frozen.gin"  # over WORDS
 SMALL, LARGE = f"{GIN}/encoder_small.gin", f"{GIN}/encoder_large.gin"
 DECODERS = {"small": f"{GIN}/decoder_small.gin", "large": f"{GIN}/decoder_large.gin"}
 SHALLOW, DEEP = f"{GIN}/tiny_shallow.gin", f"{GIN}/tiny_deep.gin"
 BARE = {"HANDOFF": "None", "NUM_PREFIX": "0"}  # as stage 1 leaves it
-WEIGHTS = ("STAGE1_RUN", "ENCODER_WEIGHTS", "LARGE_WEIGHTS", "TINY_WEIGHTS")
+CACHE = "Experiment.feature_cache"
+WEIGHTS = ("STAGE1_RUN", "ENCODER_WEIGHTS", "LARGE_WEIGHTS", "TINY_WEIGHTS", CACHE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ RECIPES = {
     # The tiny LM at a tenth of the rate of the maps and queries.
     "slow_lm": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "OptimizerConfig.lr_multipliers": SLOW_LM}, "3e-3,1e-2,3e-2"),
     "slow_lm_random": Arm((RANDOM,), {"OptimizerConfig.lr_multipliers": SLOW_LM}, "1e-2,3e-2"),
-    "words_frozen": Arm((WORDS, f"{GIN}/frozen.gin"), {"STAGE1_RUN": "stage1"}, "1e-2,3e-2,1e-1"),
+    "words_frozen": Arm((WORDS, FROZEN), {"STAGE1_RUN": "stage1"}, "1e-2,3e-2,1e-1"),
     "queries_random_32": Arm((RANDOM,), {"NUM_QUERIES": "32"}, RATE),
     "gumbel": Arm((QUERIES, "models/quantization/gumbel.gin"), {"STAGE1_RUN": "stage1"}, RATE),
     "paper": Arm((PAPER,), {"STAGE1_RUN": "stage1"}, RATE),
@@ -168,7 +170,10 @@ SWEEPS = {"arms": ARMS, "long": LONG, "recipes": RECIPES, "sizes": SIZES}
 SUPERVISION = {
     "words_supervised": Arm((WORDS, f"{GIN}/supervised.gin"), {"STAGE1_RUN": "stage1"}, RATES),
 }
-SWEEPS |= {"supervision": SUPERVISION}
+# The features of the pictures and the words of the frozen tiny LM are written once (`vadapter cache`).
+_CACHED = {"STAGE1_RUN": "stage1", CACHE: "words_cache"}
+CACHED = {"words_cached": Arm((WORDS, FROZEN), _CACHED, "3e-2")}
+SWEEPS |= {"supervision": SUPERVISION, "cached": CACHED}
 SCORED = tuple(SWEEPS)  # parts whose runs also say captions and answers
 SWEEPS |= {"table1": TABLE1, "encoders": ENCODERS, "depths": DEPTHS, "scales": SCALES}
 PARTS = ("pretrain", *SWEEPS)
@@ -194,6 +199,7 @@ def main() -> None:
             chosen = args.only.split(",") if args.only else list(arms)
             arms = {name: arms[name] for name in chosen}
             pretrain_extra(args.out, args.seeds.split(","), arms)
+            write_caches(args.out, args.seeds.split(","), arms)
             sweep(args, part, arms)
 
 
@@ -216,6 +222,19 @@ def pretrain_extra(out: Path, seeds: Sequence[str], arms: Mapping[str, Arm]) -> 
                 given |= {macro: world(out, seed) / value for macro, value in part.macros.items()}
                 settings = [f"--gin.{macro}={str(path)!r}" for macro, path in given.items()]
                 vadapter("train", *(f"--gin_file={file}" for file in part.files), *settings, f"--gin.SEED={seed}")
+
+
+def write_caches(out: Path, seeds: Sequence[str], arms: Mapping[str, Arm]) -> None:
+    """Writes the features and words of the arms that read them."""
+    for arm in (arm for arm in arms.values() if CACHE in arm.macros):
+        for seed in seeds:
+            given = {"DATA_DIR": data(out), "ENCODER_WEIGHTS": world(out, seed) / "vit"}
+            given |= {"LARGE_WEIGHTS": world(out, seed) / "large", "STAGE1_RUN": world(out, seed) / "stage1"}
+            settings = [f"--gin.{macro}={str(path)!r}" for macro, path in given.items()]
+            files = [f"--gin_file={file}" for file in arm.files]
+            vadapter(
+                "cache", *files, *settings, f"--gin.SEED={seed}", "--words", f"--out={world(out, seed) / 'words_cache'}"
+            )
 
 
 def world(out: Path, seed: str) -> Path:

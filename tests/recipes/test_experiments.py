@@ -1,7 +1,6 @@
 """Every shipped experiment resolves, and its training step has shapes that fit."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -119,18 +118,21 @@ def test_the_hand_off_is_a_file_more(name, data_dir):
     assert config.model.adapter.num_prefix == 1 + len(before) > 1
     given = resolve(name, data_dir, ["runs/handoff.gin"], NUM_PREFIX=3)
     assert given.model.adapter.num_prefix == 3
-    with pytest.raises(UserError, match="NUM_PREFIX can give it"):
+    with pytest.raises(UserError, match="NUM_(PREFIX|SUFFIX) can give it"):
         resolve(name, data_dir, ["runs/handoff.gin"], STAGE1_RUN="nowhere")
 
 
-def test_an_adapter_that_writes_words_is_a_file_more(data_dir):
+@pytest.mark.parametrize("adapter", ["", "words", "queries"])
+def test_the_tiny_lm_writes_words_frozen_trained_or_not_at_all(adapter, data_dir):
     stage1 = str(data_dir / "tiny")
-    config = resolve("open_stage2.gin", data_dir, ["models/adapters/words.gin", "runs/handoff.gin"], STAGE1_RUN=stage1)
-    after = load_vocabulary(stage1).tail(" :")
-    assert (config.model.adapter.num_words, config.model.adapter.num_suffix) == (16, len(after))
-    wanted = trees.flatten(nn.unbox(boxed(config)))
-    assert "adapter/lm/embedder/embedding" in wanted
-    assert not re.fullmatch(config.train.trainable[0], "adapter/lm/embedder/embedding")
+    more = [f"models/adapters/{adapter}.gin", "runs/handoff.gin"] if adapter else []
+    config = resolve("open_stage2.gin", data_dir, more, STAGE1_RUN=stage1)
+    words, after = (0, 0) if adapter == "queries" else (16, len(load_vocabulary(stage1).tail(" :")))
+    assert (config.model.adapter.num_words, config.model.adapter.num_suffix) == (words, after)
+    trained, frozen = freezing.partition(nn.unbox(boxed(config)), config.train.trainable)
+    parts = {path.split("/")[2] for path in trees.flatten(trained) if path.startswith("adapter/lm/")}
+    assert parts == ({"layers", "final_norm"} if adapter else set())
+    assert ("adapter/lm/embedder/embedding" in trees.flatten(frozen)) == bool(words)
 
 
 @pytest.mark.parametrize("adapter", ["mlp", "pixel_shuffle"])
@@ -180,10 +182,10 @@ def test_two_macros_choose_the_sizes_of_the_paper_s_recipes(encoder, large):
     ("pair", "stage", "large", "trained", "frozen"),
     [
         ("siglip2_gemma3", 1, None, 269e6, 0.413e9),
-        ("siglip2_gemma3", 2, None, 103e6, 4.29e9),
-        ("siglip2_gemma3", 2, "gemma3_12b", 104e6, 12.18e9),
-        ("siglip_qwen3", 2, None, 446e6, 8.60e9),
-        ("clip_llama3", 2, None, 984e6, 8.33e9),
+        ("siglip2_gemma3", 2, None, 2.55e6, 4.56e9),
+        ("siglip2_gemma3", 2, "gemma3_12b", 3.37e6, 12.45e9),
+        ("siglip_qwen3", 2, None, 5.65e6, 9.20e9),
+        ("clip_llama3", 2, None, 11.03e6, 9.57e9),
     ],
 )
 def test_the_pairs_of_open_weights_have_the_documented_sizes(pair, stage, large, trained, frozen, data_dir):

@@ -62,7 +62,8 @@ def test_a_stored_model_says_what_it_said(stored, capsys, model, said):
 @pytest.mark.slow
 def test_a_stored_run_goes_on_as_it_did(stored):
     every = [*made.SIZES, *made.COMMON, *made.STAGE2, f"TRAIN_STEPS={made.STEPS + 3}", "TrainConfig.log_every=1"]
-    assert main(["train", "--gin_file=experiments/own_stage2.gin", *today(every)]) == 0
+    files = ["--gin_file=experiments/own_stage2.gin", f"--gin_file={made.QUERIES}"]
+    assert main(["train", *files, *today(every)]) == 0
     curve = [json.loads(line) for line in (stored / "stage2" / "curve.jsonl").read_text().splitlines()]
     losses = {str(x["step"]): x["loss"] for x in curve if x["split"] == "train" and x["step"] > made.STEPS}
     assert losses == pytest.approx(SAID["resumed"], rel=2e-6)  # the step is compiled anew with each version

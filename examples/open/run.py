@@ -4,8 +4,8 @@ python examples/open/run.py                       all parts, in their order
 python examples/open/run.py arms report           these parts only
 STEPS=1000 SEEDS=0,1,2 python examples/open/run.py
 
-Parts: fetch, import, data, stage1, arms, evaluate, export, report. Each prints vadapter's commands that it runs. What
-is finished is not done again, and what was stopped goes on where it was.
+Parts: fetch, import, data, stage1, arms, evaluate, export, report; and tune, a third stage, where it is named. Each
+prints vadapter's commands that it runs. What is finished is not done again, and what was stopped goes on where it was.
 """
 
 import argparse
@@ -25,6 +25,7 @@ ROOT = HERE.parents[1]
 ARMS = ("perceiver", "mlp", "pixel_shuffle", "queries", "queries_frozen")
 ALIGNED = ("queries", "queries_frozen")  # those that go on from stage 1
 BASELINE = "perceiver"
+TUNED = "queries_frozen"  # the arm that stage 3 goes on from
 MODELS = {
     "vit": "models/vit",
     "smollm2": "raw/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -161,9 +162,6 @@ def arms(settings: Settings) -> None:
 def train(settings: Settings, name: str, seed: int) -> None:
     """Trains stage 1 or an arm, unless it is finished."""
     folder = settings.run(seed, name)
-    if (folder / "done.json").is_file():
-        print(f"{shown(folder)} is finished.")
-        return
     sets = settings.data / "sets"
     macros = {
         "MODEL_DIR": quoted(folder),
@@ -177,6 +175,15 @@ def train(settings: Settings, name: str, seed: int) -> None:
     if name in ALIGNED:
         macros["STAGE1_RUN"] = quoted(need(settings.run(seed, "stage1") / "done.json", "stage1").parent)
         macros["HANDOFF_TEXTS"] = quoted(sets / "texts.txt")
+    run(settings, folder, name, macros)
+
+
+def run(settings: Settings, folder: Path, gin: str, macros: dict[str, str], *more: str) -> None:
+    """Runs `vadapter train` on a gin file of this example, unless the run is finished."""
+    if (folder / "done.json").is_file():
+        print(f"{shown(folder)} is finished.")
+        return
+    macros = dict(macros)
     if settings.steps:
         macros["TRAIN_STEPS"] = str(settings.steps)
         macros["OptimizerConfig.warmup_steps"] = str(max(1, settings.steps // 10))
@@ -186,7 +193,8 @@ def train(settings: Settings, name: str, seed: int) -> None:
     vadapter(
         "train",
         f"--gin_search_paths={shown(settings.data)}",
-        f"--gin_file=examples/open/gin/{name}.gin",
+        f"--gin_file=examples/open/gin/{gin}.gin",
+        *more,
         *(f"--gin.{setting}" for setting in given),
     )
 
@@ -231,6 +239,63 @@ def validation_loss(folder: Path) -> float:
     """The last validation loss of a run."""
     lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if line["split"] == "val"][-1]
+
+
+def tune(settings: Settings) -> None:
+    """Stage 3: an arm after stage 2, and LoRA on Gemma, learn to chat about two pictures. Measured before and after."""
+    sets = settings.data / "sets"
+    for seed in settings.seeds:
+        folder = settings.run(seed, "tune")
+        adapted, tuned = folder.with_name("adapted"), folder.with_name("tuned")
+        if not adapted.is_dir():
+            finished = need(settings.run(seed, TUNED) / "done.json", "arms").parent
+            vadapter("export", f"--checkpoint={shown(finished)}", f"--out={shown(adapted)}")
+        macros = {
+            "MODEL_DIR": quoted(folder),
+            "CHAT_FILES": quoted(need(sets / "chats_train.jsonl", "data")),
+            "VALIDATION_FILES": quoted(need(sets / "chats_validation.jsonl", "data")),
+            "STAGE1_RUN": quoted(need(settings.run(seed, "stage1") / "done.json", "stage1").parent),
+            "SEED": str(seed),
+        }
+        run(settings, folder, "tune", macros, f"--bundle={shown(adapted)}")
+        test = f"--gin.VALIDATION_FILES={quoted(need(sets / 'chats_test.jsonl', 'data'))}"
+        limit = f"--gin.val/LoaderConfig.eval_limit={settings.limit}"
+        before, after = folder / "before", folder / "after"
+        if not (before / "metrics.json").is_file():
+            vadapter(
+                "eval",
+                f"--bundle={shown(adapted)}",
+                f"--output={shown(before)}",
+                "--gin_file=runs/eval.gin",
+                "--gin_file=data/chat.gin",
+                f"--gin.CHAT_FILES={quoted(sets / 'chats_train.jsonl')}",
+                test,
+                f"--gin.VOCABULARY={quoted(settings.data / 'weights' / 'gemma3')}",
+                '--gin.PROMPT_FORMAT="chat"',
+                '--gin.TASK_FEATURE_LENGTHS={"inputs": 64, "targets": 24}',
+                "--gin.DecodingConfig.max_new_tokens=16",
+                "--gin.BATCH_SIZE=8",
+                limit,
+            )
+        if not (after / "metrics.json").is_file():
+            vadapter(
+                "eval",
+                f"--model_dir={shown(folder)}",
+                f"--output={shown(after)}",
+                test,
+                "--gin.EVALUATIONS=[@val/Evaluation(), @generation/Evaluation(), @reliance/Evaluation()]",
+                limit,
+            )
+        if not tuned.is_dir():
+            vadapter("export", f"--checkpoint={shown(folder)}", f"--out={shown(tuned)}")
+        print(compared(before, after))
+
+
+def compared(before: Path, after: Path) -> str:
+    """What two evaluations found, as lines of text."""
+    a, b = (json.loads((folder / "metrics.json").read_text())["scores"] for folder in (before, after))
+    rows = [f"{name:32} {a[name]:9.3f} {b[name]:9.3f}" for name in a if name in b]
+    return "\n".join([f"{'score':32} {'before':>9} {'after':>9}", *rows])
 
 
 def report(settings: Settings) -> None:
@@ -310,7 +375,9 @@ PARTS: dict[str, Callable[[Settings], None]] = {
     "evaluate": evaluate,
     "export": export,
     "report": report,
+    "tune": tune,
 }
+ASKED_FOR = ("tune",)  # what only runs by its name
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[list[str], Settings]:
@@ -352,7 +419,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[list[str], Settings]:
         seeds = tuple(int(seed) for seed in args.seeds.split(","))
     except ValueError:
         parser.error(f"--seeds is {args.seeds!r}; expected numbers, such as 0,1,2")
-    parts = [part for part in PARTS if part in args.parts] if args.parts else list(PARTS)
+    parts = [part for part in PARTS if (part in args.parts if args.parts else part not in ASKED_FOR)]
     given = (args.steps, args.limit, args.train_on, tuple(args.gin))
     return parts, Settings(args.data, args.runs, chosen_arms, seeds, *given)
 

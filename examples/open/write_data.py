@@ -9,6 +9,7 @@ python examples/open/write_data.py --raw examples/open/data/raw --out examples/o
     questions_*.jsonl            questions about the same pictures (`questions.py`)
     easy_vqa_train, _test.jsonl  easy-VQA's own: coloured shapes
     all_*.jsonl                  as many captions as emoji questions as easy-VQA questions
+    chats_*.jsonl                conversations about two of these pictures each (`chats.py`)
 
     texts.txt                    definitions of WordNet, a line each: texts for the hand-off to stage 2
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import emoji
+from chats import chats
 from emoji import Picture
 from questions import questions
 
@@ -120,7 +122,8 @@ def write(raw: Path, out: Path) -> dict[str, int]:
         pictures = emoji.pictures(raw)
         save(pictures, partial)
         rows = emoji_rows(pictures) | easy_vqa_rows(next(raw.glob("easy_vqa-*.whl")), partial)
-        for name, some in (rows | mixed(rows)).items():
+        rows |= mixed(rows) | {f"chats_{split}": chats(rows[f"captions_{split}"]) for split in SPLITS}
+        for name, some in rows.items():
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
             (partial / f"{name}.jsonl").write_text(text, encoding="utf-8")
         texts = "".join(f"{text.strip()}\n" for text in definitions(raw))

@@ -25,7 +25,7 @@ from vadapter.runs.many import Item, say
 def folder(tmp_path_factory):
     """A bundle, and two pictures in a folder with other files."""
     path = tmp_path_factory.mktemp("infer")
-    write_bundle(path)
+    write_bundle(path, lengths={"inputs": 32, "targets": 16})
     (path / "photos" / "more").mkdir(parents=True)
     for i, name in enumerate(("b.JPG", "a.png", "more/c.png")):
         pixels = np.random.default_rng(i).integers(0, 256, (20, 30, 3), np.uint8)
@@ -110,6 +110,63 @@ def test_records_give_an_object_each_and_a_bad_one_its_error(folder, tmp_path, c
     assert ["text" in row for row in found] == [True, False, True, False, True]
     assert "missing.png" in found[1]["error"] and "Line 4" in found[3]["error"]
     assert found[0]["text"] == found[4]["text"]
+
+
+def test_conversations_are_answered_as_chat_does_it(folder, tmp_path, capsys):
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "<image>or<image>?"}]
+    more = [{"role": "assistant", "content": "so"}, {"role": "user", "content": "why?"}]
+    parts = [{"type": "image", "image": "photos/a.png"}, {"type": "text", "text": "what?"}]
+    lines = [
+        {"id": "marks", "messages": [*turns, *more], "images": ["photos/a.png", "photos/b.JPG"]},
+        {"messages": [{"role": "user", "content": parts}]},
+        {"messages": [{"role": "user", "content": "hello"}]},
+        {"messages": turns, "images": ["photos/a.png"]},
+        {"messages": more[:1]},
+        {"messages": [{"role": "user", "content": parts[1:]}], "image": "photos/a.png"},
+        {"messages": [{"role": "user", "content": [{**parts[0], "image": "photos/notes.txt"}]}]},
+        {"image": "photos/a.png"},
+    ]
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert infer(folder, f"--jsonl={folder / 'chats.jsonl'}", f"--out={tmp_path / 'out.jsonl'}") == 2
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert ["text" in row for row in found] == [True, True, True, False, False, False, False, True]
+    said = ("2 places for images and videos", "user's turn", "do not go together", "notes.txt")
+    assert [words for words, row in zip(said, found[3:7], strict=True) if words not in row["error"]] == []
+    trained = load(str(folder / "bundle"))
+    for number in (0, 2):
+        item = Item(chat=lines[number], folder=str(folder))
+        chat = trained.chat(item.conversation(), decoding=DecodingConfig(max_new_tokens=2))
+        assert found[number]["text"] == chat
+
+
+def test_a_conversation_from_the_command_line(folder, capsys):
+    pictures = [str(folder / "photos" / name) for name in ("a.png", "b.JPG")]
+    asked = ["--question=what?", "--question=and?", "--system=be brief"]
+    assert infer(folder, "--chat", "--media", *pictures, *asked) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    trained = load(str(folder / "bundle"))
+    parts = [*({"type": "image", "image": path} for path in pictures), {"type": "text", "text": "what?"}]
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": parts}]
+    decoding = DecodingConfig(max_new_tokens=2)
+    assert first == trained.chat(turns, decoding=decoding)
+    turns += [{"role": "assistant", "content": first or "."}, {"role": "user", "content": "and?"}]
+    assert second == trained.chat(turns, decoding=decoding)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--chat"], "needs one question"),
+        (["--chat", "--question= "], "needs one question"),
+        (["--chat", "--question=a", "--jsonl=x"], "--jsonl does not go with --chat"),
+        (["--chat", "--question=a", "--media=nowhere.png"], "nowhere.png"),
+        (["--media=a.png", "--question=a", "--question=b"], "one --question for each file; found 2"),
+        (["--media=a.png", "--system=a"], "Add --chat"),
+    ],
+)
+def test_arguments_of_a_conversation_that_do_not_fit_are_explained(folder, arguments, said, capsys):
+    assert infer(folder, *arguments) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_an_interrupted_output_goes_on(folder, tmp_path, capsys):

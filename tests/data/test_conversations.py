@@ -11,7 +11,7 @@ from tests.data.files import clip, picture
 from tests.data.loaders import make_loader
 from tests.data.pair_files import colour, png
 from vadapter.base.errors import UserError
-from vadapter.data.reading import conversations
+from vadapter.data.reading import conversations, tiles
 from vadapter.data.tasks import add_mixture, chat_task
 
 ROWS = 1000
@@ -262,15 +262,51 @@ def test_a_row_may_have_a_video_and_a_picture(tmp_path):
 def test_tiles_are_media_behind_their_image(tmp_path):
     from PIL import Image
 
-    image = Image.new("RGB", (16, 16))
-    colours = {(0, 0): (255, 0, 0), (8, 0): (0, 255, 0), (0, 8): (0, 0, 255), (8, 8): (255, 255, 0)}
-    for corner, shade in colours.items():
-        image.paste(Image.new("RGB", (8, 8), shade), corner)
-    image.save(tmp_path / "0.png")
-    record = conversation(("user", "<image>what?"), ("assistant", "b"), images=["0.png"])
-    arrays, _ = rows(chat_files.write_jsonl(tmp_path / "a.jsonl", [record]), tiles=2)[0]
-    assert arrays["media"].shape[0] == 5 and (arrays["media_index"] >= 0).sum() == 5 * R
-    assert [tuple(tile[0, 4, 4]) for tile in arrays["media"][1:]] == list(colours.values())
+    def coloured(columns, lines):
+        """A picture of so many squares, and the colours of them, row by row."""
+        image, colours = Image.new("RGB", (16 * columns, 16 * lines)), []
+        for i in range(columns * lines):
+            colours.append((40 * i + 10, 200 - 40 * i, 90))
+            image.paste(Image.new("RGB", (16, 16), colours[-1]), (16 * (i % columns), 16 * (i // columns)))
+        return image, colours
+
+    records, expected = [], []
+    for name, grid in (("square", (2, 2)), ("wide", (3, 1)), ("tall", (1, 2))):
+        image, colours = coloured(*grid)
+        image.save(tmp_path / f"{name}.png")
+        records.append(conversation(("user", "<image>what?"), ("assistant", name), images=[f"{name}.png"]))
+        expected.append(colours)
+    file = chat_files.write_jsonl(tmp_path / "a.jsonl", records)
+    for (arrays, _), colours in zip(rows(file, max_tiles=4), expected, strict=True):
+        assert arrays["media"].shape[0] == 5  # the most of a record
+        assert (arrays["media_index"] >= 0).sum() == (1 + len(colours)) * R
+        shown = [tuple(tile[0, 4, 4]) for tile in arrays["media"][1:]]
+        assert shown == [*colours, *[(0, 0, 0)] * (4 - len(colours))]
+    assert "at most 4 tiles behind an image" in loader(file, max_tiles=4)._tasks[0].records.description
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "grid"),
+    [
+        ((100, 100), 4, (2, 2)),
+        ((100, 100), 1, (1, 1)),
+        ((200, 100), 4, (2, 1)),
+        ((130, 100), 4, (2, 2)),
+        ((100, 260), 4, (1, 3)),
+        ((400, 300), 12, (4, 3)),
+        ((10_000, 1), 6, (6, 1)),
+    ],
+)
+def test_a_grid_of_tiles_fits_the_shape(size, most, grid):
+    assert tiles.grid_for(*size, most) == grid
+
+
+def test_a_picture_whose_shape_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    (tmp_path / "1.png").write_bytes(png(1, 8))
+    records = [conversation(("user", "<image>what?"), ("assistant", "b"), images=[f"{i}.png"]) for i in (0, 1)]
+    (_, bad), (_, good) = rows(chat_files.write_jsonl(tmp_path / "a.jsonl", records), max_tiles=4)
+    assert "image 1 of 1" in bad["error"] and not good["error"]
 
 
 def test_augmentation_is_of_training_and_a_function_of_the_seed(tmp_path):

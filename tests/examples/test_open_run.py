@@ -112,6 +112,41 @@ def test_tests_are_measured_on_what_no_run_has_seen(run, place):
     assert measured == ["captions_test", "captions_unseen_hand"]
 
 
+def test_a_third_stage_goes_on_from_the_bundle_and_is_measured_before_and_after(run, place, capsys):
+    sets = place / "data" / "sets"
+    for name in ("train", "validation", "test"):
+        (sets / f"chats_{name}.jsonl").touch()
+    do(run, place, "import", "stage1", "arms", "--arms=queries_frozen")
+    run.vadapter.commands.clear()
+    do(run, place, "tune")
+    assert [command[0] for command in run.vadapter.commands] == ["export", "train", "eval", "eval", "export"]
+    adapted, trained, before, after, tuned = run.vadapter.commands
+    assert Path(option(adapted, "--checkpoint")).name == "queries_frozen"
+    assert option(trained, "--bundle") == option(before, "--bundle") == option(adapted, "--out")
+    assert option(trained, "--gin.CHAT_FILES").endswith('chats_train.jsonl"')
+    for command in (before, after):
+        assert option(command, "--gin.VALIDATION_FILES").endswith('chats_test.jsonl"')
+    assert option(after, "--model_dir") == option(tuned, "--checkpoint")
+    assert "generation/cider" in capsys.readouterr().out
+    run.vadapter.commands.clear()
+    do(run, place, "tune")
+    assert run.vadapter.commands == []
+    assert "tune" not in run.parse([])[0]  # only where it is named
+
+
+def test_chats_ask_as_often_about_each_picture(example):
+    captions = [{"id": str(i), "image": f"{i}.png", "caption": f"thing {i // 2}"} for i in range(101)]
+    made = example("chats").chats(captions)
+    assert made == example("chats").chats(captions) and len(made) > 40
+    answers = [chat["messages"][1]["content"] for chat in made]
+    assert abs(answers.count("the first") - answers.count("the second")) < 4
+    for chat in made:
+        names = [f"thing {int(image.removesuffix('.png')) // 2}" for image in chat["images"]]
+        asked, answer, _, other = (turn["content"] for turn in chat["messages"])
+        which = ("the first", "the second").index(answer)
+        assert f'"{names[which]}"' in asked and other == names[1 - which] and names[0] != names[1]
+
+
 def test_arms_without_stage_1_do_not_train_it(run, place):
     do(run, place, "import", "stage1", "arms", "--arms=mlp")
     assert len(run.vadapter.of("train")) == 1

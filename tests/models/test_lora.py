@@ -100,6 +100,8 @@ def test_flops_count_what_lora_adds():
         (dict(rank=0), "rank is 0"),
         (dict(rank=1.5), "rank is 1.5"),
         (dict(alpha=float("nan")), "alpha is nan"),
+        (dict(dropout=1.0), "dropout is 1.0"),
+        (dict(dropout=float("nan")), "dropout is nan"),
         (dict(targets=()), "targets is"),
         (dict(targets="attention/.*"), "targets is"),
         (dict(targets=("(",)), "no regular expression"),
@@ -125,3 +127,48 @@ def test_trainable_patterns_that_do_not_go_with_lora_are_refused(trainable, said
 def test_the_scale_of_rslora():
     assert dataclasses.replace(LORA, rank_stabilized=True).scale == pytest.approx(4.0)
     assert LORA.scale == 2.0
+
+
+def with_dropout(rate, **changes):
+    lora_config = dataclasses.replace(LORA, dropout=rate, **changes)
+    return small.vlm("mlp", decoder=small.decoder(lora=lora_config), encoder=small.vit(lora=lora_config))
+
+
+def test_dropout_follows_from_seed_step_and_batch_and_is_off_in_evaluation():
+    tree = with_random_b(params())
+
+    def loss(config, step=None, batch=BATCH):
+        objective = make_objective(VLM(config))
+        return float((objective if step is None else objective.at(np.int32(step)))(tree, batch).loss_sum)
+
+    config, plain = with_dropout(0.5), loss(CONFIG)
+    assert loss(config) == plain == loss(CONFIG, step=3)  # evaluation has none, nor a run with a rate of 0
+    drawn = loss(config, step=3)
+    assert drawn == loss(config, step=3)
+    others = (loss(config, step=4), loss(with_dropout(0.5, seed=1), step=3))
+    assert len({plain, drawn, *others}) == 4
+
+
+def test_dropout_keeps_the_expected_value_and_drops_its_share():
+    one = LoraConfig(rank=4, dropout=0.25)
+
+    class Map(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return lora.add(self, one, x, (-1,), (4,), ("embed", "mlp"))
+
+    ones = np.ones((1000, 16), np.float32)
+    a = np.zeros((16, 4), np.float32)
+    a[:4] = np.eye(4)  # each of four inputs has an output of its own
+    variables = {"params": {"lora_a": a, "lora_b": np.eye(4, dtype=np.float32)}}
+    made = np.asarray(Map().apply(variables, ones, rngs={lora.DROPOUT: jax.random.key(0)})) / one.scale
+    np.testing.assert_allclose(np.unique(made), [0, 4 / 3], rtol=1e-6)
+    assert abs(made.mean() - 1) < 0.05
+
+
+def test_parts_of_a_batch_drop_each_their_own():
+    from vadapter.training import objectives
+
+    first, second = (small.batch(PLAIN, rows=2, seed=seed) for seed in (0, 1))
+    keys = [jax.random.key_data(objectives._key(np.int32(0), batch)).tolist() for batch in (first, second, first)]
+    assert keys[0] != keys[1] and keys[0] == keys[2]

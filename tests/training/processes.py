@@ -84,6 +84,24 @@ class Dies(Exception):
     pass
 
 
+class Size:
+    """An evaluator whose loss is the size of a kernel: runs with other weights have another one."""
+
+    name, every_steps = "val", None
+
+    def __init__(self, partitioner: Any):
+        import jax
+        import jax.numpy as jnp
+
+        size = lambda params: jnp.sum(jnp.abs(params["head"]["kernel"]))  # noqa: E731
+        self.size = jax.jit(size, out_shardings=partitioner.replicated)
+
+    def __call__(self, params: Any) -> Any:
+        from vadapter.base.evaluator import EvalResult
+
+        return EvalResult({"loss": float(self.size(params))})
+
+
 def batches_of(
     partitioner: Any, dies_at: int | None = None, told_at: int | None = None, number: int = signal.SIGTERM
 ) -> Any:
@@ -115,14 +133,20 @@ def train(
     steps: int = STEPS,
     devices: int | None = None,
     accumulate: int = 1,
+    best: bool = False,
     **mesh: int,
 ) -> Any:
-    """Trains the small model on so many devices (default all), or until it dies."""
+    """Trains the small model on so many devices (default all), or until it dies.
+
+    With `best` the checkpoint of the largest `Size` is kept, and there is a moving average, which is what is measured.
+    Training makes it smaller, so the run ends early.
+    """
     import jax
 
     from tests.training import small
     from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
     from vadapter.training import initialize, loop
+    from vadapter.training.best import BestConfig
 
     partitioner = Partitioner(make_mesh(MeshConfig(**mesh), jax.devices()[:devices]))
     config = loop.TrainConfig(
@@ -132,13 +156,17 @@ def train(
         log_every=1 if steps == STEPS else steps,
         checkpoint_every=2 if steps == STEPS else 0,
         tensorboard=False,
+        **({"best": BestConfig("val/loss", "max", patience=3), "ema_decay": 0.5, "eval_every": 2} if best else {}),  # type: ignore[arg-type]
     )
     try:
         model = small.Model()
         program = config.program(model, small.batch(0), small.objective(model), partitioner)
         start = initialize.begin(program, str(folder), lambda: (small.params(placed=partitioner), []))
         data = batches_of(partitioner, dies_at, told_at, number)
-        return loop.train(config, program=program, start=start, batches=data, model_dir=str(folder))
+        evaluators = [Size(partitioner)] if best else []
+        return loop.train(
+            config, program=program, start=start, batches=data, model_dir=str(folder), evaluators=evaluators
+        )
     except Dies:
         return None
 
@@ -179,6 +207,9 @@ def of_two(folder: Path) -> dict[str, Any]:
 
     train(folder / "cut", dies_at=5, data=1, tensor=4)
     train(folder / "slices", dies_at=3, accumulate=2, slices=2, fsdp=2)
+    train(folder / "kept", best=True, data=2, fsdp=2)
+    train(folder / "kept_cut", best=True, dies_at=5, data=2, fsdp=2)
+    train(folder / "kept_cut", best=True, data=2, fsdp=2)
     told_at = 2 if jax.process_index() else None
     taken = train(folder / "taken", told_at=told_at, number=signal.SIGINT, steps=1_000_000, data=2, fsdp=2)
     return {

@@ -103,6 +103,26 @@ def test_a_checkpoint_is_written_once_and_goes_on_with_any_number_of_processes(t
     assert json.loads((folder / "cut/done.json").read_text())["step"] == processes.STEPS
 
 
+def best_and_average(folder):
+    """What `best.json` says, the checkpoints that are left, and the moving average of the last."""
+    steps = checkpoints.steps(str(folder))
+    with checkpoints.Checkpointer(str(folder), read_only=True) as checkpointer:
+        average = checkpointer.read(steps[-1], checkpointer.shapes(steps[-1]), ema=True)
+    return json.loads((folder / "best.json").read_text()), steps, average
+
+
+def test_the_best_and_the_moving_average_of_two_processes(two, tmp_path):
+    processes.train(tmp_path / "one", best=True, devices=1)
+    (best, steps, average), cut, one = map(best_and_average, (two[0] / "kept", two[0] / "kept_cut", tmp_path / "one"))
+    assert best["step"] == 2 and steps == [2, 8]  # the best is kept, and three that are no better end the run
+    # Stopped and gone on with it is the same, bit for bit; in one process it is the same but for the order of sums.
+    assert (best, steps) == cut[:2] and average.keys() == cut[2].keys() == one[2].keys()
+    assert (best["step"], steps) == (one[0]["step"], one[1])
+    for path, x in average.items():
+        np.testing.assert_array_equal(x, cut[2][path], err_msg=path)
+        np.testing.assert_allclose(x, one[2][path], rtol=1e-4, atol=1e-6, err_msg=path)
+
+
 def test_four_processes_go_on_where_two_were(four, alone):
     found, lines = losses(four[0] / "slices")
     assert lines == len(found) == processes.STEPS

@@ -4,6 +4,7 @@ vadapter infer --model_dir=runs/queries --media=photo.jpg
 vadapter infer --bundle=owl --media=clip.mp4 --question='what moves ?'
 vadapter infer --bundle=owl --media photos more/dog.jpg --decoding=sample --temperature=0.7
 vadapter infer --bundle=owl --jsonl=questions.jsonl --out=answers.jsonl
+vadapter infer --bundle=owl --chat --media a.png b.png --question='what differs ?' --question='and the colours ?'
 vadapter infer --bundle=owl --encoder=weights/siglip --decoder=weights/gemma --media=photo.jpg
 
 Needs neither the gin files nor the data that the model was trained with.
@@ -29,6 +30,7 @@ from vadapter.runs.many import Item
 _PICTURES = "jpg jpeg jpe jfif png webp gif bmp tif tiff avif jp2 ppm pgm"
 _VIDEOS = "mp4 mov m4v mkv webm avi mpg mpeg ogv ts"
 _ENDINGS = tuple(f".{ending}" for ending in f"{_PICTURES} {_VIDEOS}".split())
+_VIDEO_ENDINGS = tuple(f".{ending}" for ending in _VIDEOS.split())
 _OF_METHOD = {"temperature": "sample", "top_p": "sample", "seed": "sample", "beams": "beam"}
 
 
@@ -42,14 +44,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jsonl",
         metavar="FILE",
         help='records instead of --media: one JSON object a line with "image" or "video", and if wanted "question", '
-        '"prompt" and "id"; - is stdin',
+        '"prompt" and "id", or with the "messages" of a conversation; - is stdin',
     )
     parser.add_argument(
         "--out",
         metavar="FILE",
         help='JSONL to write, one object a record with "text" or "error"; the same command goes on where it stopped',
     )
-    parser.add_argument("--question", metavar="TEXT", help="asks this; without it the file is captioned")
+    parser.add_argument(
+        "--question",
+        action="append",
+        metavar="TEXT",
+        help="asks this; without it the file is captioned. With --chat there may be several: each is a turn",
+    )
+    parser.add_argument(
+        "--chat", action="store_true", help="all of --media, if any, are of one conversation, which --question begins"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="of --chat: what the conversation is told before")
     parser.add_argument(
         "--prompt",
         metavar="TEXT",
@@ -98,6 +109,16 @@ def run(args: argparse.Namespace) -> None:
                 f"--{name} {value} does nothing with --decoding={args.method}. Add --decoding={_OF_METHOD[name]}, or "
                 f"leave --{name} out."
             )
+    if args.chat:
+        return _chat(args, chosen)
+    if args.system:
+        raise UserError("--system is of a conversation. Add --chat, or leave it out.")
+    if args.question and len(args.question) > 1:
+        raise UserError(
+            f"Expected one --question for each file; found {len(args.question)}. Leave one, or add --chat, so that "
+            "they are the turns of one conversation."
+        )
+    args.question = args.question[0] if args.question else None
     records = read_records(args)  # before the seconds that jax and the model take
     output = record_files.Output(args.out, [names for names, _ in records]) if args.out else None
     if output and output.done:
@@ -139,6 +160,35 @@ def read_records(args: argparse.Namespace) -> list[tuple[dict[str, Any], Item]]:
     asked = {"question": args.question} if args.question else {}
     paths = files_of(args.media)
     return [({"media": path, **asked}, Item(path, args.question, args.prompt)) for path in paths]
+
+
+def _chat(args: argparse.Namespace, chosen: dict[str, Any]) -> None:
+    """Holds a conversation: each question is asked after the answer to the one before, which is printed."""
+    if wrong := [name for name in ("jsonl", "out", "prompt") if getattr(args, name)]:
+        raise UserError(f"--{wrong[0]} does not go with --chat, which prints one conversation. Leave one of them out.")
+    if not args.question or not all(text.strip() for text in args.question):
+        raise UserError("Expected what is asked first in --question; found nothing. --chat needs one question or more.")
+    paths = files_of(args.media) if args.media else []
+    kinds = ["video" if path.lower().endswith(_VIDEO_ENDINGS) else "image" for path in paths]
+    media = [{"type": kind, kind: path} for kind, path in zip(kinds, paths, strict=True)]
+
+    import jax
+
+    from vadapter.cli import arguments
+    from vadapter.generation.config import DecodingConfig
+    from vadapter.partitioning import MeshConfig, Partitioner, hosts, make_mesh
+
+    decoding = DecodingConfig(method=args.method, max_new_tokens=args.max_new_tokens, **chosen)
+    hosts.start()
+    trained = arguments.trained(args, Partitioner(make_mesh(MeshConfig(*args.mesh))))
+    turns: list[dict[str, Any]] = [{"role": "system", "content": args.system}] if args.system else []
+    for question in args.question:
+        turns.append({"role": "user", "content": [*media, {"type": "text", "text": question}]})
+        media = []
+        answer = trained.chat(turns, decoding=decoding)
+        if jax.process_index() == 0:
+            print(answer, flush=True)
+        turns.append({"role": "assistant", "content": answer or "."})  # an empty one would be no turn
 
 
 def _say(args: argparse.Namespace, trained: Any, records: list, decoding: Any, output: Any) -> None:

@@ -12,12 +12,13 @@ from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.runs.many import Item
 
-_LONGEST = 1 << 20  # characters of a line
+_LONGEST = 1 << 26  # bytes of a line, which may have pictures as data: URLs
 _MEDIA = ("image", "video")
 
 
 def read(path: str) -> list[tuple[dict[str, Any], Item]]:
-    """Reads records, one JSON object a line: `image` or `video`, and if wanted `question`, `prompt` and `id`.
+    """Reads records, one JSON object a line: `image` or `video`, and if wanted `question`, `prompt` and `id`; or a
+    conversation, `messages` that end with the user's, and if wanted `images`, `videos` and `id`.
 
     Paths of media are relative to the file, those of stdin to the working directory.
 
@@ -51,6 +52,8 @@ def _record(line: bytes, number: int, folder: str) -> tuple[dict[str, Any], Item
             raise ValueError(f"expected an object, found {type(record).__name__}")
         record = {key: value for key, value in record.items() if value is not None}
         names |= {k: record[k] for k in ("id", *_MEDIA, "question") if isinstance(record.get(k), str | int)}
+        if "messages" in record:
+            return names, Item(chat=_chat(record), folder=folder, own=True)
         media = [record[key] for key in _MEDIA if key in record]
         if len(media) != 1 or not isinstance(media[0], str):
             raise ValueError('expected one path in "image" or "video"')
@@ -61,6 +64,15 @@ def _record(line: bytes, number: int, folder: str) -> tuple[dict[str, Any], Item
         return names, Item(error=f"Line {number} is no record ({str(e)[:200]}). Correct it.", own=True)
     path = media[0] if is_remote(media[0]) else os.path.join(folder, media[0])
     return names, Item(path, record.get("question"), record.get("prompt"), own=True)
+
+
+def _chat(record: dict[str, Any]) -> dict[str, Any]:
+    """The part of a record that is a conversation."""
+    if others := sorted(record.keys() & {*_MEDIA, "question", "prompt"}):
+        raise ValueError(f'"messages" and "{others[0]}" do not go together: put it into a turn')
+    if not isinstance(record["messages"], list) or not record["messages"]:
+        raise ValueError("messages is no list of turns")
+    return {key: record[key] for key in ("messages", "images", "videos") if key in record}
 
 
 class Output:

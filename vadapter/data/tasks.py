@@ -175,14 +175,15 @@ def pairs_task(
     Args:
         name: letters, digits and underscores.
         files: to train on: a pattern such as `gs://bucket/web/{00000..09999}.tar` or `clips/*.parquet`, or several.
-        validation: to evaluate on, the same. Without, the last `holdout` of the records of `files` is held out.
+        validation: to evaluate on, the same. Without, the share `holdout` of the records of `files` is held out.
         media: image or video.
         format: tar (WebDataset: `KEY.jpg` and `KEY.txt` or `KEY.json`), tfrecord and array_record (of
             tf.train.Example), parquet, jsonl; `auto` tells it by the files' names.
         media_field: feature or column with the encoded file or frames, or the path of a file; empty is `media`.
         caption_field: feature, column or JSON field with the caption or several; empty is `caption`. For tar, empty
             takes KEY.txt where there is one, and a name looks into KEY.json only.
-        holdout: share of the records of `files` to evaluate on, where `validation` is not given; 0 is none.
+        holdout: share of the records of `files` to evaluate on, where `validation` is not given; 0 is none. They are
+            drawn from all over the files, the same in every run.
         prompt: a name in data/prompts, or a template with `<media>`.
         captions: preprocessor of the records, in place of `Caption(prompt)`.
         resize: stretch, crop, pad, or another text of `resizing.parse`; default as the encoder has it.
@@ -228,7 +229,7 @@ def chat_task(
     *,
     media: str = "",
     max_media: int = 0,
-    tiles: int = 0,
+    max_tiles: int = 0,
     loss: str = "all",
     augment: Augment | None = None,
     holdout: float = 0.001,
@@ -249,20 +250,22 @@ def chat_task(
     Args:
         name: letters, digits and underscores.
         files: to train on: a pattern such as `cauldron/*.parquet`, or several, all of one format.
-        validation: to evaluate on, the same. Without, the last `holdout` of the records of `files` is held out.
+        validation: to evaluate on, the same. Without, the share `holdout` of the records of `files` is held out.
         media: none, image or video: what rows hold. Rows with videos take images too, as clips that stand still.
             Empty finds it by the first 1,000 records.
         max_media: most images and videos a row; further turns are cut, and counted as text that is too long. 0 takes
             the most of the first 1,000 records, up to 8.
-        tiles: n: an image is followed by its n x n tiles, each as a medium of its own (so it counts n * n + 1 among
-            `max_media`). 0 is the image alone.
+        max_tiles: an image is followed by up to so many tiles of itself, on the grid of columns and rows that fits its
+            shape (AnyRes, as LLaVA-NeXT chooses it): each is a medium of its own, and counts among `max_media`. 0 is
+            the image alone; see `vadapter.data.reading.tiles`.
         loss: `all` answers are learnt, or the `last` one of each row only.
         augment: a function of (frames, uint8 [F, h, w, 3], numpy Generator) that returns such frames. It is called for
             each medium of the split train; the generator is seeded by the loader's seed and the place in the order of
             data.
-        holdout: share of the records of `files` to evaluate on, where `validation` is not given; 0 is none.
-        resize: stretch, crop, pad, or another text of `resizing.parse`; default as the encoder has it. Tiles are cut
-            out of the stretched picture.
+        holdout: share of the records of `files` to evaluate on, where `validation` is not given; 0 is none. They are
+            drawn from all over the files, the same in every run.
+        resize: stretch, crop, pad, or another text of `resizing.parse`; default as the encoder has it. Tiles keep
+            the aspect ratio.
         frame_sampling: uniform, centre or random, see `video.decode`.
         vocabulary: a tokeniser's file or folder; see `jsonl_task`.
         prompt_format: `chat`, `plain` or a family; see `jsonl_task`.
@@ -286,7 +289,7 @@ def chat_task(
         validation,
         media=media,
         max_media=max_media,
-        tiles=tiles,
+        max_tiles=max_tiles,
         augment=augment,
         holdout=holdout,
         resize=resize,

@@ -18,7 +18,7 @@ from vadapter.models.flops import FlopCounter
 from vadapter.models.kv_cache import KVCache, write
 from vadapter.models.layer_inputs import AttentionInputs, LayerInputs, SharedInputs
 from vadapter.models.layers import Norm, dense, named
-from vadapter.models.lora import LoraConfig
+from vadapter.models.lora import DROPOUT, LoraConfig
 from vadapter.models.masks import Visibility
 from vadapter.models.positions import RopeScaling, apply_rope, rope_frequencies, rope_rotation
 from vadapter.models.relative_positions import RelativeBias
@@ -318,7 +318,7 @@ class Decoder(nn.Module):
         self.layers = nn.scan(
             layers.remat(Layer, c.remat),
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, DROPOUT: True},
             in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},

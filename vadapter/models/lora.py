@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -21,6 +22,10 @@ from vadapter.models.configuration import configuration
 
 PATHS = r".*/lora_[ab]"
 """A pattern of the parameters of LoRA, for `TrainConfig.trainable`."""
+
+
+DROPOUT = "dropout"
+"""Name of the random numbers that a training step gives a model with dropout, as flax's own layers have it."""
 
 
 @configuration("field")
@@ -34,18 +39,28 @@ class LoraConfig:
         rank_stabilized: alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732).
         targets: regexes of the maps, by their paths in a layer, such as `attention/(query|value)` or `mlp/.*` in a
             decoder and `MultiHeadDotProductAttention_0/.*` in a ViT. The default is every map.
+        dropout: share of the inputs of A that a training step sets to zero, as peft's `lora_dropout`; 0 is none. Which
+            ones follows from `seed`, the step and the batch, so that a resumed run draws what it would have drawn.
+            Evaluation and decoding drop nothing.
+        seed: of the dropout.
     """
 
     rank: int = 16
     alpha: float = 32.0
     rank_stabilized: bool = False
     targets: tuple[str, ...] = (".*",)
+    dropout: float = 0.0
+    seed: int = 0
 
     def __post_init__(self):
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise UserError(f"LoraConfig: rank is {self.rank!r}; expected a whole number of 1 or more.")
         if not 0 < self.alpha < math.inf:
             raise UserError(f"LoraConfig: alpha is {self.alpha}; expected a finite number above 0.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(
+                f"LoraConfig: dropout is {self.dropout}; expected a share of 0 up to, but not including, 1."
+            )
         if isinstance(self.targets, str) or not self.targets:
             raise UserError(
                 f"LoraConfig: targets is {self.targets!r}; expected a list of regexes, such as "
@@ -107,6 +122,11 @@ def add(
     init_b = nn.with_logical_partitioning(nn.initializers.zeros, (None, *names[n:]))
     a = jnp.asarray(module.param("lora_a", init_a, (*inputs, config.rank)), x.dtype)
     b = jnp.asarray(module.param("lora_b", init_b, (config.rank, *outputs)), x.dtype)
+    if config.dropout and module.has_rng(DROPOUT):
+        kept = jax.random.bernoulli(
+            jax.random.fold_in(module.make_rng(DROPOUT), config.seed), 1 - config.dropout, x.shape
+        )
+        x = jnp.where(kept, x / (1 - config.dropout), 0).astype(x.dtype)
     low = jnp.tensordot(x, a, axes=(tuple(axes), tuple(range(n))))
     return jnp.tensordot(low, b, axes=1) * jnp.asarray(config.scale, x.dtype)
 

@@ -17,7 +17,7 @@ from vadapter.models.attention import AttentionImpl, attend
 from vadapter.models.configuration import encoder
 from vadapter.models.flops import FlopCounter
 from vadapter.models.layers import Norm, dense, named
-from vadapter.models.lora import LoraConfig
+from vadapter.models.lora import DROPOUT, LoraConfig
 from vadapter.models.positions import Rotation, apply_rope
 from vadapter.partitioning import constrain
 
@@ -268,7 +268,7 @@ class Transformer(nn.Module):
         blocks = nn.scan(
             layers.remat(EncoderBlock, c.remat),
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, DROPOUT: True},
             length=c.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )

@@ -17,6 +17,7 @@ from vadapter.models import adapters, decoder, flops, vit, words  # noqa: F401  
 from vadapter.models.configuration import TRAINING, AdapterConfig, EncoderConfig, configuration, picture_sizes
 from vadapter.models.kv_cache import KVCache
 from vadapter.models.losses import LossSums, ObjectiveConfig, cross_entropy
+from vadapter.models.stacks import layer_stacks
 
 
 @configuration("model")
@@ -142,6 +143,12 @@ class VLM(nn.Module):
         if c.encoder is not None and c.adapter is not None:
             self.encoder = c.encoder.make()
             self.adapter = c.adapter.make(c.decoder.width)
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether a training step draws what is dropped (`LoraConfig.dropout`)."""
+        found = (getattr(stack, "lora", None) for stack in layer_stacks(self.config).values())
+        return any(lora is not None and lora.dropout for lora in found)
 
     def patch_tokens(self, media: UInt8[Array, "B M F h w C"]) -> Float[Array, "B M F P E"]:
         """Returns the encoder's patch tokens of each frame."""

@@ -22,7 +22,7 @@ _ANSWER = {"role": "assistant", "content": "."}  # in the place of the one to co
 
 
 def batch(
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, Any]] | Conversation,
     vocabulary: TextVocabulary,
     lengths: Mapping[str, int],
     sizes: Sizes,
@@ -33,7 +33,7 @@ def batch(
 
     Args:
         messages: `role` and `content` of each turn, as OpenAI has them; the last is the user's. An image is a path, a
-            data: URL, the bytes of a file, a PIL image or a uint8 array [h, w, 3].
+            data: URL, the bytes of a file, a PIL image or a uint8 array [h, w, 3]. Or what `parse` made of them.
         vocabulary: the model's.
         lengths: `inputs` for the questions, `targets` for the answers so far.
         sizes: what the model takes.
@@ -46,21 +46,40 @@ def batch(
     Raises:
         UserError: turns that make no sense, media that cannot be read, or a conversation that is too long.
     """
-    found = parse(messages)
-    media = [_frames(file, i, sizes, resize) for i, file in enumerate(found.media, 1)]
-    return lay_out(found.turns, media, vocabulary, lengths, sizes, rows)
+    found = messages if isinstance(messages, Conversation) else parse(messages)
+    return lay_out(found.turns, read_media(found, sizes, resize), vocabulary, lengths, sizes, rows)
 
 
-def parse(messages: Sequence[Mapping[str, Any]]) -> Conversation:
+def parse(
+    messages: Sequence[Mapping[str, Any]], media: Mapping[str, Any] | None = None, folder: str | None = None
+) -> Conversation:
     """Reads the turns of a conversation, as of `batch`. Its media are not read; its last turn is the answer's place.
+
+    Args:
+        messages: see `batch`.
+        media: `images` and `videos`, lists of what stands at the marks `<image>` and `<video>` of the texts.
+        folder: that paths are relative to; default the working directory.
 
     Raises:
         UserError: turns that make no sense.
     """
-    found = conversations.parse({"messages": [*map(_encoded, messages), _ANSWER]}, "it", os.getcwd())
+    fields = {**(media or {}), "messages": [*map(_encoded, messages), _ANSWER]}
+    found = conversations.parse(fields, "it", os.getcwd() if folder is None else folder)
     if found.error:
-        raise UserError(f"Expected a conversation that ends with the user's turn; it {found.error}. Correct it.")
+        raise UserError(
+            f"Expected a conversation that ends with the user's turn. This one {_and(found.error)}. Correct it."
+        )
     return found
+
+
+def _and(error: str) -> str:
+    """An error of `conversations.parse` behind the words "This one"."""
+    return f"is wrong: {error}" if error.startswith("turn ") else error
+
+
+def read_media(found: Conversation, sizes: Sizes, resize: str) -> list[np.ndarray]:
+    """Reads the media of a conversation, at a model's size: see `lay_out`. Raises `UserError` where one cannot be."""
+    return [_frames(file, i, sizes, resize) for i, file in enumerate(found.media, 1)]
 
 
 def lay_out(

@@ -93,6 +93,8 @@ def _prepared(trained: TrainedModel, item: Item, whole: bool) -> tuple[Any, str 
     """One row on the host: a `Batch`, or the media alone; or why there is none."""
     if item.error is not None:
         return None, item.error
+    if item.chat is not None:
+        return None, "Conversations have no embeddings here. Give their pictures as records of their own."
     try:
         pixels = memory.read_each([item.media], trained.sizes, trained.description.resize)[0]
     except UserError as e:

@@ -1,13 +1,15 @@
 """Many pictures and videos, with a question or without: a text of each, and a bad one costs no other its text."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from vadapter.base.errors import UserError
 
 if TYPE_CHECKING:  # the command reads its records before it waits for jax
     from vadapter.base.batch import Batch
+    from vadapter.data.reading.conversations import Conversation
     from vadapter.generation.config import DecodingConfig
     from vadapter.runs.model import TrainedModel
 
@@ -22,6 +24,9 @@ class Item:
         prompt: as of `TrainedModel.caption`; None is that of the training.
         error: why it cannot be asked at all; None if it can.
         own: whether the question is the item's own, so that one that does not fit is no mistake in the others.
+        chat: in the place of media and question, a conversation that ends with the user's turn: `messages`, and maybe
+            `images` and `videos`; see `vadapter.runs.chat.parse`.
+        folder: that its paths are relative to.
     """
 
     media: str = ""
@@ -29,6 +34,15 @@ class Item:
     prompt: str | None = None
     error: str | None = None
     own: bool = False
+    chat: Mapping[str, Any] | None = None
+    folder: str = ""
+
+    def conversation(self) -> "Conversation":
+        """Returns the conversation. Raises `UserError` where its turns make no sense."""
+        from vadapter.runs import chat
+
+        media = dict(self.chat or {})
+        return chat.parse(media.pop("messages"), media, self.folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +62,7 @@ def say(
 
     Args:
         trained: the model.
-        items: read as they are needed, a few ahead.
+        items: their files are read as they are needed, a few ahead.
         decoding: default greedy, at most 32 tokens.
         rows: items that are decoded at the same time.
 
@@ -66,8 +80,9 @@ def say(
         for item in items:
             yield _one(trained, item, decoding)
         return
+    items = list(items)
     done: dict[int, Said] = {}
-    decoder = trained.continuous(decoding, rows)
+    decoder = trained.continuous(decoding, rows, most_media=max(map(_media_of_chat, items), default=0))
 
     def prompts() -> "Iterator[tuple[Batch, int]]":
         for i, item in enumerate(items):
@@ -75,7 +90,7 @@ def say(
                 done[i] = Said(error=item.error)
                 continue
             try:
-                prompt = trained.request(item.media, item.question, prompt=item.prompt)
+                prompt = _prompt(trained, item)
             except UserError as e:
                 done[i] = _failed(item, e)
             else:
@@ -93,10 +108,30 @@ def say(
         at += 1
 
 
+def _media_of_chat(item: Item) -> int:
+    """The number of media of a conversation, 1 at least; 0 for others."""
+    if item.chat is None or item.error is not None:
+        return 0
+    with contextlib.suppress(UserError):  # it is told when its turn comes
+        return max(len(item.conversation().media), 1)
+    return 0
+
+
+def _prompt(trained: "TrainedModel", item: Item) -> "Batch":
+    from vadapter.runs import chat
+
+    if item.chat is None:
+        return trained.request(item.media, item.question, prompt=item.prompt)
+    found = item.conversation()
+    return trained.conversation(found.turns, chat.read_media(found, trained.sizes, trained.description.resize))
+
+
 def _one(trained: "TrainedModel", item: Item, decoding: "DecodingConfig") -> Said:
     if item.error is not None:
         return Said(error=item.error)
     try:
+        if item.chat is not None:
+            return Said(trained.chat(item.conversation(), decoding=decoding))
         if item.question is None:
             return Said(trained.caption(item.media, prompt=item.prompt, decoding=decoding))
         return Said(trained.answer(item.media, item.question, prompt=item.prompt, decoding=decoding))

@@ -10,6 +10,7 @@ import numpy as np
 
 from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
+from vadapter.data.reading.conversations import Conversation
 from vadapter.data.rows import memory
 from vadapter.data.rows.memory import Media
 from vadapter.data.rows.prompts import OBJECT
@@ -100,7 +101,9 @@ class TrainedModel:
         """
         return self._ask(images, question, prompt, decoding)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, decoding: DecodingConfig | None = None) -> str:
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]] | Conversation, *, decoding: DecodingConfig | None = None
+    ) -> str:
         """Answers the last turn of a conversation with any number of images and videos.
 
         Args:

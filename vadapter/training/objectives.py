@@ -5,10 +5,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from vadapter.base.array_types import Array, Int, PyTree
 from vadapter.models.configuration import TRAINING
+from vadapter.models.lora import DROPOUT
 from vadapter.models.losses import LossSums, ObjectiveConfig
 
 Objective = Callable[[PyTree, Any], LossSums]
@@ -35,8 +38,18 @@ class ModelObjective:
         return functools.partial(self._loss, beside={TRAINING: {"step": step}})
 
     def _loss(self, params: PyTree, batch: Any, beside: dict[str, Any]) -> LossSums:
-        variables = {"params": params, **beside}
-        return self.model.apply(variables, batch, self.settings, method="loss_sums")  # pyright: ignore
+        variables, rngs = {"params": params, **beside}, {}
+        if beside and getattr(self.model, "has_dropout", False):
+            rngs = {DROPOUT: _key(beside[TRAINING]["step"], batch)}
+        return self.model.apply(variables, batch, self.settings, method="loss_sums", rngs=rngs)  # pyright: ignore
+
+
+def _key(step: Int[Array, ""], batch: Any) -> Array:
+    """Returns the key of a step's dropout. Parts of an accumulated batch have the step in common, and other texts."""
+    texts = jax.tree.leaves(batch)[0].astype(jnp.uint32)
+    places = jnp.arange(texts.size, dtype=jnp.uint32).reshape(texts.shape)
+    root = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), step)
+    return jax.random.fold_in(root, jnp.sum(texts * (2 * places + 1), dtype=jnp.uint32))
 
 
 def make_objective(model: nn.Module, settings: ObjectiveConfig | None = None) -> Objective:

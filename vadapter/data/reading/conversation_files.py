@@ -26,6 +26,7 @@ class Reader(Protocol):
     """Records of files, numbered through."""
 
     left_out: int
+    format: str
 
     def __len__(self) -> int: ...
 
@@ -60,8 +61,8 @@ def format_of(path: str) -> str:
     )
 
 
-def open_files(patterns: str | Sequence[str], cache_dir: str = "") -> tuple[str, Reader]:
-    """Opens files of one format, and returns it.
+def open_files(patterns: str | Sequence[str], cache_dir: str = "") -> Reader:
+    """Opens files of one format.
 
     Raises:
         UserError: files are missing, of several or unknown formats, or without records.
@@ -80,7 +81,7 @@ def open_files(patterns: str | Sequence[str], cache_dir: str = "") -> tuple[str,
             f"Expected conversations in {files[0]}; found none that can be used ({reader.left_out} others). Correct "
             "the file."
         )
-    return format_, reader
+    return reader
 
 
 class RangeReader:
@@ -94,7 +95,7 @@ class RangeReader:
         }
         found = shards.indexes(files, scans[format_], f"conversations 1 {format_}", cache_dir)
         self.left_out = sum(index.left_out for index in found)
-        self._indexes, self._format = found, format_
+        self._indexes, self.format = found, format_
         self._places = Places(files, [len(index.offsets) for index in found])
 
     def __len__(self) -> int:
@@ -111,7 +112,7 @@ class RangeReader:
             return {}, Conversation(place, error=f"has {size} bytes, and at most {MAX_RECORD_BYTES} are read")
         raw, folder = storage.read_range(file, int(where.offsets[number]), size), os.path.dirname(file)
         texts, media = [raw], {}
-        if self._format == TAR:
+        if self.format == TAR:
             members = pair_formats.members(raw)
             texts = [content for name, content in members if name.lower().endswith(".json")]
             media = {name.rpartition("/")[2]: content for name, content in members if name.lower().endswith(_MEDIA)}
@@ -125,7 +126,7 @@ class RangeReader:
 class ParquetReader:
     """Parquet files; of their columns those that conversations may have."""
 
-    left_out = 0
+    left_out, format = 0, PARQUET
 
     def __init__(self, files: Sequence[str], cache_dir: str):
         def columns(found: Sequence[str]) -> list[str]:

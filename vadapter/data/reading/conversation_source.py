@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,13 +12,14 @@ import numpy as np
 from vadapter.base import resizing
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
-from vadapter.data.reading import contents, conversations, images, shards, storage, video
+from vadapter.data.reading import conversations, images, storage, tiles, video
 from vadapter.data.reading.conversation_files import Reader, open_files
 from vadapter.data.reading.conversations import MARK, Conversation, File
 from vadapter.data.reading.images import MediaError
 from vadapter.data.reading.media_folders import MediaFolders
 from vadapter.data.reading.records import MAX_REMOTE_BYTES
 from vadapter.data.reading.sources import Medium, RandomAccessSource
+from vadapter.data.reading.splits import TRAIN, Splits
 from vadapter.data.rows.sizes import MEDIA_KINDS, Shape
 
 SETTING = "chat_task.media_folders"
@@ -44,7 +46,7 @@ class ConversationSource(RandomAccessSource):
         *,
         media: str = "",
         max_media: int = 0,
-        tiles: int = 0,
+        max_tiles: int = 0,
         augment: Augment | None = None,
         holdout: float = 0.0,
         resize: str | None = None,
@@ -56,36 +58,19 @@ class ConversationSource(RandomAccessSource):
     ):
         video.check_sampling(frame_sampling)
         resizing.parse(resize)
-        _check_numbers(media, max_media, tiles)
-        self.resize, self.frame_sampling, self._tiles, self._augment = resize, frame_sampling, tiles, augment
-        format_, reader = open_files(train, cache_dir)
-        files = [file for given in (train, validation) if given for file in shards.expand(given)]
-        self.folders = MediaFolders.of(files, media_folders, SETTING)
-        self._files = {"train": shards.expand(train)}
-        self._name = self._files["train"][0]
+        _check_numbers(media, max_media, max_tiles)
+        self.resize, self.frame_sampling, self._augment = resize, frame_sampling, augment
+        self._max_tiles = max_tiles
+        self._parts = Splits(train, validation, lambda given: open_files(given, cache_dir), holdout)
+        self.folders = MediaFolders.of(sum(self._parts.files.values(), []), media_folders, SETTING)
+        self._name = self._parts.files[TRAIN][0]
         self.threads = threads or storage.default_threads(self._name)
-        held = 0 if validation or holdout <= 0 else min(max(round(holdout * len(reader)), 1), len(reader) - 1)
-        self._parts: dict[str, tuple[Reader, int, int]] = {"train": (reader, 0, len(reader) - held)}
-        if held:
-            self._parts["validation"] = (reader, len(reader) - held, len(reader))
-        if validation:
-            _, other = open_files(validation, cache_dir)
-            self._parts["validation"] = (other, 0, len(other))
-            self._files["validation"] = shards.expand(validation)
-        self.splits = tuple(self._parts)
-        self._look(reader, format_, media, max_media, max_bad_share)
+        self._parts.check_share(max_bad_share, "chat_task.max_bad_share")
+        self.left_out, self.splits = self._parts.left_out, self._parts.names
+        self._look(self._parts.train, media, max_media)
 
-    def _look(self, reader: Reader, format_: str, media: str, max_media: int, max_bad_share: float) -> None:
+    def _look(self, reader: Reader, media: str, max_media: int) -> None:
         """Finds by the first records what the files have, and says it."""
-        for each in {id(r): r for r, _, _ in self._parts.values()}.values():
-            self.left_out += each.left_out
-            total = each.left_out + len(each)
-            if each.left_out > max_bad_share * total:
-                raise UserError(
-                    f"Expected at most {max_bad_share:.1%} of the records of {self._name} to be unusable; found "
-                    f"{each.left_out} of {total} (named in the log). Repair the files, or raise "
-                    "chat_task.max_bad_share."
-                )
         good, layout, wrong = [], "", ""
         for i in range(min(len(reader), _LOOKED_AT)):
             fields, found = reader.read(i)
@@ -102,9 +87,11 @@ class ConversationSource(RandomAccessSource):
         most = max(len(conversation.media) for conversation in good)
         self.max_media = 0 if self.media == "none" else max_media or min(max(most, 1), MOST_FOUND)
         some = f"{self.media}{'s' if self.max_media > 1 else ''}"
-        self.description = f"{layout} in {format_}; at most {self.max_media} {some} a row"
+        self.description = f"{layout} in {reader.format}; at most {self.max_media} {some} a row"
+        if self._max_tiles:
+            self.description += f"; at most {self._max_tiles} tiles behind an image, by its shape, among them"
         if self.media == "none":
-            self.description = f"{layout} in {format_}; text alone"
+            self.description = f"{layout} in {reader.format}; text alone"
         if most > self.max_media:
             logging.warning(
                 "%s: a record has %d images or videos, and a row holds %d: later turns are cut. Raise "
@@ -116,31 +103,38 @@ class ConversationSource(RandomAccessSource):
         return f"ConversationSource({self._name})"
 
     def num_examples(self, split: str) -> int:
-        _, start, stop = self._parts[split]
-        return stop - start
+        return self._parts.count(split)
 
     def read(self, split: str, indices: np.ndarray) -> list[Found]:
-        reader, start, _ = self._parts[split]
-        found = [reader.read(int(i) + start)[1] for i in indices]
+        reader, places = self._parts.find(split, indices)
+        found = [reader.read(int(i))[1] for i in places]
         for conversation in found if self.media == "none" else ():  # nobody asks for media, which would tell
             if conversation.error or conversation.media:
                 raise MediaError(conversation.error or "has images or videos, and chat_task.media is 'none'")
-        return [Found(c if c.error else self._tiled(c), split == "train") for c in found]
+        return [Found(c if c.error else self._tiled(c), split == TRAIN) for c in found]
 
     def _tiled(self, conversation: Conversation) -> Conversation:
         """Puts the tiles of each image behind it: as marks in the text, and as media."""
-        if not self._tiles:
+        if not self._max_tiles:
             return conversation
-        media = [view for file in conversation.media for view in _views(file, self._tiles)]
-        counts = iter(1 + self._tiles**2 if file.kind == "image" else 1 for file in conversation.media)
+        media = [self._views(file) for file in conversation.media]
+        counts = iter([len(views) for views in media])
         turns = [
-            (
-                role,
-                "".join(MARK * next(counts) if letter == MARK else letter for letter in text) if MARK in text else text,
-            )
+            (role, "".join(MARK * next(counts) if letter == MARK else letter for letter in text))
             for role, text in conversation.turns
         ]
-        return dataclasses.replace(conversation, turns=tuple(turns), media=tuple(media))
+        return dataclasses.replace(conversation, turns=tuple(turns), media=tuple(itertools.chain(*media)))
+
+    def _views(self, file: File) -> list[File]:
+        """An image and its tiles; a video alone, and what cannot be read, which is told when it is decoded."""
+        if file.kind != "image":
+            return [file]
+        try:
+            columns, rows = tiles.grid_for(*images.size_of(self._content(file)), self._max_tiles)
+        except (MediaError, OSError):
+            return [file]
+        count = columns * rows if columns * rows > 1 else 0
+        return [file, *[dataclasses.replace(file, grid=(columns, rows))] * count]
 
     def features(self, record: Found) -> dict[str, Any]:
         """`roles` and `texts` of the turns, with a `MARK` in the text for each medium."""
@@ -158,17 +152,14 @@ class ConversationSource(RandomAccessSource):
                 f"its first turn has {conversation.first_media()} images and videos, and a row holds {shape[0]} "
                 "(chat_task.max_media)"
             )
-        found, whole = np.zeros(shape, np.uint8), np.zeros(0)
+        found, cut = np.zeros(shape, np.uint8), None
         for i, file in enumerate(conversation.media[: shape[0]]):
             try:
-                if file.view is None:
-                    found[i] = self._frames(file, shape[1], shape[2], choice)
-                    continue
-                x, y, count = file.view
-                if (x, y) == (0, 0):  # the first of the tiles, which follow one another
-                    whole = images.decode(self._content(file), shape[2] * count, "stretch bilinear")
-                rows, columns = (slice(at * shape[2], (at + 1) * shape[2]) for at in (y, x))
-                found[i] = whole[rows, columns]
+                if file.grid is None:
+                    found[i], cut = self._frames(file, shape[1], shape[2], choice), None
+                else:  # tiles of the image before
+                    cut = cut or tiles.cut(self._content(file), file.grid, shape[2])
+                    found[i] = next(cut)
             except (MediaError, OSError) as e:
                 raise MediaError(f"{file.kind} {i + 1} of {len(conversation.media)}: {e}") from e
         if self._augment is not None and record.train:
@@ -197,6 +188,8 @@ class ConversationSource(RandomAccessSource):
         """All media of the record together; without media none."""
         digests = []
         for file in record.conversation.media:
+            if file.grid is not None:
+                continue  # a tile of the image before
             try:
                 if file.path:
                     self.folders.check(file.path)
@@ -210,33 +203,19 @@ class ConversationSource(RandomAccessSource):
 
     def fingerprint(self, split: str) -> str:
         """See `contents.of_files`."""
-        _, start, stop = self._parts[split]
-        files = self._files.get(split) or self._files["train"]
-        return contents.of_values([contents.of_files(files), start, stop, self.media, self.max_media, self._tiles])
+        return self._parts.fingerprint(split, self.media, self.max_media, self._max_tiles)
 
     @functools.cache  # noqa: B019 sources live as long as the process
     def blocks(self, split: str) -> np.ndarray | None:
-        reader, start, stop = self._parts[split]
-        sizes = reader.blocks()
-        if sizes is None:
-            return None
-        inside = np.diff(np.clip(np.cumsum(sizes), start, stop), prepend=start)
-        return inside[inside > 0]
+        return self._parts.blocks(split)
 
 
-def _check_numbers(media: str, max_media: int, tiles: int) -> None:
+def _check_numbers(media: str, max_media: int, max_tiles: int) -> None:
     if media and media not in MEDIA_KINDS:
         raise UserError(f"Expected chat_task.media to be one of {', '.join(MEDIA_KINDS)}; found {media!r}. Choose one.")
-    for name, value, most in (("max_media", max_media, 1024), ("tiles", tiles, 8)):
+    for name, value, most in (("max_media", max_media, 1024), ("max_tiles", max_tiles, 64)):
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
             raise UserError(f"Expected chat_task.{name} to be a number of 0 to {most}; found {value!r}. Change it.")
-
-
-def _views(file: File, tiles: int) -> list[File]:
-    """An image and its tiles, row by row; a video alone."""
-    if file.kind != "image":
-        return [file]
-    return [file, *(dataclasses.replace(file, view=(x, y, tiles)) for y in range(tiles) for x in range(tiles))]
 
 
 def _augmented(augment: Augment, frames: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -38,13 +38,13 @@ class File:
         kind: image or video.
         path: where it lies; "" where its content is here.
         content: the encoded file.
-        view: (column, row, n): of an image, one of its n x n tiles; None is the whole.
+        grid: columns and rows of the tiles that an image stands for, which follow it; None is the whole.
     """
 
     kind: str
     path: str = ""
     content: bytes = b""
-    view: tuple[int, int, int] | None = None
+    grid: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

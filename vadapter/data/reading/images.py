@@ -251,6 +251,23 @@ def _decode(data: bytes, size: int | None, mode: str | None) -> np.ndarray:
     return resize(rgb, size, mode) if size else np.asarray(rgb)
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """Returns width and height of an encoded image, upright, without decoding it.
+
+    Raises:
+        MediaError: it is no image of a known type.
+    """
+    try:
+        image = Image.open(io.BytesIO(_without_texts(data)), formats=_KNOWN)
+        lies = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception as e:  # Pillow's decoders raise many types on damaged data
+        raise MediaError(f"not a readable image ({type(e).__name__}: {e})") from e
+    width, height = image.size
+    if not width or not height:
+        raise MediaError("an image without pixels")
+    return (height, width) if lies else (width, height)
+
+
 def from_pil(image: Image.Image, size: int, mode: str | None = None) -> np.ndarray:
     """Returns a picture that Pillow has opened or made as uint8 [size, size, 3]; `mode` as of `resize`.
 

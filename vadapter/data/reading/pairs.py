@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vadapter.base.errors import UserError
-from vadapter.data.reading import contents, shards, storage, video
+from vadapter.data.reading import storage, video
 from vadapter.data.reading.media_folders import MediaFolders
 from vadapter.data.reading.pair_formats import Fields
-from vadapter.data.reading.pair_readers import Reader, open_files
+from vadapter.data.reading.pair_readers import open_files
 from vadapter.data.reading.records import Record, RecordSource
+from vadapter.data.reading.splits import Splits
 
 
 class PairsSource(RecordSource):
@@ -38,58 +38,30 @@ class PairsSource(RecordSource):
     ):
         video.check_sampling(frame_sampling)
         self.media, self.resize, self.frame_sampling = fields.kind, resize, frame_sampling
-        reader = open_files(train, format, fields, cache_dir)
-        files = [file for given in (train, validation) if given for file in shards.expand(given)]
-        self.folders = MediaFolders.of(files, media_folders, "pairs_task.media_folders")
-        first = train if isinstance(train, str) else train[0]
-        self._files = {"train": shards.expand(train)}
-        self._name = first
-        self.threads = threads or storage.default_threads(first)
-        held = 0 if validation or holdout <= 0 else min(max(round(holdout * len(reader)), 1), len(reader) - 1)
-        self._parts: dict[str, tuple[Reader, int, int]] = {"train": (reader, 0, len(reader) - held)}
-        if held:
-            self._parts["validation"] = (reader, len(reader) - held, len(reader))
-        if validation:
-            other = open_files(validation, format, fields, cache_dir)
-            self._parts["validation"] = (other, 0, len(other))
-            self._files["validation"] = shards.expand(validation)
-        for each in {id(r): r for r, _, _ in self._parts.values()}.values():
-            self._check_share(each, max_bad_share)
-            self.left_out += each.left_out
-        self.splits = tuple(self._parts)
-
-    def _check_share(self, reader: Reader, max_bad_share: float) -> None:
-        total = reader.left_out + len(reader)
-        if reader.left_out:
-            logging.warning("%s: left out %d of %d records", self._name, reader.left_out, total)
-        if reader.left_out > max_bad_share * total:
-            raise UserError(
-                f"Expected at most {max_bad_share:.1%} of the records of {self._name} to be unusable; found "
-                f"{reader.left_out} of {total} (named in the log). Repair the files, or raise max_bad_share."
-            )
+        self._parts = Splits(train, validation, lambda given: open_files(given, format, fields, cache_dir), holdout)
+        self.folders = MediaFolders.of(sum(self._parts.files.values(), []), media_folders, "pairs_task.media_folders")
+        self._name = train if isinstance(train, str) else train[0]
+        self.threads = threads or storage.default_threads(self._name)
+        self._parts.check_share(max_bad_share, "pairs_task.max_bad_share")
+        self.left_out = self._parts.left_out
+        if self.left_out:
+            logging.warning("%s: left out %d records", self._name, self.left_out)
+        self.splits = self._parts.names
 
     def __str__(self) -> str:
         return f"PairsSource({self._name})"
 
     def num_examples(self, split: str) -> int:
-        _, start, stop = self._parts[split]
-        return stop - start
+        return self._parts.count(split)
 
     def read(self, split: str, indices: np.ndarray) -> list[Record]:
-        reader, start, _ = self._parts[split]
-        return reader.read(np.asarray(indices) + start)
+        reader, places = self._parts.find(split, indices)
+        return reader.read(places)
 
     def fingerprint(self, split: str) -> str:
         """See `contents.of_files`."""
-        _, start, stop = self._parts[split]
-        return contents.of_values([contents.of_files(self._files.get(split) or self._files["train"]), start, stop])
+        return self._parts.fingerprint(split)
 
     @functools.cache  # noqa: B019 sources live as long as the process
     def blocks(self, split: str) -> np.ndarray | None:
-        reader, start, stop = self._parts[split]
-        sizes = reader.blocks()
-        if sizes is None:
-            return None
-        ends = np.clip(np.cumsum(sizes), start, stop)
-        inside = np.diff(ends, prepend=start)
-        return inside[inside > 0]
+        return self._parts.blocks(split)

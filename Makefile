@@ -43,7 +43,7 @@ parity: $(VENV)/.stamp-parity
 
 # t5x and big_vision, fetched with git at the commits of docs/bridges.md, train what vadapter trains.
 bridges: $(VENV)/.stamp-bridges
-	PYTHONPATH=$$(tests/contrib/fetch.sh .bridges) $(BIN)/python -m pytest tests/contrib $(ARGS)
+	found=$$(tests/contrib/fetch.sh .bridges) && PYTHONPATH=$$found $(BIN)/python -m pytest tests/contrib $(ARGS)
 
 lint: $(VENV)/.stamp-lint
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ ONLY_IN = {
     "tensorflow": {"data", "benchmarks", "contrib"},
     "tensorflow_datasets": {"data", "benchmarks"},
     "tensorflow_text": {"data", "benchmarks"},
-    "seqio": {"data", "benchmarks"},
+    "seqio": {"data", "benchmarks", "contrib"},
     "gin": {"recipes"},
     "argparse": {"cli", "contrib"},
     "torch": {"sharing"},

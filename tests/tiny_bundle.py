@@ -11,11 +11,11 @@ from vadapter.runs import bundle
 from vadapter.runs.description import Description, Text
 
 
-def write_bundle(folder, name="bundle", lengths=None, resize="stretch"):
+def write_bundle(folder, name="bundle", lengths=None, resize="stretch", adapter="perceiver", **decoder):
     """A model with random weights, all of them in one bundle. Returns its path."""
     sizes = {"depth": 1, "num_heads": 2}
-    parts = {"decoder": models.decoder(**sizes, vocab_size=512), "encoder": models.vit(**sizes)}
-    config = models.vlm("perceiver", **parts, num_frames=2)
+    parts = {"decoder": models.decoder(**sizes, vocab_size=512, **decoder), "encoder": models.vit(**sizes)}
+    config = models.vlm(adapter, **parts, num_frames=2)
     params = small.params(VLM(config), example=models.batch(config, rows=1))
     arrays = {path: np.asarray(x) for path, x in trees.flatten(params).items()}
     lengths = lengths or {"inputs": 16, "targets": 16}

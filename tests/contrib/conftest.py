@@ -15,6 +15,11 @@ _SIZES = {"train": 64, "validation": 16, "test": 8, "video_train": 8, "video_eva
 SCENES = ScenesConfig(**_SIZES, num_frames=2)
 
 
+def missing(package):
+    """Why tests of a package are skipped."""
+    return f"{package} is on no registry, so it is not installed here: `make bridges` fetches it and runs these tests"
+
+
 def run(module, *args, cwd):
     """Runs a module of Python in a process of its own, in the checkout's version of vadapter."""
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
@@ -49,10 +54,10 @@ class World:
         sources = {"ENCODER_WEIGHTS": f"'{self.folder / 'start'}'", "TINY_WEIGHTS": f"'{self.folder / 'start'}'"}
         return {**self.settings, **sources, "TRAINABLE": "['adapter/.*']", "TrainConfig.frozen_dtype": "'bfloat16'"}
 
-    def train(self, name, settings):
+    def train(self, name, settings, *more):
         """Trains by `vadapter train`."""
         flags = [f"--gin.{key}={value}" for key, value in {**settings, "MODEL_DIR": f"'{self.folder / name}'"}.items()]
-        run("vadapter", "train", "--gin_file=experiments/scenes_stage1.gin", *flags, cwd=self.folder)
+        run("vadapter", "train", "--gin_file=experiments/scenes_stage1.gin", *flags, *more, cwd=self.folder)
 
 
 @pytest.fixture(scope="session")

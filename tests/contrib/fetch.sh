@@ -19,17 +19,18 @@ fetch() {
   rm -rf "$to"
   git init -q "$to"
   git -C "$to" remote add origin "$github/$owner/$name"
-  # Files only as the checkout asks for them: some of these repositories hold large ones.
+  # The files that are needed alone, all of them at once: some of these repositories hold large ones.
+  git -C "$to" sparse-checkout set --no-cone "$@"
   git -C "$to" fetch -q --depth 1 --filter=blob:none origin "$commit"
-  git -C "$to" checkout -q FETCH_HEAD -- "$@"
+  git -C "$to" checkout -q FETCH_HEAD
   touch "$to/.at-$commit"
 }
 
-fetch t5x google-research cc342d419ec3e3e9c4bf1df33c82330cafdc1e16 't5x/*.py' 't5x/*.gin'
-fetch big_vision google-research 0127fb6b337ee2a27bf4e54dea79cff176527356 'big_vision/*.py'
+fetch t5x google-research cc342d419ec3e3e9c4bf1df33c82330cafdc1e16 '/t5x/**/*.py' '/t5x/**/*.gin'
+fetch big_vision google-research 0127fb6b337ee2a27bf4e54dea79cff176527356 '/big_vision/**/*.py'
 # t5x imports these two, which are on PyPI broken or not at all.
-fetch airio google 69897df7d9a427b947a9f7bb4164c7782b43e601 'airio/*.py'
+fetch airio google 69897df7d9a427b947a9f7bb4164c7782b43e601 '/airio/**/*.py'
 fetch jestimator google-research 326824a477feef6d92e6f44175000907a72899ca \
-  jestimator/__init__.py jestimator/amos.py jestimator/amos_helper.py
+  /jestimator/__init__.py /jestimator/amos.py /jestimator/amos_helper.py
 
 echo "$folder/t5x:$folder/big_vision:$folder/airio:$folder/jestimator"

@@ -1,6 +1,6 @@
 """big_vision trains models of vadapter. Needs big_vision: `make bridges` fetches it."""
 
-import importlib.util
+import importlib
 import json
 
 import jax
@@ -9,25 +9,20 @@ import pytest
 from flax import linen as nn
 
 import vadapter
-from tests.contrib.conftest import ROOT, SCENES, STEPS, run
+from tests.contrib.conftest import ROOT, STEPS, World, missing, run
 from tests.models import small
 from vadapter.base import trees
 from vadapter.base.errors import UserError
+from vadapter.base.evaluator import whole_names
 from vadapter.contrib import checkpoints
-from vadapter.data.order.config import LoaderConfig
-from vadapter.data.order.loader import Loader
-from vadapter.data.scenes.scenes_tasks import scenes_task
 from vadapter.models.serialization import to_json
 from vadapter.models.vlm import VLM
-from vadapter.runs.batches import for_model
 
-if importlib.util.find_spec("big_vision") is None:
-    pytest.skip("big_vision is not importable; `make bridges` fetches it and tests", allow_module_level=True)
-
+pytest.importorskip("big_vision", reason=missing("big_vision"))
 from big_vision.models import vit as their_vit
 
 from vadapter.contrib import big_vision
-from vadapter.contrib.big_vision import encoder, vision, vit, vlm
+from vadapter.contrib.big_vision import encoder, evaluator, vision, vit, vlm
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
 SIZES = {"variant": "mu/16", "num_classes": 5}
@@ -166,13 +161,53 @@ def test_names_are_registered():
     big_vision.register()
     assert importlib.import_module("big_vision.models.vadapter") is vlm
     assert importlib.import_module("big_vision.models.vadapter_vit") is vit
+    assert importlib.import_module("big_vision.evaluators.vadapter") is evaluator
+
+
+@pytest.fixture
+def paligemma(monkeypatch):
+    """`proj.paligemma.paligemma` before a small Gemma."""
+    from big_vision.models.ppp import gemma
+    from big_vision.models.proj.paligemma import paligemma
+
+    big_vision.register()
+    sizes = gemma.get_config("gemma_2b")
+    sizes.update(width=32, depth=1, mlp_dim=32, num_heads=2, num_kv_heads=1, head_dim=16, vocab_size=64)
+    monkeypatch.setattr(gemma, "get_config", lambda variant: sizes)
+    return lambda name, **img: paligemma.Model(img_model=name, img=img, llm={"variant": "gemma_2b", "vocab_size": 64})
+
+
+def test_encoder_and_adapter_stand_before_the_language_model_of_paligemma(paligemma):
+    whole = small.vlm("perceiver")
+    texts = {"encoder": json.dumps(to_json(whole.encoder)), "adapter": json.dumps(to_json(whole.adapter))}
+    image, text = np.zeros((2, 16, 16, 3), np.float32), np.ones((2, 5), np.int32)
+    model = paligemma("vadapter_vision", **texts)
+    params = init(model, image, text, np.ones_like(text))
+    assert set(params["img"]) == {"encoder", "adapter"}
+    assert model.apply({"params": params}, image, text, np.ones_like(text))[0].shape == (2, 5, 64)
+
+
+def test_our_vit_stands_in_the_place_of_theirs_in_paligemma(paligemma):
+    image, text = IMAGES, np.ones((2, 5), np.int32)
+    theirs = paligemma("vit", variant="mu/16", pool_type="none", scan=True)
+    ours = paligemma("vadapter_vit", variant="mu/16", pool_type="none", image_size=32)
+    params = noisy(init(theirs, image, text, np.ones_like(text)))
+    (expected, _), (found, _) = (m.apply({"params": params}, image, text, np.ones_like(text)) for m in (theirs, ours))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 # ---- its own launcher
 
+# With as many targets in each row, the mean over rows of each row's mean (big_vision's) is that over all targets.
+SAME = {
+    "TASK_FEATURE_LENGTHS": "{'inputs': 24, 'targets': 2}",
+    "OptimizerConfig.schedule": "'constant'",
+    "EVALUATIONS": "[@val/Evaluation(), @generation/Evaluation()]",
+}
+
 
 def launch(world, name, **more):
-    settings = {**world.from_weights(), "OptimizerConfig.schedule": "'constant'", **more}
+    settings = {**world.from_weights(), **SAME, **more}
     text = "; ".join(f"gin.{key}={value}" for key, value in settings.items())
     config = f"{ROOT / 'vadapter/contrib/big_vision/config.py'}:gin_file=experiments/scenes_stage1.gin; {text}"
     trainer = "big_vision.trainers.proj.paligemma.train"
@@ -180,10 +215,14 @@ def launch(world, name, **more):
     return world.folder / name
 
 
+def lines(file):
+    return list(map(json.loads, file.read_text().splitlines()))
+
+
 def losses(folder):
     """Those of all steps in order, the last one twice. The step written beside one may be the next: it is read late."""
-    lines = map(json.loads, (folder / "big_vision_metrics.txt").read_text().splitlines())
-    return [line["training_loss"] for line in lines if "training_loss" in line]
+    found = lines(folder / "big_vision_metrics.txt")
+    return [line["training_loss"] for line in found if "training_loss" in line]
 
 
 @pytest.fixture(scope="module")
@@ -191,23 +230,37 @@ def trained(world):
     return launch(world, "big_vision")
 
 
+@pytest.fixture(scope="module")
+def expected(world):
+    """What vadapter's own training finds, by split and step."""
+    world.train("same", {**world.from_weights(), **SAME})
+    return {(line["split"], line["step"]): line for line in lines(world.folder / "same" / "curve.jsonl")}
+
+
 @pytest.mark.slow
-def test_the_first_loss_is_that_of_vadapter_by_rows(world, trained):
-    """big_vision's trainer takes the mean over rows of each row's mean; so do weights that add up to 1 in each row."""
-    name = scenes_task("scenes_images", str(world.folder / "data"), SCENES)
-    model = vadapter.load(before(world))
-    data = LoaderConfig(name, batch_size=8, lengths={"inputs": 24, "targets": 16})
-    batch = next(iter(Loader(data, for_model(model.description.model)).batches(0)))
-    weights = batch.target_weights / np.maximum(batch.target_weights.sum(axis=1, keepdims=True), 1)
-    sums = model.model.apply({"params": model.params}, batch.replace(target_weights=weights), method="loss_sums")
-    np.testing.assert_allclose(losses(trained)[0], sums.loss_sum / sums.weight_sum, rtol=1e-5)
+def test_losses_are_those_of_vadapter_train(trained, expected):
+    found = losses(trained)
+    assert len(found) == STEPS + 1
+    for step in range(STEPS):
+        np.testing.assert_allclose(found[step], expected["train", step + 1]["loss"], rtol=1e-5)
 
 
-def before(world):
-    """A run with the parameters that both begin with: its one update changes nothing."""
-    settings = {**world.from_weights(), "OptimizerConfig.learning_rate": "1e-30", "TRAIN_STEPS": "1"}
-    world.train("before", settings)
-    return world.folder / "before"
+@pytest.mark.slow
+def test_its_metrics_have_the_scores_of_vadapter(trained, expected):
+    found = {name: value for line in lines(trained / "big_vision_metrics.txt") for name, value in line.items()}
+    for split in ("val", "generation"):
+        scores = {name: x for name, x in expected[split, STEPS].items() if isinstance(x, float)}
+        assert scores
+        for name, score in whole_names(split, scores).items():
+            np.testing.assert_allclose(found[name], score, rtol=1e-4, err_msg=name)
+
+
+def test_an_evaluation_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluator, "workdir", lambda: str(tmp_path / "run"))
+    settings = "; ".join(f"gin.{name}={value}" for name, value in World(tmp_path).from_weights().items())
+    text = f"gin_file=experiments/scenes_stage1.gin; {settings}"
+    with pytest.raises(UserError, match="no evaluation 'ocr'; its evaluations are val"):
+        evaluator.Evaluator(None, experiment=text, evaluation="ocr")
 
 
 @pytest.mark.slow
@@ -227,3 +280,19 @@ def test_a_launch_that_was_stopped_goes_on_as_if_it_had_not(world, trained):
     found, expected = losses(half), losses(trained)
     assert len(expected) == STEPS + 1
     assert found[: STEPS // 2] + found[STEPS // 2 + 1 :] == expected
+
+
+@pytest.mark.slow
+def test_vadapter_trains_on_the_vit_of_big_vision(world):
+    settings = {
+        **world.settings,
+        "TRAIN_STEPS": "1",
+        "SOURCES": "[]",
+        "TRAINABLE": "['.*']",
+        "ENCODER": "@BigVisionEncoderConfig()",
+        "BigVisionEncoderConfig.image_size": "32",
+        "BigVisionEncoderConfig.variant": "'mu/16'",
+    }
+    world.train("their_vit", settings, "--module=vadapter.contrib.big_vision.encoder")
+    (loss,) = [x["loss"] for x in lines(world.folder / "their_vit" / "curve.jsonl") if x["split"] == "train"]
+    assert np.isfinite(loss)

@@ -3,7 +3,9 @@
 import dataclasses
 import subprocess
 import sys
+import types
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import pytest
 import vadapter
 from tests.models import small
 from tests.tiny_bundle import write_bundle
-from vadapter.base import trees
+from vadapter.base import quantization, trees
 from vadapter.base.errors import UserError
 from vadapter.contrib import checkpoints, launch
 from vadapter.runs import description
@@ -23,9 +25,13 @@ def bundle(tmp_path_factory):
     return str(write_bundle(tmp_path_factory.mktemp("bundle")))
 
 
+def params_of(model):
+    return {path: np.asarray(x) for path, x in trees.flatten(vadapter.load(str(model)).params).items()}
+
+
 @pytest.fixture(scope="module")
 def params(bundle):
-    return {path: np.asarray(x) for path, x in trees.flatten(vadapter.load(bundle).params).items()}
+    return params_of(bundle)
 
 
 def assert_same(found, params):
@@ -88,6 +94,45 @@ def test_what_t5x_trained_becomes_a_run(bundle, params, tmp_path):
     assert_same({k: np.asarray(x) for k, x in trees.flatten(found.params).items()}, params)
     with pytest.raises(UserError, match="not empty"):
         checkpoints.to_run(folder, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_an_adapter_with_a_decoder_of_its_own_goes_both_ways_with_the_same_bits(tied_head, tmp_path):
+    bundle = str(write_bundle(tmp_path, adapter="queries", tied_head=tied_head))
+    expected = params_of(bundle)
+    assert ("decoder/head/embedding" in expected) != tied_head
+    assert any(path.startswith("adapter/lm/") for path in expected)
+    file, folder = str(tmp_path / "all.npz"), checkpoints.to_t5x(bundle, str(tmp_path / "exported"))
+    checkpoints.to_big_vision(bundle, file)
+    for name, source in (("from_npz", file), ("from_t5x", folder)):
+        checkpoints.to_run(source, str(tmp_path / name), like=bundle)
+        assert_same(params_of(tmp_path / name), expected)
+        again = checkpoints.to_t5x(str(tmp_path / name), str(tmp_path / f"{name}_again"))
+        assert_same(checkpoints.read_all(open_checkpoint(again).tensors), expected)
+
+
+def test_weights_of_another_model_are_refused(bundle, tmp_path):
+    other = str(write_bundle(tmp_path, "other", tied_head=False))
+    wide = str(write_bundle(tmp_path, "wide", mlp_dim=32))
+    file = str(tmp_path / "all.npz")
+    checkpoints.to_big_vision(bundle, file)
+    for like, expected in ((other, "head/embedding is only there"), (wide, "mlp"), (None, "--like")):
+        with pytest.raises(UserError, match=expected):
+            checkpoints.to_run(file, str(tmp_path / "run"), like=like)
+    assert not (tmp_path / "run").exists()
+
+
+def test_int8_weights_are_refused(monkeypatch, tmp_path):
+    model = types.SimpleNamespace(step=1, params={"decoder": {"w": quantization.quantize(np.ones((4, 4)), 1)}})
+    monkeypatch.setattr(checkpoints, "load", lambda path: model)
+    with pytest.raises(UserError, match="int8 weights"):
+        checkpoints.to_t5x("run", str(tmp_path))
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="t5x runs in 2 processes"):
+        launch.check(types.SimpleNamespace(model=None, train=None), "t5x")
 
 
 def test_a_checkpoint_away_from_its_launch_is_refused(bundle, tmp_path):

@@ -1,37 +1,41 @@
 """t5x trains an experiment of vadapter as vadapter does. Needs t5x: `make bridges` fetches it."""
 
 import dataclasses
-import importlib.util
 import json
 import shutil
+import types
 
+import gin
 import jax
 import numpy as np
 import pytest
 
 import vadapter
-from tests.contrib.conftest import ROOT, SCENES, STEPS, run
+from tests.contrib.conftest import ROOT, SCENES, STEPS, World, missing, run
 from vadapter.base import trees
+from vadapter.base.errors import UserError
 from vadapter.contrib import checkpoints
+from vadapter.contrib import launch as contrib_launch
 from vadapter.data.scenes import builder
 from vadapter.generation.config import DecodingConfig
 from vadapter.models.decoder import Decoder
 from vadapter.training import checkpoints as saved
 from vadapter.weights.checkpoint import open_checkpoint
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("t5x") is None, reason="t5x is not importable; `make bridges` fetches it and tests"
-    ),
-]
+pytest.importorskip("t5x", reason=missing("t5x"))
+from t5x import utils
+
+from vadapter.contrib import t5x as bridge
+
+pytestmark = pytest.mark.slow
+EVALUATIONS = "[@val/Evaluation(), @generation/Evaluation(), @reliance/Evaluation()]"
 GIN = ROOT / "vadapter/contrib/t5x"
 
 
-def launch(world, name, script="t5x.train", gin="train.gin", more_files=(), **more):
+def launch(world, name, script="t5x.train", gin_file="train.gin", **more):
     settings = {**world.from_weights(), "MODEL_DIR": f"'{world.folder / name}'", **more}
     flags = [f"--gin.{key}={value}" for key, value in settings.items()]
-    files = [f"--gin_file={file}" for file in (GIN / gin, "experiments/scenes_stage1.gin", *more_files)]
+    files = [f"--gin_file={file}" for file in (GIN / gin_file, "experiments/scenes_stage1.gin")]
     run(script, *files, *flags, cwd=world.folder)
     return world.folder / name
 
@@ -84,8 +88,12 @@ def test_a_launch_that_was_stopped_goes_on_as_if_it_had_not(world, trained):
     assert all(np.array_equal(found.read(name), expected.read(name)) for name in expected.infos)
 
 
-def test_what_vadapter_exports_writes_the_texts_of_vadapter_by_t5x(world):
-    exported = checkpoints.to_t5x(str(world.folder / "ours"), str(world.folder / "exported"))
+@pytest.fixture(scope="module")
+def exported(world):
+    return checkpoints.to_t5x(str(world.folder / "ours"), str(world.folder / "exported"))
+
+
+def test_what_vadapter_exports_writes_the_texts_of_vadapter_by_t5x(world, exported):
     out = world.folder / "texts"
     places = {"CHECKPOINT_PATH": f"'{exported}'", "INFER_OUTPUT_DIR": f"'{out}'"}
     launch(world, "unused", "t5x.infer", "infer.gin", **places)
@@ -98,31 +106,100 @@ def test_what_vadapter_exports_writes_the_texts_of_vadapter_by_t5x(world):
     assert [text.strip() for text in texts] == [text.strip() for text in expected]
 
 
+def test_its_evaluation_has_the_scores_of_vadapter_eval(world, exported):
+    out, expected = world.folder / "scores", world.folder / "expected"
+    places = {"CHECKPOINT_PATH": f"'{exported}'", "EVAL_OUTPUT_DIR": f"'{out}'", "EVALUATIONS": EVALUATIONS}
+    launch(world, "unused", "t5x.eval", "eval.gin", **places)
+    evaluations = f"--gin.EVALUATIONS={EVALUATIONS}"
+    run(
+        "vadapter",
+        "eval",
+        f"--model_dir={world.folder / 'ours'}",
+        f"--output={expected}",
+        evaluations,
+        cwd=world.folder,
+    )
+    scores = json.loads((expected / "metrics.json").read_text())["scores"]
+    found = out / "inference_eval" / f"checkpoint_{STEPS}"
+    by_t5x = json.loads((found / "metrics.json").read_text())["scores"]
+    assert set(scores) - set(by_t5x) == {f"val/{name}" for name in ("loss", "accuracy", "perplexity", "target_tokens")}
+    for name, score in by_t5x.items():
+        np.testing.assert_allclose(score, scores[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    texts = lambda folder: (folder / "predictions.jsonl").read_text().splitlines()  # noqa: E731
+    keys = ("id", "prediction", "references")
+    for theirs, ours in zip(map(json.loads, texts(found)), map(json.loads, texts(expected)), strict=True):
+        assert {k: theirs[k] for k in keys} == {k: ours[k] for k in keys}
+    for tag in ("loss", "accuracy"):
+        value = curve(out / "training_eval" / "val", tag)[STEPS]
+        np.testing.assert_allclose(value, scores[f"val/{tag}"], rtol=1e-5)
+    lines = (out / "inference_eval" / "generation-metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["step"] == STEPS
+
+
+@pytest.fixture
+def described(tmp_path):
+    """Makes the experiment of a launch be the one that gin describes, with further settings. Nothing is trained."""
+
+    def describe(**more):
+        settings = {**World(tmp_path).from_weights(), **more}
+        text = "; ".join(f"gin.{name}={value}" for name, value in settings.items())
+        return contrib_launch.experiment_of(f"gin_file=experiments/scenes_stage1.gin; {text}", str(tmp_path / "run"))
+
+    yield describe
+    gin.clear_config()
+
+
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
         ({"OptimizerConfig.name": "'adafactor'"}, "OptimizerConfig.name is 'adafactor'"),
         ({"TrainConfig.frozen_dtype": "'int8'"}, "frozen_dtype is 'int8'"),
-        ({"utils.DatasetConfig.batch_size": "16"}, "a batch size of 16"),
     ],
 )
-def test_what_t5x_cannot_do_is_refused_before_anything_is_made(world, tmp_path, setting, expected):
-    with pytest.raises(AssertionError, match=expected):
-        launch(world, str(tmp_path / "refused"), **setting)
-    assert not list((tmp_path / "refused").glob("checkpoint_*"))
+def test_what_t5x_cannot_do_is_refused_before_anything_is_made(described, setting, expected, tmp_path):
+    described(**setting)
+    with pytest.raises(UserError, match=expected):
+        bridge.VLMModel()
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_restore_that_renames_is_refused(world, tmp_path):
-    own = tmp_path / "own.gin"
-    own.write_text(
-        "from __gin__ import dynamic_registration\n"
-        "from t5x import utils\n"
-        "utils.CheckpointConfig.restore = @utils.RestoreCheckpointConfig()\n"
-        "utils.RestoreCheckpointConfig.path = []\n"
-        "utils.RestoreCheckpointConfig.state_transformation_fns = [@utils.get_local_data]\n"
-    )
-    with pytest.raises(AssertionError, match="the wrong tensors without"):
-        launch(world, "renamed", more_files=[own])
+def test_another_batch_size_than_the_experiments_is_refused(described):
+    described()
+    with pytest.raises(UserError, match="a batch size of 16"):
+        bridge.get_dataset(types.SimpleNamespace(batch_size=16), 0, 1)
+
+
+def test_evaluations_that_t5x_cannot_make_are_refused(described):
+    described(EVALUATIONS="[]")
+    with pytest.raises(UserError, match="EVALUATIONS is empty"):
+        bridge.Evaluator()
+    longer = {"other/DecodingConfig.max_new_tokens": "9", "other/Evaluation.decoding": "@other/DecodingConfig()"}
+    other = {"other/Evaluation.data": "@val/LoaderConfig()", "other/Evaluation.kind": "'generation'", **longer}
+    described(EVALUATIONS="[@generation/Evaluation(), @other/Evaluation()]", **other)
+    with pytest.raises(UserError, match="different DecodingConfigs"):
+        bridge.Evaluator()
+
+
+@pytest.mark.parametrize("parameter", ["assignment_map", "state_transformation_fns"])
+def test_a_restore_that_renames_is_refused_in_any_scope(described, parameter):
+    experiment = described()
+    with gin.unlock_config():
+        gin.parse_config(
+            "from __gin__ import dynamic_registration\n"
+            "from t5x import utils\n"
+            f"own/utils.RestoreCheckpointConfig.{parameter} = [('adapter/(.*)', 'other')]\n"
+        )
+    with pytest.raises(UserError, match=f"own/.*{parameter} is set.*the wrong tensors without"):
+        bridge.VLMModel(experiment)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"assignment_map": [("a", "b")]}, {"state_transformation_fns": [lambda state, _: state]}]
+)
+def test_a_restore_that_renames_is_refused_by_the_initialiser(settings):
+    config = utils.RestoreCheckpointConfig(path="anywhere", **settings)
+    with pytest.raises(UserError, match="the wrong tensors without"):
+        next(bridge.Initializer.from_checkpoints(object.__new__(bridge.Initializer), [config]))
 
 
 @pytest.mark.parametrize("changes", [{}, {"logits_via_embedding": True, "mlp_activations": ("gelu", "linear")}])

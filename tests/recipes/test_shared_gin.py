@@ -14,7 +14,7 @@ gin_front.share()
 settings = ["MODEL_DIR = 'there'", "DATA_DIR = 'x'"]
 gin.parse_config_files_and_bindings(["own.gin", "experiments/scenes_tiny.gin"], settings)
 print(gin.config_str())
-print("bound:", gin_front.bound("LoaderConfig.batch_size"), gin_front.bound("LoaderConfig.nothing"))
+print("bound:", gin_front.bound("eval_limit"), gin_front.bound("nothing"))
 """
 OWN = """
 from __gin__ import dynamic_registration
@@ -31,4 +31,4 @@ def test_files_with_dynamic_registration_and_shipped_ones_go_together(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "from vadapter.data.order import config" in done.stdout
     assert "MODEL_DIR = 'there'" in done.stdout
-    assert done.stdout.rstrip().endswith("bound: %BATCH_SIZE None")
+    assert done.stdout.rstrip().endswith("bound: {'val/vadapter.data.order.config.LoaderConfig.eval_limit': 256} {}")

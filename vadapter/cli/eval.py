@@ -155,8 +155,10 @@ def _tell(step: int, evaluated: "Evaluated") -> None:
 def parse_run(args: argparse.Namespace) -> None:
     """Parses a run's `config.gin`, then the files and bindings of the command line.
 
+    A run that another package has trained (docs/bridges.md) has no `config.gin`; the command line then says all.
+
     Raises:
-        UserError: the folder is not a run's, or as `config.parse_gin`.
+        UserError: the folder is not a run's; it has no `config.gin` and no file is given; or as `config.parse_gin`.
     """
     from etils import epath
 
@@ -169,10 +171,14 @@ def parse_run(args: argparse.Namespace) -> None:
     if args.step == EVERY and model_dir != args.model_dir.rstrip("/"):
         raise UserError(f"--step={EVERY} is of a whole run; {args.model_dir} is one checkpoint. Give {model_dir}.")
     saved = epath.Path(model_dir) / "config.gin"
-    if not saved.is_file():
-        raise UserError(f"{model_dir} has a checkpoint but no config.gin, which vadapter train writes. Put it back.")
+    files = [str(saved)] if saved.is_file() else []
+    if not files and not args.gin_file:
+        raise UserError(
+            f"{model_dir} has a checkpoint but no config.gin, which vadapter train writes. Put it back, or give the "
+            "gin files and settings of the training."
+        )
     macros = macros_of(description.load(model_dir), model_dir)
-    parse_gin_arguments(args, [str(saved)], [f"MODEL_DIR={model_dir!r}"], macros)
+    parse_gin_arguments(args, files, [f"MODEL_DIR={model_dir!r}"], macros)
 
 
 def macros_of(description: "Description", folder: str) -> dict[str, str]:

@@ -11,8 +11,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m vadapter.contrib", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("to_run", help="a checkpoint that t5x or big_vision trained as a run of vadapter")
-    run.add_argument("checkpoint", help="checkpoint_<step> of t5x, or checkpoint.bv-<step> of big_vision")
+    run.add_argument("checkpoint", help="checkpoint_<step> of t5x, checkpoint.bv-<step> of big_vision, or an .npz file")
     run.add_argument("out", help="folder of the run; it is made")
+    run.add_argument(
+        "--like", metavar="MODEL", help="a run or a bundle of the same model, where no launch made the folder"
+    )
     t5x = commands.add_parser("to_t5x", help="a run or a bundle as a checkpoint of t5x")
     t5x.add_argument("model", help="a run or a bundle")
     t5x.add_argument("out", help="folder to write checkpoint_<step> into")
@@ -26,7 +29,7 @@ def main() -> int:
 
     try:
         if args.command == "to_run":
-            checkpoints.to_run(args.checkpoint, args.out)
+            checkpoints.to_run(args.checkpoint, args.out, args.like)
         elif args.command == "to_t5x":
             checkpoints.to_t5x(args.model, args.out)
         else:

@@ -1,6 +1,7 @@
 """Checkpoints of t5x and big_vision, both ways. Needs neither package.
 
     python -m vadapter.contrib to_run runs/t5x/checkpoint_20 runs/stage1    # which `vadapter infer` reads
+    python -m vadapter.contrib to_run stage1.npz runs/again --like=runs/stage1
     python -m vadapter.contrib to_t5x runs/stage1 exported
     python -m vadapter.contrib to_big_vision runs/stage1 stage1.npz
 
@@ -48,31 +49,46 @@ _PLAIN_VIT = {
 }
 
 
-def to_run(checkpoint: str, out: str) -> None:
-    """Writes a checkpoint that t5x or big_vision trained as a run, for `vadapter infer` and all other commands.
+def to_run(checkpoint: str, out: str, like: str | None = None) -> None:
+    """Writes a checkpoint that t5x or big_vision trained as a run, for `vadapter infer` and other commands.
 
     Args:
-        checkpoint: `checkpoint_<step>` of t5x in its MODEL_DIR, or `checkpoint.bv-<step>` of big_vision in its workdir.
-            The experiment's MODEL_DIR must be that folder.
+        checkpoint: `checkpoint_<step>` of t5x, `checkpoint.bv-<step>` of big_vision, or an .npz file of a whole model.
         out: MODEL_DIR of the run; it is made.
+        like: a run or a bundle of the same model, for a checkpoint that is not where a launch of the bridges wrote it.
+            The run then has all parameters itself. Without it the checkpoint's folder must be the MODEL_DIR of the
+            experiment, and the run refers to the weights that frozen parameters are from.
 
     Raises:
-        UserError: it is no such checkpoint, or as `launch.to_run`.
+        UserError: it is no such checkpoint, or as `launch.to_run` and `launch.to_run_like`.
     """
-    checkpoint = checkpoint.rstrip("/")
-    model_dir, name = os.path.split(os.path.abspath(checkpoint))
+    params, step = _opened(checkpoint.rstrip("/"))
+    if like is not None:
+        launch.to_run_like(like, params, step, out)
+    elif step is None:
+        raise UserError(
+            f"{checkpoint} does not say what model it is of. Give a run or a bundle of the same model with --like."
+        )
+    else:
+        launch.to_run(os.path.dirname(os.path.abspath(checkpoint)), params, step, out)
+
+
+def _opened(checkpoint: str) -> tuple[dict[str, np.ndarray], int | None]:
+    """The parameters of a checkpoint and its step, where it has one."""
+    name = os.path.basename(os.path.abspath(checkpoint))
+    if name.endswith(".npz"):
+        return read_all(open_checkpoint(checkpoint).tensors), None
     if match := _T5X.fullmatch(name):
         found = open_checkpoint(checkpoint)
         if found.kind != T5X:
             raise UserError(f"{checkpoint} is a checkpoint of the kind {found.kind}; expected one of t5x.")
-        launch.to_run(model_dir, read_all(found.tensors), int(match.group(1)), out)
-    elif match := _BIG_VISION.fullmatch(name):
-        launch.to_run(model_dir, read_all(open_big_vision(checkpoint)), int(match.group(2)), out)
-    else:
-        raise UserError(
-            f"{checkpoint} is no checkpoint that is known. Expected the folder checkpoint_<step> of t5x, or "
-            "checkpoint.bv-<step, nine digits> of big_vision."
-        )
+        return read_all(found.tensors), int(match.group(1))
+    if match := _BIG_VISION.fullmatch(name):
+        return read_all(open_big_vision(checkpoint)), int(match.group(2))
+    raise UserError(
+        f"{checkpoint} is no checkpoint that is known. Expected the folder checkpoint_<step> of t5x, "
+        "checkpoint.bv-<step, nine digits> of big_vision, or an .npz file."
+    )
 
 
 def read_all(tensors: Tensors) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vadapter.base import files, json_text, trees
+from vadapter.base import files, json_text, quantization, trees
 from vadapter.base.errors import UserError
 from vadapter.base.paths import relative, resolve
 from vadapter.models.vlm import VLMConfig
@@ -22,7 +22,7 @@ from vadapter.training import checkpoints
 from vadapter.training.checkpoints import Checkpointer
 from vadapter.training.optimizers import OptimizerConfig
 from vadapter.training.program import Program
-from vadapter.training.sources import Reference
+from vadapter.training.sources import Reference, check_fits
 
 SOURCES = "sources.json"
 
@@ -65,9 +65,14 @@ def check(experiment: Experiment, launcher: str) -> VLMConfig:
         launcher: name of the package, for messages.
 
     Raises:
-        UserError: the model is no VLM, draws noise that depends on the step, or is trained from int8 weights; or
-            gradients are accumulated.
+        UserError: the model is no VLM, draws noise that depends on the step, or is trained from int8 weights; gradients
+            are accumulated; or there are several processes.
     """
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{launcher} runs in {jax.process_count()} processes; the bridge is for one, with any number of devices. "
+            "Start one process, or use vadapter train."
+        )
     model, config = experiment.model, experiment.train
     if not isinstance(model, VLMConfig):
         raise UserError(
@@ -77,6 +82,11 @@ def check(experiment: Experiment, launcher: str) -> VLMConfig:
         raise UserError(
             f"The model quantises its soft tokens, with noise that depends on the step, which {launcher} does not tell "
             "a model. Leave VLMConfig.quantization at None, or train it with vadapter train."
+        )
+    if model.make().has_dropout:
+        raise UserError(
+            f"LoRA drops out, by a number that each step draws, which {launcher} does not tell a model. Set "
+            "LoraConfig.dropout to 0, or train it with vadapter train."
         )
     if config.frozen_dtype == "int8":
         raise UserError(
@@ -138,6 +148,43 @@ def to_run(model_dir: str, params: dict[str, Any], step: int, out: str) -> None:
             could not refer to where they are from; or `out` is not empty.
     """
     described, references = _described(model_dir, out)
+    _write_run(described.moved(model_dir, out), references, params, step, out)
+
+
+def to_run_like(like: str, params: dict[str, Any], step: int | None, out: str) -> None:
+    """Writes parameters of a model that is known from elsewhere as a run that has all of them itself.
+
+    Args:
+        like: a run or a bundle of the same model.
+        params: `{slash path: array}` of all parameters.
+        step: updates made so far; None is as many as `like` has.
+        out: MODEL_DIR of the run; it is made.
+
+    Raises:
+        UserError: as `load` of `like`; parameters are missing, too many or of another shape; or `out` is not empty.
+    """
+    model = load(like)
+    shapes = trees.flatten(model.params)
+    if any(quantization.is_quantized(x) for x in shapes.values()):
+        raise UserError(
+            f"{like} was trained between int8 weights, which neither package has. Give another run or bundle."
+        )
+    odd = sorted(shapes.keys() ^ params.keys())
+    if odd:
+        where = "only there" if odd[0] in shapes else "not there"
+        raise UserError(
+            f"Expected the {len(shapes)} parameters of {like}, and found {len(params)}; {odd[0]} is {where}. Give a "
+            "run or a bundle of the very model that was saved."
+        )
+    check_fits(params, shapes, like)
+    described = model.description.moved(like, out)
+    described = dataclasses.replace(described, training={**described.training, "trainable": [".*"]})
+    _write_run(described, [], params, model.step if step is None else step, out)
+
+
+def _write_run(
+    described: Description, references: list[Reference], params: dict[str, Any], step: int, out: str
+) -> None:
     _check_free(out)
     trainable = tuple(described.training["trainable"])
     settings = {"trainable": trainable, "frozen_dtype": described.frozen_dtype}
@@ -155,7 +202,7 @@ def to_run(model_dir: str, params: dict[str, Any], step: int, out: str) -> None:
             at = jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
             checkpointer.save(dataclasses.replace(state, step=at), record)
             checkpointer.finish()
-        description.save(out, described.moved(model_dir, out))
+        description.save(out, described)
     _check_frozen(out, trees.flatten(frozen))
 
 

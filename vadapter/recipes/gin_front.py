@@ -171,12 +171,20 @@ def share() -> None:
     gin_files.find_shipped()
 
 
-def bound(name: str) -> Any:
-    """Returns what a parameter is bound to, such as `utils.Config.path`; None where it is not."""
-    try:
-        return gin.query_parameter(name)
-    except ValueError:
-        return None
+def bound(parameter: str) -> dict[str, Any]:
+    """Returns what all parameters of a name are bound to, in any scope and of any configurable.
+
+    Args:
+        parameter: its own name, such as `batch_size`.
+
+    Returns:
+        `{whole name as gin writes it: value}`.
+    """
+    return {
+        f"{scope}/{selector}.{parameter}" if scope else f"{selector}.{parameter}": values[parameter]
+        for (scope, selector), values in gin_config._CONFIG.items()
+        if parameter in values
+    }
 
 
 def registered() -> Mapping[str, Callable[..., Any]]:

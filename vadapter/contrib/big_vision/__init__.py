@@ -6,6 +6,7 @@ big_vision finds models and data by names below its own package. `register` give
     model_name = "vadapter_vit"     a ViT with pooling and head, as big_vision's own `vit`: `vit.py`
     img_model = "vadapter_vision"   ViT and adapter, for `proj.paligemma.paligemma`: `vision.py`
     data.name = "bv:vadapter"       the batches of an experiment: `dataset.py`
+    evals.NAME.type = "vadapter"    an evaluation of an experiment: `evaluator.py`
 
 `config.py` is a configuration for an experiment of vadapter; docs/bridges.md has the whole story.
 """
@@ -20,11 +21,12 @@ _NAMES = {
     "big_vision.models.vadapter_vit": "vit",
     "big_vision.models.vadapter_vision": "vision",
     "big_vision.datasets.vadapter": "dataset",
+    "big_vision.evaluators.vadapter": "evaluator",
 }
 
 
 def register() -> None:
-    """Makes models and data known to big_vision by name. Configurations call it; twice does no harm."""
+    """Makes models, data and evaluators known to big_vision by name. Configurations call it; twice does no harm."""
     for name, module in _NAMES.items():
         sys.modules[name] = importlib.import_module(f"{__name__}.{module}")
     if not hasattr(jax.sharding, "PositionalSharding"):

@@ -4,8 +4,8 @@ python -m big_vision.trainers.proj.paligemma.train --workdir runs/stage1 --confi
   "vadapter/contrib/big_vision/config.py:gin_file=experiments/scenes_stage1.gin; gin.DATA_DIR='scenes'; \
   gin.ENCODER_WEIGHTS='runs/vit'; gin.TINY_WEIGHTS='runs/tiny'"
 
-Model, data, first values, and what is trained are the experiment's, and its MODEL_DIR is the workdir. The loop, the
-schedule and the loss are big_vision's: its loss is the mean over rows of each row's mean.
+Model, data, first values, evaluations, and what is trained are the experiment's, and its MODEL_DIR is the workdir. The
+loop, the schedule and the loss are big_vision's: its loss is the mean over rows of each row's mean.
 """
 
 import json
@@ -19,7 +19,8 @@ from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.contrib import big_vision, launch
 from vadapter.models.serialization import to_json
-from vadapter.runs.experiment import Parts
+from vadapter.runs.experiment import Evaluation, Parts
+from vadapter.training.loop import TrainConfig
 from vadapter.training.optimizers import OptimizerConfig, decay_mask
 
 
@@ -56,7 +57,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "mesh": [("data", -1)],
         "sharding_strategy": [(".*", "replicate")],
         "sharding_rules": [("act_batch", "data")],
-        "evals": {},
+        "evals": {each.name: _evaluated(each, arg, experiment.train) for each in experiment.evaluations},
         **updates,
     }
     return ml_collections.ConfigDict(config)
@@ -80,6 +81,20 @@ def _updates(config: OptimizerConfig, parts: Parts) -> dict[str, Any]:
         "wd_mults": [(_any(path for path, decays in decayed.items() if decays), 1.0), (".*", 0.0)],
         "grad_clip_norm": config.clip_norm,
         "schedule": [(_any(parts.program.storage.trained), schedule), (".*", None)],
+    }
+
+
+def _evaluated(evaluation: Evaluation, experiment: str, train: TrainConfig) -> dict[str, Any]:
+    """When big_vision evaluates: at the end in any case, and not before the first step."""
+    every = train.eval_every if evaluation.every_steps is None else evaluation.every_steps
+    return {
+        "type": "vadapter",
+        "experiment": experiment,
+        "evaluation": evaluation.name,
+        "pred": "logits",  # big_vision wants one to be named
+        "prefix": "",
+        "log_steps": every or train.steps,
+        "skip_first": True,
     }
 
 

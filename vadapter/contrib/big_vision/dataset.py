@@ -47,7 +47,9 @@ class DataSource(core.DataSource):
         """Returns the rows as a tf.data.Dataset, without end."""
         del process_split, allow_cache
         if ordered:
-            raise UserError("bv:vadapter is for training; vadapter eval evaluates what was trained (to_run).")
+            raise UserError(
+                "bv:vadapter is for training. To evaluate, use the evaluator `vadapter`, which reads its data."
+            )
         first = next(self._rows(0))
         signature = {name: tf.TensorSpec(x.shape, x.dtype) for name, x in first.items()}
         start = _saved_step(workdir())

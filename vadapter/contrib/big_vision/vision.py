@@ -16,18 +16,21 @@ from vadapter.contrib.big_vision.pixels import from_unit
 from vadapter.models.serialization import from_json
 
 
-def Model(num_classes: int, *, encoder: str, adapter: str) -> nn.Module:  # noqa: N802  big_vision's name
+def Model(  # noqa: N802  big_vision's name
+    num_classes: int, *, encoder: str, adapter: str, name: str | None = None
+) -> nn.Module:
     """Returns the model.
 
     Args:
         num_classes: D, the width of the language model, which the trainer gives.
         encoder: configuration of the encoder, as `models.serialization.to_json` writes it, as JSON.
         adapter: of the adapter, likewise.
+        name: of the module, which the model around it gives.
 
     Raises:
         UserError: a text is no such configuration.
     """
-    return Vision(_config(encoder, "encoder"), _config(adapter, "adapter"), num_classes)
+    return Vision(_config(encoder, "encoder"), _config(adapter, "adapter"), num_classes, name=name)
 
 
 def _config(text: str, what: str) -> Any:

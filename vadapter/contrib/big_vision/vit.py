@@ -19,6 +19,7 @@ def Model(  # noqa: N802  big_vision's name
     image_size: int,
     variant: str | None = None,
     pool_type: str = "gap",
+    name: str | None = None,
     **fields: Any,
 ) -> nn.Module:
     """Returns the model.
@@ -28,6 +29,7 @@ def Model(  # noqa: N802  big_vision's name
         image_size: pixels of each side.
         variant: a size of big_vision, such as `B/16`.
         pool_type: `gap`, the mean of the patches; or `none`, all of them, as PaliGemma reads them.
+        name: of the module, which a model around it gives.
         **fields: of `ViTConfig`, over those of the variant; `patch_size` may be a pair, and `scan` is always on.
 
     Raises:
@@ -39,7 +41,7 @@ def Model(  # noqa: N802  big_vision's name
     settings.pop("scan", None)
     size = settings.get("patch_size", 16)
     settings["patch_size"] = size if isinstance(size, int) else size[0]
-    return BigVisionViT(ViTConfig(image_size=image_size, **settings), num_classes, pool_type)
+    return BigVisionViT(ViTConfig(image_size=image_size, **settings), num_classes, pool_type, name=name)
 
 
 class BigVisionViT(ViT):

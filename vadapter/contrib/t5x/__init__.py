@@ -9,6 +9,7 @@ A gin file that imports this package can also use its parts by themselves. docs/
 """
 
 from vadapter.contrib.t5x.data import get_dataset, get_training_eval_datasets, task_feature_lengths
+from vadapter.contrib.t5x.evaluation import Evaluator
 from vadapter.contrib.t5x.initializer import Initializer
 from vadapter.contrib.t5x.model import VLMModel
 from vadapter.contrib.t5x.optimizer import TrainedOnly, learning_rate
@@ -16,6 +17,7 @@ from vadapter.contrib.t5x.partitioning import logical_axis_rules
 from vadapter.recipes import experiments, gin_front
 
 __all__ = [
+    "Evaluator",
     "Initializer",
     "TrainedOnly",
     "VLMModel",

@@ -1,5 +1,6 @@
 """How a train state of t5x begins: from vadapter's sources, each of which gives a part of the model."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax
@@ -11,7 +12,27 @@ from vadapter.base.errors import UserError
 from vadapter.contrib import launch
 from vadapter.recipes import gin_front
 
-_RENAMING = "utils.RestoreCheckpointConfig.state_transformation_fns"
+_RENAMING = ("assignment_map", "state_transformation_fns")
+_OF_SAVING = "SaveCheckpointConfig"
+
+
+def refuse_renaming() -> None:
+    """Refuses a restore that renames, before t5x restores: its scripts tell neither model nor initialiser of it.
+
+    Raises:
+        UserError: a gin file sets `assignment_map` or `state_transformation_fns` of a restore.
+    """
+    for parameter in _RENAMING:
+        for name, value in gin_front.bound(parameter).items():
+            if value and _OF_SAVING not in name:
+                raise _refusal(f"{name} is set")
+
+
+def _refusal(found: str) -> UserError:
+    return UserError(
+        f"{found}. On checkpoints in t5x's default layout, renaming loads the wrong tensors without a word. Leave it "
+        "out, and give the checkpoint as a Source, whose rules rename."
+    )
 
 
 class Initializer(utils.TrainStateInitializer):
@@ -21,18 +42,20 @@ class Initializer(utils.TrainStateInitializer):
     on checkpoints in t5x's default layout they silently load the tensor that was not renamed. `Source.rules` rename.
 
     Raises:
-        UserError: a gin file sets `state_transformation_fns` of a restore.
+        UserError: as `refuse_renaming`.
     """
 
     def __init__(self, optimizer_def: Any, init_fn: Any, *args: Any, **settings: Any):
-        if gin_front.bound(_RENAMING):  # t5x's train tells an initialiser nothing of what it restores
-            raise UserError(
-                f"{_RENAMING} is set. On checkpoints in t5x's default layout, renaming loads the wrong tensors without "
-                "a word. Leave it out, and give the checkpoint as a Source, whose rules rename."
-            )
+        refuse_renaming()
         super().__init__(optimizer_def, init_fn, *args, **settings)
         self._optimizer_def = optimizer_def
         self._model = init_fn.__self__
+
+    def from_checkpoints(self, restore_cfgs: Sequence[Any], *args: Any, **settings: Any) -> Iterator[Any]:
+        """Yields restored states, as t5x does. Raises `UserError` where one of them would be renamed."""
+        if any(cfg.state_transformation_fns for cfg in restore_cfgs):
+            raise _refusal("A RestoreCheckpointConfig has an assignment_map or state_transformation_fns")
+        yield from super().from_checkpoints(restore_cfgs, *args, **settings)
 
     def from_scratch(self, init_rng: Array) -> Any:
         """Returns the state of step 0. `init_rng` is not used: the experiment's seed says what is random."""

@@ -21,6 +21,7 @@ from vadapter.base.array_types import Array, PyTree
 from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
 from vadapter.contrib import launch
+from vadapter.contrib.t5x.initializer import refuse_renaming
 from vadapter.contrib.t5x.optimizer import TrainedOnly
 from vadapter.data.seqio_tasks import SeqioVocabulary, VLMFeatureConverter
 from vadapter.generation.config import DecodingConfig
@@ -39,18 +40,19 @@ class VLMModel(models.BaseTransformerModel):
     The loss is the mean over the targets of a batch, so t5x must not cut batches: leave `num_microbatches` at None.
 
     Args:
-        experiment: default the one that the gin files describe.
-        decoding: how texts are generated; default greedy, with as many tokens as `lengths["targets"]`.
+        experiment: default the one that the gin files describe. Its first evaluation of generated texts says how they
+            are decoded; without one, greedily, with as many tokens as `lengths["targets"]`.
 
     Raises:
-        UserError: as `launch.check`.
+        UserError: as `launch.check` and `refuse_renaming`.
     """
 
-    def __init__(self, experiment: Experiment | None = None, decoding: DecodingConfig | None = None):
+    def __init__(self, experiment: Experiment | None = None):
+        refuse_renaming()
         experiment = experiment or experiments.made()
         self.config = launch.check(experiment, "t5x")
         self.parts = Parts(experiment)
-        self.decoding = decoding or DecodingConfig(max_new_tokens=experiment.data.lengths["targets"])
+        self.decoding = _decoding(experiment)
         words = self.parts.loader.vocabulary
         self._end_ids = words.ends
         # t5x asks for a class and calls it with what is of its own models.
@@ -117,7 +119,7 @@ class VLMModel(models.BaseTransformerModel):
         rows, params = dataclasses.replace(rows, segment_ids=prompt), flax.core.unfreeze(params)
         with _plain():
             ids = decode(self.module, params, rows, self.decoding, self._end_ids).ids
-        return jnp.where(ids < 0, self._end_ids[0] if self._end_ids else 0, ids), {}
+        return jnp.where(ids < 0, self._end_ids[0], ids), {}
 
     def score_batch(
         self, params: PyTree, batch: Mapping[str, Array], return_intermediates: bool = False
@@ -133,6 +135,11 @@ class VLMModel(models.BaseTransformerModel):
         del dropout_rng
         with _plain():
             return self.module.apply({"params": flax.core.unfreeze(params)}, _batch(batch), method="logits")
+
+
+def _decoding(experiment: Experiment) -> DecodingConfig:
+    found = [e.decoding for e in experiment.evaluations if e.kind == "generation"]
+    return found[0] if found else DecodingConfig(max_new_tokens=experiment.data.lengths["targets"])
 
 
 def _plain() -> AbstractContextManager[None]:

@@ -211,6 +211,27 @@ def test_the_outcome_of_the_training_is_exported(root):
     assert [source.split(" ")[0] for source in training["sources"]] == ["../vit", "../large", "../stage1", "../start"]
 
 
+def test_the_card_has_the_figures_of_the_checkpoint_and_the_published_models_behind_it(root):
+    source = {"name": "siglip", "hub": "hf:google/siglip", "commit": "ab", "license": "apache-2.0", "files": ["a"]}
+    (root / "vit/import.json").write_text(json.dumps({"source": source, "family": "siglip"}))
+    evaluation = {
+        "checkpoint": f"{root}/run at step 20",
+        "scores": {"vqa/accuracy": 0.5, "vqa/nothing": None},
+        "intervals": {"vqa/accuracy": [0.25, 0.75]},
+        "evaluations": {"vqa": {"data": "cats", "split": "test", "records": 12}},
+    }
+    (root / "run/metrics.json").write_text(json.dumps(evaluation))
+    (root / "run/old").mkdir()
+    (root / "run/old/metrics.json").write_text(json.dumps({**evaluation, "checkpoint": "run at step 10"}))
+    export(str(root / "run"), str(root / "out"), license="mit")
+    card = (root / "out/README.md").read_text()
+    assert "| siglip | hf:google/siglip (commit `ab`) | siglip | apache-2.0 |" in card
+    assert "| large | not known | not known | not known |" in card
+    assert "| vqa/accuracy | 0.5 | 0.25 to 0.75 | cats test | 12 records |" in card
+    assert card.count("vqa/") == 1
+    assert 'license: "mit"' in card and 'base_model: ["google/siglip"]' in card
+
+
 # Training from a bundle
 
 

@@ -1,6 +1,9 @@
 """The page is one file that loads nothing, and what is fetched comes from allowed, public hosts alone."""
 
+import contextlib
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -9,6 +12,7 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("prometheus_client", reason="needs the extra serve")
 
 from tests.serving import served
+from vadapter.serving import fetch
 from vadapter.serving.api_errors import ApiError
 from vadapter.serving.fetch import Fetcher, is_public
 from vadapter.serving.limits import Limits
@@ -44,3 +48,63 @@ def test_an_address_of_an_own_network_is_not_public(address):
 def test_nothing_is_fetched_from_elsewhere(url, said):
     with pytest.raises(ApiError, match=said):
         Fetcher(Limits(media_hosts=("localhost",)))(url)
+
+
+class Host(BaseHTTPRequestHandler):
+    """A host of the web that is not always what it should be."""
+
+    def do_GET(self):
+        if self.path.startswith("/to/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/to/"))
+            self.end_headers()
+        elif self.path == "/drips":  # a header that never ends
+            with contextlib.suppress(OSError):
+                while not self.server.stopped.wait(0.01):
+                    self.wfile.write(b"H")
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", "9" if self.path == "/cut" else "4")
+            self.end_headers()
+            self.wfile.write(b"here")
+
+    def log_message(self, format, *args):
+        """Says nothing."""
+
+
+@pytest.fixture
+def web(monkeypatch):
+    """All allowed hosts are this one."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
+        server.stopped = threading.Event()
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setattr(fetch, "public_address", lambda host, port: server.server_address)
+        yield Fetcher(Limits(media_hosts=("pictures.example", "more.example"), media_seconds=0.3))
+        server.stopped.set()
+        server.shutdown()
+        thread.join()
+
+
+def test_redirects_stay_among_the_allowed_hosts(web):
+    assert web("http://pictures.example/to/http://more.example/a.png") == b"here"
+    with pytest.raises(ApiError, match="fetches nothing from other.example"):
+        web("http://pictures.example/to/http://other.example/a.png")
+    with pytest.raises(ApiError, match="fetches nothing from 169.254.169.254"):
+        web("http://pictures.example/to/http://169.254.169.254/computeMetadata")
+    with pytest.raises(ApiError, match="usual ports"):
+        web("http://pictures.example/to/http://pictures.example:22/")
+    with pytest.raises(ApiError, match="fetches nothing from there"):
+        web("http://pictures.example/to/file:///etc/passwd")
+    with pytest.raises(ApiError, match="more than 4 redirects"):
+        web("http://pictures.example" + "/to/http://pictures.example" * 6)
+
+
+def test_a_host_that_drips_is_left_in_its_time(web):
+    with pytest.raises(ApiError, match="Fetching from pictures.example failed"):
+        web("http://pictures.example/drips")
+
+
+def test_a_file_that_is_cut_is_no_file(web):
+    with pytest.raises(ApiError, match="broke off"):
+        web("http://pictures.example/cut")

@@ -88,6 +88,49 @@ def test_relative_position_biases_are_refused(tmp_path, part):
         export_transformers(bundles.write(tmp_path, config), tmp_path / "out")
 
 
+LLAMA = {"norm": "rms", "activation": "silu"}
+
+
+@pytest.mark.parametrize(
+    "adapter, decoder, encoder, more, says",
+    [
+        (small.perceiver(), LLAMA, {}, {}, "the adapter is a Perceiver"),
+        (small.mlp(pixel_shuffle=2), LLAMA, {}, {}, "pixel_shuffle"),
+        (small.mlp(depth=2, hidden_dim=64), LLAMA, {}, {}, "deeper than 2 or wider"),
+        (small.mlp(), LLAMA, {"class_token": True, "num_registers": 2}, {}, "num_registers 2"),
+        (small.mlp(), LLAMA, {"pre_norm": True}, {}, "like none of CLIP, SigLIP and ViT"),
+        (small.mlp(), {"norm": "rms_plus_one", "post_norms": True}, {}, {}, "scale_embedding False"),
+        (small.mlp(), {**LLAMA, "final_softcap": 3.0, "query_scale": 0.1}, {}, {}, "final_softcap 3.0; .*query_scale"),
+        (small.mlp(), LLAMA, {}, {"num_frames": 2}, "reads videos"),
+    ],
+)
+def test_what_llava_cannot_compute_is_refused_and_the_other_layout_named(
+    adapter, decoder, encoder, more, says, tmp_path
+):
+    made = bundles.write(tmp_path, bundles.model(adapter, decoder, encoder, **more))
+    with pytest.raises(UserError, match=f"{says}.*--format=transformers"):
+        export_transformers(made, tmp_path / "out", layout="llava")
+    assert not (tmp_path / "out").exists()
+
+
+def test_llava_s_folder_has_no_code_and_never_says_a_mark(tmp_path, capsys):
+    from vadapter.sharing.chat_template import IMAGE
+
+    made, out = bundles.write(tmp_path, bundles.model(small.mlp(), LLAMA)), tmp_path / "out"
+    assert main(["export", "--bundle", str(made), "--format=llava", "--out", str(out)]) == 0
+    assert "LlavaForConditionalGeneration" in capsys.readouterr().out
+    assert (
+        not list(out.glob("*.py"))
+        and 'LlavaForConditionalGeneration.from_pretrained("out")' in (out / "README.md").read_text()
+    )
+    config, tensors = read(out, "config.json"), safetensors.numpy.load_file(out / "model.safetensors")
+    assert len(tensors["language_model.model.embed_tokens.weight"]) == config["text_config"]["vocab_size"]
+    behind = range(bundles.ROWS, config["text_config"]["vocab_size"])
+    assert read(out, "generation_config.json").get("suppress_tokens", []) == [*behind]
+    words = {w["content"]: w["id"] for w in read(out, "tokenizer.json")["added_tokens"]}
+    assert words[IMAGE] == config["image_token_index"] < config["text_config"]["vocab_size"]
+
+
 def test_a_vocabulary_that_has_no_tokenizer_json_is_refused(tmp_path):
     words = io.BytesIO()
     texts = iter(

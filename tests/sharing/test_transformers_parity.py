@@ -1,7 +1,5 @@
 """Exported folders in transformers, live: logits to 1e-4, and greedy text token for token."""
 
-import itertools
-
 import jax
 import numpy as np
 import pytest
@@ -30,16 +28,12 @@ GEMMA2 = dict(
 )
 ADAPTERS = {
     "linear, squares": small.mlp(pixel_shuffle=2),
-    "mlp": small.mlp(depth=3, hidden_dim=24),
-    "perceiver": small.perceiver(),
     "perceiver, shared": small.perceiver(layer_norm="shared", ffn=False),
     "perceiver, final": small.perceiver(layer_norm="final", concat_keys=False, time_embedding=False),
-    "perceiver, separate_final": small.perceiver(layer_norm="separate_final", concat_keys=False),
     "pooler": small.pooler(residual=True, time_embedding=True),
     "paper": LMAdapterConfig(small.decoder(width=16, causal=False), small.perceiver(num_layers=1)),
     "queries": LMAdapterConfig(small.TINY, small.mlp(), "appended", 3, num_prefix=2, num_suffix=1),
     "words": LMAdapterConfig(WORDS, small.pooler(), "appended", 3, num_words=4, num_suffix=1),
-    "nested": LMAdapterConfig(small.TINY, LMAdapterConfig(small.TINY, small.mlp(), "appended", 2)),
 }
 DECODERS = {
     "palm": dict(parallel_block=True, norm="layer_no_bias", activation="silu", num_kv_heads=1, tied_head=False),
@@ -146,15 +140,16 @@ def test_exported_models_say_the_same(name, tmp_path):
 @pytest.mark.parametrize(
     "tokenizer, prompt_format",
     [
-        *itertools.product(("gemma", "llama2", "qwen", "llama3", "sentencepiece:llama2"), ("plain", "chat")),
+        ("gemma", "plain"),
+        ("llama2", "llama2"),
+        ("qwen", "chat"),
+        ("llama3", "chat"),
+        ("sentencepiece:llama2", "llama2"),
         ("sentencepiece:gemma", "chat"),
         ("scenes", "plain"),
     ],
 )
 def test_prompts_and_answers_of_every_kind_of_vocabulary_are_the_same(tokenizer, prompt_format, tmp_path):
-    kind = tokenizer.rpartition(":")[2]
-    if prompt_format == "chat" and kind == "llama2":
-        prompt_format = "llama2"
     made = bundles.write(tmp_path, bundles.model(small.mlp()), tokenizer, prompt_format)
     export_transformers(made, tmp_path / "out")
     ours, (model, processor) = vadapter.load(made), loaded(tmp_path / "out")
@@ -177,9 +172,7 @@ def test_a_batch_of_prompts_of_several_lengths_is_what_each_is_alone(tmp_path):
         assert texts[i] == (ours.answer(images[i], question, **say) if question else ours.caption(images[i], **say))
 
 
-@pytest.mark.parametrize(
-    "tokenizer, prompt_format", [("gemma", "chat"), ("qwen", "chat"), ("llama2", "llama2"), ("gemma", "plain")]
-)
+@pytest.mark.parametrize("tokenizer, prompt_format", [("qwen", "chat"), ("llama2", "llama2"), ("gemma", "plain")])
 def test_a_conversation_with_several_pictures_is_what_chat_makes_of_it(tokenizer, prompt_format, tmp_path):
     made = bundles.write(tmp_path, bundles.model(small.mlp()), tokenizer, prompt_format)
     export_transformers(made, tmp_path / "out")

@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         required=True,
         metavar="[NAME=]DIR",
-        help="folder that vadapter export wrote, or of a run; several are several models (default name: the folder's)",
+        help="folder that vadapter export wrote, or of a run, or hf:owner/name[@revision]; several are several models "
+        "(default name: the folder's)",
     )
     for part in ("encoder", "decoder"):
         parser.add_argument(
@@ -155,6 +156,8 @@ def _folders(args: argparse.Namespace) -> dict[str, str]:
         name, equals, folder = given.partition("=")
         if not equals or "/" in name:
             name, folder = os.path.basename(os.path.normpath(given)), given
+            if given.startswith("hf:"):
+                name = name.partition("@")[0]
         if not name or not folder:
             raise UserError(f"Expected --bundle DIR or NAME=DIR; found {given!r}. Correct it.")
         if name in found:
@@ -176,8 +179,11 @@ def _load(args: argparse.Namespace, folder: str) -> "TrainedModel":
 
     from vadapter.base import compile_cache
     from vadapter.partitioning import Partitioner, make_mesh
+    from vadapter.runs import hub_bundle
     from vadapter.runs.load import load
 
     compile_cache.start()
+    if folder.startswith("hf:"):
+        folder = hub_bundle.fetch(folder)
     one = Partitioner(make_mesh(devices=jax.devices()[:1]))  # rows that come and go are on one device
     return load(folder, encoder=args.encoder, decoder=args.decoder, partitioner=one)

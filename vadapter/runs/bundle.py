@@ -22,8 +22,8 @@ import safetensors.numpy
 import vadapter
 from vadapter.base import folders, local_files, patterns, typed
 from vadapter.base.errors import UserError
+from vadapter.runs import card
 from vadapter.runs import description as descriptions
-from vadapter.runs.card import card
 from vadapter.runs.description import Description
 
 FILE = "bundle.json"
@@ -112,6 +112,7 @@ def write(
     step: int,
     backbones: Sequence[Backbone] = (),
     frozen: Collection[str] = (),
+    repository: str | None = None,
 ) -> Bundle:
     """Writes a bundle. The folder appears when it is complete.
 
@@ -122,6 +123,7 @@ def write(
         step: checkpoint that they are from.
         backbones: what else the model needs, with paths relative to `out`.
         frozen: paths of `arrays` that were not trained.
+        repository: `owner/name` on the hub, for the card; None names the folder.
 
     Raises:
         UserError: there is something at `out`.
@@ -145,8 +147,8 @@ def write(
         (partial / FILE).write_text(json.dumps(record, indent=2) + "\n")
         (partial / ADAPTER).chmod((partial / FILE).stat().st_mode)  # safetensors lets nobody else read it
         sizes = {path: x.size for path, x in plain.items()}
-        text = card(Path(out).name, description, backbones, sizes, adapter, step)
-        (partial / CARD).write_text(text)
+        text = card.of_bundle(Path(out).name, description, backbones, sizes, adapter["bytes"], step, repository)
+        (partial / CARD).write_text(text, encoding="utf-8")
     return read(out)
 
 

@@ -66,15 +66,9 @@ def parse(
     fields = {**(media or {}), "messages": [*map(_encoded, messages), _ANSWER]}
     found = conversations.parse(fields, "it", os.getcwd() if folder is None else folder)
     if found.error:
-        raise UserError(
-            f"Expected a conversation that ends with the user's turn. This one {_and(found.error)}. Correct it."
-        )
+        said = f"it {found.error}" if found.error.startswith("has ") else found.error
+        raise UserError(f"Expected a conversation that ends with the user's turn; {said}. Correct it.")
     return found
-
-
-def _and(error: str) -> str:
-    """An error of `conversations.parse` behind the words "This one"."""
-    return f"is wrong: {error}" if error.startswith("turn ") else error
 
 
 def read_media(found: Conversation, sizes: Sizes, resize: str) -> list[np.ndarray]:

@@ -7,17 +7,16 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
-from etils import epath
 from flax import linen as nn
 
-from vadapter.base import files, trees
+from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.base.paths import relative, resolve
 from vadapter.models.vlm import VLM, VLMConfig
 from vadapter.partitioning import abstract_params
 from vadapter.runs import bundle as bundles
+from vadapter.runs import card_facts, lora_merging
 from vadapter.runs import description as descriptions
-from vadapter.runs import lora_merging
 from vadapter.runs.bundle import Backbone, Bundle
 from vadapter.training import checkpoints
 from vadapter.training.sources import Offer, Reference, Source, check_same, look
@@ -30,6 +29,8 @@ def export(
     *,
     merge: bool = False,
     ema: bool | None = None,
+    license: str | None = None,
+    repository: str | None = None,
 ) -> Bundle:
     """Makes a bundle of a run.
 
@@ -39,6 +40,8 @@ def export(
         step: which checkpoint, or `best`; default the latest.
         ema: whether to take the moving average of what the run trained; default as the run evaluated.
         merge: adds LoRA to the kernels beside it, which the bundle then holds; the model has no LoRA any more.
+        license: of what the run trained, for the card; None says that none was given.
+        repository: `owner/name` on the hub, which the examples of the card name; None names the folder.
 
     Raises:
         UserError: the folder is not that of a run with an adapter, a source of the run has changed, or there is
@@ -76,9 +79,12 @@ def export(
     if merge:
         own = lora_merging.merged(description.model, own)
         description = dataclasses.replace(description, model=lora_merging.without_lora(description.model))
-    training = {**description.training, **_outcome(model_dir, step), "sources": _names(run)}
+    facts = {**card_facts.gather(model_dir, step), "sources": _names(run), "license": license}
+    training = {**description.training, **facts}
     moved = dataclasses.replace(description.moved(model_dir, out), training=training)
-    return bundles.write(out, moved, {**taken, **own}, step=step, backbones=backbones, frozen=list(taken))
+    return bundles.write(
+        out, moved, {**taken, **own}, step=step, backbones=backbones, frozen=list(taken), repository=repository
+    )
 
 
 def _givers(
@@ -98,12 +104,6 @@ def _read(offer: Offer, names: Mapping[str, str]) -> dict[str, np.ndarray]:
     with checkpoints.Checkpointer(offer.folder, read_only=True) as checkpointer:
         found = checkpointer.read(offer.step, {old: offer.stored[old] for old in names.values()})
     return {path: found[old] for path, old in names.items()}
-
-
-def _outcome(model_dir: str, step: int) -> dict[str, Any]:
-    """How the training ended, if it ended at this step."""
-    done = files.read_record(epath.Path(model_dir) / "done.json")
-    return {key: done[key] for key in ("metrics", "evals", "seconds")} if done.get("step") == step else {}
 
 
 def _names(run: Mapping[str, Any]) -> list[str]:

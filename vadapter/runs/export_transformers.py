@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -11,10 +13,13 @@ import numpy as np
 from vadapter.base import folders, quantization, trees
 from vadapter.base.errors import UserError
 from vadapter.models.vlm import VLMConfig
-from vadapter.runs import lora_merging
+from vadapter.runs import bundle as bundles
+from vadapter.runs import card, card_facts, lora_merging
+from vadapter.runs.description import Description
 from vadapter.runs.load import load
 from vadapter.runs.model import TrainedModel
-from vadapter.sharing import parameters, transformers_folder
+from vadapter.sharing import llava, parameters, transformers_folder
+from vadapter.sharing.transformers_folder import Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +29,20 @@ class Written:
     Attributes:
         folder: where.
         parameters: how many.
+        files: names in the folder.
+        layout: of the folder.
     """
 
     folder: str
     parameters: int
+    files: tuple[str, ...]
+    layout: str
 
     @property
     def how(self) -> str:
         """Says how it is loaded."""
+        if self.layout == "llava":
+            return "LlavaForConditionalGeneration and AutoProcessor of transformers 5.23 or newer load it."
         return (
             "AutoModelForImageTextToText and AutoProcessor load it with trust_remote_code=True: the folder has a "
             "modelling file."
@@ -46,6 +57,9 @@ def export_transformers(
     decoder: str | os.PathLike[str] | None = None,
     step: int | str | None = None,
     ema: bool | None = None,
+    layout: Literal["vadapter", "llava"] = "vadapter",
+    license: str | None = None,
+    repository: str | None = None,
 ) -> Written:
     """Writes a run or a bundle with its backbones as a folder for transformers.
 
@@ -59,10 +73,14 @@ def export_transformers(
         decoder: as of `vadapter.load`.
         step: as of `vadapter.load`.
         ema: as of `vadapter.load`.
+        layout: `vadapter`, with a modelling file that knows every model; or `llava`, which stock
+            `LlavaForConditionalGeneration` loads, for what it can compute.
+        license: as of `vadapter.export`; None takes that of the bundle.
+        repository: as of `vadapter.export`.
 
     Raises:
         UserError: as `vadapter.load`; a part is of a class of your own; the vocabulary cannot be written as a
-            tokenizer.json; or there is something at `out`.
+            tokenizer.json; there is something at `out`; or as `llava.check`.
     """
     out = os.fspath(out)
     with folders.appearing(out) as partial:  # first: a name that is taken is told before the weights are read
@@ -76,16 +94,49 @@ def export_transformers(
             for kind in ("image", "video")
             for asked in (False, True)
         }
+        if layout == "llava":
+            llava.check(model, trained.description.resize, trained.folder)
         text = transformers_folder.text_of(vocabulary, templates, model.num_frames > 1)
-        dtype = str(np.dtype(model.decoder.dtype)) if model.decoder.dtype != "bfloat16" else "bfloat16"
-        count = transformers_folder.write_weights(partial, parameters.torch_tensors(model, params))
-        contents = {"config.json": transformers_folder.config(model, text, dtype)}
-        contents |= transformers_folder.processor(model, trained.sizes, trained.description.resize)
-        transformers_folder.write_json(partial, contents)
-        transformers_folder.write_code(partial)
-        for name, content in text.files.items():
+        count = _write_model(partial, trained, model, params, text, layout)
+        for name, content in (llava.files(model, text) if layout == "llava" else text.files).items():
             (partial / name).write_text(content, encoding="utf-8")
-    return Written(out, count)
+        sizes = Counter()
+        for name, x in params.items():
+            sizes[name.split("/")[0]] += x.size
+        about = card.of_transformers(
+            Path(out).name, _described(trained, license), sizes, trained.step, repository, layout
+        )
+        (partial / bundles.CARD).write_text(about, encoding="utf-8")
+        files = tuple(sorted(os.listdir(partial)))
+    return Written(out, count, files, layout)
+
+
+def _write_model(
+    folder: Path, trained: TrainedModel, model: VLMConfig, params: dict[str, np.ndarray], text: Text, layout: str
+) -> int:
+    """Writes weights and configurations, and the code that the layout needs. Returns the number of weights."""
+    dtype, resize = str(model.decoder.dtype), trained.description.resize
+    if layout == "llava":
+        rows = llava.rows(model, text)
+        count = transformers_folder.write_weights(folder, llava.tensors(model, params, rows))
+        contents = {"config.json": llava.config(model, text, dtype), **llava.processor(model, resize)}
+    else:
+        count = transformers_folder.write_weights(folder, parameters.torch_tensors(model, params))
+        contents = {"config.json": transformers_folder.config(model, text, dtype)}
+        contents |= transformers_folder.processor(model, trained.sizes, resize)
+        transformers_folder.write_code(folder)
+    transformers_folder.write_json(folder, contents)
+    return count
+
+
+def _described(trained: TrainedModel, license: str | None) -> Description:
+    """The description with what a card tells of a run; of a bundle it has it already."""
+    description, training = trained.description, dict(trained.description.training)
+    if not bundles.is_bundle(trained.folder):
+        training |= card_facts.gather(trained.folder, trained.step)
+    if license:
+        training["license"] = license
+    return dataclasses.replace(description, training=training)
 
 
 def trained_prompt(trained: TrainedModel, question: bool, video: bool) -> str:

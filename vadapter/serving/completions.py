@@ -25,6 +25,7 @@ from vadapter.serving.requests import Asked
 
 _T = TypeVar("_T")
 _READERS = 2  # threads that decode pictures: more would take the processors from the model
+_FETCHERS = 16  # where they fetch as well: mostly they wait then, and a slow host is not to hold all others up
 _LAST_WORDS = 1.0  # seconds in which a client can be told that its time is over
 HUNG_UP = 499  # nginx's status of a client that went away
 
@@ -60,7 +61,7 @@ class Completions:
 
     def __init__(self, engine: Engine, limits: Limits, metrics: Metrics, fetch: Fetch | None = None):
         self._engine, self._limits, self._metrics, self._fetch = engine, limits, metrics, fetch
-        self._readers = ThreadPoolExecutor(_READERS, "reader")
+        self._readers = ThreadPoolExecutor(_READERS if fetch is None else _FETCHERS, "reader")
         self._count = self._held = 0
 
     async def answer(self, request: Request) -> Response:

@@ -1,9 +1,11 @@
 """Pictures from the web, from hosts that the server's owner allowed, and from none of the owner's own network."""
 
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -94,7 +96,8 @@ class Fetcher:
                         None,
                         "messages",
                     )
-                connection.go_on()
+            if answer.length or connection.severed:
+                raise wrong(f"Fetching from {parts.hostname} broke off.", "messages")
             return bytes(content)
         finally:
             connection.close()
@@ -108,23 +111,34 @@ class _Connection(http.client.HTTPConnection):
         super().__init__(parts.hostname, _PORTS[parts.scheme])
         self._secure, self._until = parts.scheme == "https", until
 
+        self.severed = False
+        # A timeout of the socket begins anew with every byte; this one does not.
+        self._end = threading.Timer(max(0.0, until - time.monotonic()), self._sever)
+        self._end.daemon = True
+
     def connect(self) -> None:
         address = public_address(self.host, self.port)
-        self.sock = socket.create_connection(address, timeout=self._left())
+        self.sock = socket.create_connection(address, timeout=max(0.001, self._until - time.monotonic()))
+        self._raw = self.sock
         if self._secure:
-            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+            context = ssl.create_default_context()
+            self._raw = self.sock = context.wrap_socket(
+                self.sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+        self._end.start()
+        if isinstance(self._raw, ssl.SSLSocket):
+            self._raw.do_handshake()
 
-    def go_on(self) -> None:
-        """Raises `TimeoutError` when the time is over."""
-        left = self._left()
-        if self.sock is not None:  # the answer may have taken it
-            self.sock.settimeout(left)
+    def close(self) -> None:
+        self._end.cancel()
+        super().close()
 
-    def _left(self) -> float:
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return left
+    def _sever(self) -> None:
+        """Wakes whoever waits for the host."""
+        self.severed = True
+        with contextlib.suppress(OSError):
+            # That of the class above: an SSL socket's own waits for the other side.
+            socket.socket.shutdown(self._raw, socket.SHUT_RDWR)
 
 
 def public_address(host: str, port: int) -> tuple[str, int]:

@@ -46,6 +46,7 @@ class Checkpoint:
         extra: other parsed JSON files by name, for example `preprocessor_config.json`; {} without any.
         tokenizer: makes the files of the tokenizer that the checkpoint has in itself, by their names; None where it has
             none.
+        license: of the weights, where the checkpoint itself says it; None where it does not.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Checkpoint:
     folder: str | None
     extra: Mapping[str, Mapping[str, Any]]
     tokenizer: Callable[[], Mapping[str, bytes]] | None = None
+    license: str | None = None
 
 
 def open_checkpoint(path: str) -> Checkpoint:
@@ -135,7 +137,8 @@ def _gguf(path: str) -> Checkpoint:
     files = files_gguf.GgufFiles(path)
     model = GgufModel(files)
     tokenizer = functools.partial(gguf_tokenizer.make, files.metadata, path)
-    return Checkpoint(GGUF, model, model.config, None, {}, tokenizer)
+    license = files.metadata.get("general.license")
+    return Checkpoint(GGUF, model, model.config, None, {}, tokenizer, license if isinstance(license, str) else None)
 
 
 def _sharded(folder: str) -> Checkpoint:

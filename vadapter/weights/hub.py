@@ -60,6 +60,7 @@ class Fetched:
         path: a folder of the library's cache, or a GGUF file in it.
         files: what an import reads there.
         notes: sentences that the user should read.
+        license: that the model's card names; None where it names none, or where the cache alone was looked at.
     """
 
     id: HubId
@@ -67,6 +68,7 @@ class Fetched:
     path: str
     files: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    license: str | None = None
 
 
 def is_hub_id(source: str) -> bool:
@@ -107,7 +109,7 @@ def fetch(source: str, check: Check) -> Fetched:
             is not there, or has no weights that can be read; the disk is too small; or as `check`.
     """
     wanted = parse(source)
-    _check_installed(wanted)
+    check_installed(wanted)
     from huggingface_hub import constants
 
     return (_Cache(wanted) if constants.HF_HUB_OFFLINE else _Hub(wanted)).fetch(check)
@@ -119,7 +121,7 @@ def snapshot(wanted: HubId, names: Sequence[str]) -> str:
     Raises:
         UserError: as `fetch`; or one of the files is not there.
     """
-    _check_installed(wanted)
+    check_installed(wanted)
     from huggingface_hub import constants
 
     store = _Cache(wanted) if constants.HF_HUB_OFFLINE else _Hub(wanted)
@@ -130,7 +132,8 @@ def snapshot(wanted: HubId, names: Sequence[str]) -> str:
     return os.path.dirname(paths[0])
 
 
-def _check_installed(wanted: HubId) -> None:
+def check_installed(wanted: HubId) -> None:
+    """Raises a `UserError` where `huggingface_hub` is not installed."""
     try:
         import huggingface_hub  # noqa: F401
     except ImportError as e:
@@ -148,6 +151,7 @@ class _Store:
 
     commit: str
     names: Sequence[str]
+    license: str | None = None
 
     def __init__(self, wanted: HubId):
         self.wanted = wanted
@@ -179,7 +183,7 @@ class _Store:
 
     def _fetched(self, files: Sequence[str], path: str, notes: tuple[str, ...] = ()) -> Fetched:
         self.keep_revision(files[0])
-        return Fetched(self.wanted, self.commit, path, tuple(sorted(files)), notes)
+        return Fetched(self.wanted, self.commit, path, tuple(sorted(files)), notes, self.license)
 
     def _shards(self, index: str) -> list[str]:
         files = _json(index).get("weight_map")
@@ -205,6 +209,8 @@ class _Hub(_Store):
             info = api.model_info(wanted.repository, revision=wanted.revision, files_metadata=True, timeout=timeout)
             self.commit = str(info.sha)
             self._sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        license = getattr(info.card_data, "license", None)
+        self.license = license if isinstance(license, str) else None
         self.names = sorted(self._sizes)
 
     def get(self, names: Sequence[str]) -> list[str]:

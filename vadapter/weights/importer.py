@@ -109,6 +109,7 @@ def import_weights(
         dataclasses.replace(p, path=f"{found.part}/{p.path}")
         for p in mapping.map_tensors(checkpoint.tensors, found.rules, shapes, found.ignored)
     ]
+    license = (fetched.license if fetched else None) or checkpoint.license
     with _staged(out) as folder:
         _write_parameters(folder, parameters, _DTYPES[dtype], found, checkpoint.kind, progress)
         imported = Imported(
@@ -126,7 +127,9 @@ def import_weights(
         )
         for name, text in (more_files(imported) if more_files else {}).items():
             (epath.Path(folder) / name).write_text(text)
-        (epath.Path(folder) / RECORD).write_text(json.dumps(_record(imported, fetched or source), indent=1) + "\n")
+        (epath.Path(folder) / RECORD).write_text(
+            json.dumps(_record(imported, fetched or source, license), indent=1) + "\n"
+        )
     return imported
 
 
@@ -150,15 +153,16 @@ def _write_parameters(
     store.write(folder, parameters, dtype, {"imported": summary}, advance)
 
 
-def _record(imported: Imported, source: str | hub.Fetched) -> dict[str, Any]:
+def _record(imported: Imported, source: str | hub.Fetched, license: str | None) -> dict[str, Any]:
     """What import.json says: nothing of the folder's own place, as it may be moved."""
     fields = dataclasses.asdict(imported)
     del fields["folder"]
     if isinstance(source, hub.Fetched):
-        named = {"name": source.id.repository.split("/")[1], "files": list(source.files)}
-        return {"source": {**named, "hub": str(source.id), "commit": source.commit}, **fields}
-    named = {"name": os.path.basename(os.path.abspath(source)), "files": _file_names(source)}
-    return {"source": named, **fields}
+        named: dict[str, Any] = {"name": source.id.repository.split("/")[1], "files": list(source.files)}
+        named |= {"hub": str(source.id), "commit": source.commit}
+    else:
+        named = {"name": os.path.basename(os.path.abspath(source)), "files": _file_names(source)}
+    return {"source": {**named, **({"license": license} if license else {})}, **fields}
 
 
 def _file_names(source: str) -> list[str]:

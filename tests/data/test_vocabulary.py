@@ -34,6 +34,15 @@ def test_any_text_survives_a_round_trip(words, text):
     assert SeqioVocabulary(words).encode_tf(text).numpy().tolist() == words.encode(text)
 
 
+@pytest.mark.parametrize("half", ["\ud83d", "\udc80", "a\udfff b"])
+def test_half_a_surrogate_pair_in_a_prompt_is_a_replacement_character(words, half):
+    """A byte of a command line that is no UTF-8, or half an emoji in a request's JSON."""
+    ids, _ = prompts.write(f"{half} {prompts.MEDIA} {prompts.QUESTION}", words, f"what is {half}?")
+    sound = half.replace(half.strip("a b"), "\ufffd")
+    expected, _ = prompts.write(f"{sound} {prompts.MEDIA} {prompts.QUESTION}", words, f"what is {sound}?")
+    assert ids.tolist() == expected.tolist()
+
+
 def test_a_prompt_in_parts_has_the_ids_of_the_same_prompt_in_a_document(words):
     template = prompts.load("image_question").replace(prompts.QUESTION, "where is the 7")
     before, after = prompts.split(template)

@@ -1,6 +1,7 @@
 """Strikes small training runs with faults, and compares what comes out with a run that nothing happened to.
 
 python -m tests.faults --n 200 --seed 0
+python -m tests.faults --n 20 --seed 0 --recipe
 
 A trial draws from its seed one to three faults. After each the run is started again, until it is done; parameters,
 optimizer state, losses by step and done.json must then be, bit by bit, those of the uninterrupted run, every exit
@@ -13,6 +14,7 @@ import argparse
 import collections
 import random
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,8 +23,8 @@ from tests.faults import environment  # isort: skip  # before jax
 
 import orbax.checkpoint  # noqa: F401
 
-from tests.faults import kinds
-from tests.faults.run import Run, Wrong
+from tests.faults import kinds, struck
+from tests.faults.run import Run, Subject, Wrong
 from tests.faults.sessions import Hangs
 
 PAIRS = 0.1  # share of the trials that have two processes
@@ -31,9 +33,10 @@ PAIRS = 0.1  # share of the trials that have two processes
 class Trials:
     """All trials of a seed, and what came of them by kind of fault."""
 
-    def __init__(self, seed: int, work: Path, pairs: float, disk: bool, group: str | None = None):
-        self.seed, self.work, self.pairs, self.disk = seed, work, pairs, disk
-        self.group = kinds.GROUPS[group] if group else (*kinds.ONE, *kinds.TWO)
+    def __init__(self, subject: Subject, seed: int, work: Path, pairs: float, disk: bool, group: str | None = None):
+        self.subject, self.seed, self.work, self.pairs, self.disk = subject, seed, work, pairs, disk
+        self.of_one = kinds.ONE | (kinds.OF_DATA if subject.shards() else {})
+        self.group = kinds.GROUPS[group] if group else (*self.of_one, *kinds.TWO)
         self.whole: dict[tuple[int, int], dict] = {}
         self.table: dict[str, collections.Counter[str]] = {}
 
@@ -41,7 +44,7 @@ class Trials:
         """Runs a trial; returns what was wrong."""
         chance = random.Random(f"{self.seed}/{number}")
         two = chance.random() < self.pairs and not set(self.group).isdisjoint(kinds.TWO)
-        known = kinds.TWO if two else kinds.ONE
+        known = kinds.TWO if two else self.of_one
         names = chance.choices(
             [name for name in sorted(known) if name in self.group], k=chance.choice((1, 2, 2, 3)) if not two else 1
         )
@@ -49,9 +52,9 @@ class Trials:
             names = [name for name in names if name != "disk full"] or ["SIGKILL"]
         folder = self.work / f"trial-{number}"
         folder.mkdir()
-        with kinds.Disk(folder / "disk") if "disk full" in names else kinds.Disk(folder / "plain") as disk:
+        with kinds.Disk(folder / "disk", self.subject.disk) as disk:
             place = disk.folder / "run"
-            run = Run(place, folder, 2 if two else 1, chance)
+            run = Run(self.subject, place, folder, 2 if two else 1, chance)
             wrong, seen = None, []
             try:
                 for name in names:
@@ -75,7 +78,7 @@ class Trials:
         return f"trial {number} ({', '.join(names)}): {wrong}\n" + "\n".join(f"    {line}" for line in run.log)
 
     def _keep(self, run: Run, place: Path, folder: Path, wrong: str | None) -> None:
-        if wrong is not None and place.exists() and place.parent.name == "disk":
+        if wrong is not None and place.exists():
             shutil.copytree(place, folder / "run")  # the disk goes
 
     def _uninterrupted(self, like: Run) -> dict:
@@ -84,7 +87,7 @@ class Trials:
         if key not in self.whole:
             scratch = self.work / f"whole-{like.count}-{like.every}"
             scratch.mkdir()
-            run = Run(scratch / "run", scratch, like.count, random.Random(0))
+            run = Run(self.subject, scratch / "run", scratch, like.count, random.Random(0))
             run.every = like.every
             try:
                 run.finish()
@@ -108,20 +111,31 @@ def main() -> int:
     parser.add_argument("--pairs", type=float, default=PAIRS, help="share of trials with two processes")
     parser.add_argument("--kinds", choices=sorted(kinds.GROUPS), help="faults of this group alone")
     parser.add_argument("--minutes", type=float, help="begin no trial after so many")
+    parser.add_argument("--recipe", action="store_true", help="strike the command `train`, not a small loop")
     args = parser.parse_args()
+    if args.kinds == "data" and not args.recipe:
+        parser.error("--kinds data needs --recipe: the small loop reads no files of data")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # disks are unmounted
+    if args.recipe:
+        from tests.faults import recipe
+
+        recipe.prepare()
+        subject = recipe.SUBJECT
+    else:
+        subject = struck.SUBJECT
     began, work = time.monotonic(), Path(environment.WORK)
-    with kinds.Disk(work / "probe") as probe:
+    with kinds.Disk(work / "probe", 1 << 20) as probe:
         disk = probe.mounted
     if not disk:
         print("No disk can be mounted here: trials of a full one are left out.")
-    trials, wrong, done = Trials(args.seed, work, args.pairs, disk, args.kinds), 0, 0
+    trials, wrong, done = Trials(subject, args.seed, work, args.pairs, disk, args.kinds), 0, 0
     for number in range(args.n) if args.only is None else (args.only,):
         if args.minutes is not None and time.monotonic() - began > 60 * args.minutes:
             break
         said, done = trials.one(number), done + 1
         if said:
             wrong += 1
-            group = f" --kinds {args.kinds}" if args.kinds else ""
+            group = " --recipe" * args.recipe + (f" --kinds {args.kinds}" if args.kinds else "")
             print(f"{said}\n    Again: python -m tests.faults --seed {args.seed}{group} --only {number}", flush=True)
     trials.print()
     print(f"{done} trials of seed {args.seed} in {time.monotonic() - began:.0f} s, {wrong} wrong.")

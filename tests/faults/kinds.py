@@ -1,6 +1,7 @@
 """The faults that come upon a run. Each is done at a moment by chance, and says what it did in the run's log."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -147,13 +148,45 @@ def second_process(run: Run) -> None:
     run.ended(sessions, (exit_codes.DONE,))
 
 
+def shard_cut(run: Run) -> None:
+    """A file of the data ends early when the run is to go on. That would be another run, and is refused."""
+    newest = _stop_with_a_checkpoint(run)
+    shard = run.chance.choice(run.subject.shards())
+    whole = shard.read_bytes()
+    size = run.chance.randrange(len(whole))
+    shard.write_bytes(whole[:size])
+    run.log.append(f"{shard.parent.name}/{shard.name} has {size} bytes of {len(whole)}; {newest.name} is there")
+    try:
+        (session,) = sessions = run.start()
+        run.ended(sessions, (exit_codes.USER,))
+        expect(re.search(r"vadapter: error: .*(data|record|file)", session.said()), "a refusal for another reason")
+        run.refused += 1
+    finally:
+        shard.write_bytes(whole)
+
+
 def one_of_two(run: Run) -> None:
     """The other one must end too, with a status that has both started again."""
     sessions = run.start()
     which = run.chance.randrange(len(sessions))
     run.log.append(f"SIGKILL of process {which}: {run.moment(sessions[0])}")
     sessions[which].send(signal.SIGKILL)
-    run.ended(sessions, (*AGAIN, exit_codes.DONE))
+    (status,) = set(run.ended(sessions, (*AGAIN, exit_codes.DONE))[1 - which : 2 - which])
+    if status == exit_codes.PASSING:
+        said = sessions[1 - which].said()
+        expect("Another process of this run was lost" in said, "no word on the process that was lost")
+
+
+def lost_host(run: Run) -> None:
+    """One process is killed and does not come back: the other ends, also when it is started again alone, in bounded
+    time, says for whom it waited, and has a status with which the launcher starts it again."""
+    one_of_two(run)
+    if run.done():
+        return
+    sessions = run.start(missing=(lost := run.chance.randrange(run.count)))
+    run.log.append(f"process {lost} does not come")
+    run.ended(sessions, (exit_codes.STOPPED,))
+    expect(re.search(rf"[Pp]rocess(es)? .*{lost}", sessions[0].said()), "no word on the process that is missing")
 
 
 ONE: dict[str, Fault] = {
@@ -168,8 +201,11 @@ ONE: dict[str, Fault] = {
     "disk full": disk_full,
     "second process": second_process,
 }
+OF_DATA: dict[str, Fault] = {"shard cut": shard_cut}
+"""For what reads files of data."""
 TWO: dict[str, Fault] = {
     "two: one killed": one_of_two,
+    "two: lost host": lost_host,
     "two: both killed": sigkill,
     "two: SIGTERM to one": one_signal(signal.SIGTERM),
     "two: damage": damaged("flip"),
@@ -181,24 +217,26 @@ GROUPS = {
         "SIGINT",
         "two signals",
         "two: one killed",
+        "two: lost host",
         "two: both killed",
         "two: SIGTERM to one",
     ),
+    "data": tuple(OF_DATA),
     "disk": ("disk full",),
     "damage": (*(f"damage: {kind}" for kind in damage.KINDS), "empty checkpoint", "two: damage"),
 }
 
 
 class Disk:
-    """A disk of 1.5 MB in a folder, where this process may mount one."""
+    """A disk of so many bytes in a folder, where this process may mount one."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.mounted = folder, False
+    def __init__(self, folder: Path, size: int):
+        self.folder, self.size, self.mounted = folder, size, False
         folder.mkdir()
 
     def __enter__(self) -> "Disk":
         if shutil.which("mount"):
-            command = ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", str(self.folder)]
+            command = ["mount", "-t", "tmpfs", "-o", f"size={self.size}", "tmpfs", str(self.folder)]
             self.mounted = subprocess.run(command, capture_output=True).returncode == 0
         return self
 

@@ -1,14 +1,16 @@
 """A run that faults come upon: it is started again after each, and what must hold then is checked."""
 
+import dataclasses
 import json
 import os
 import random
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.faults import damage, struck
+from tests.faults import damage
 from tests.faults.sessions import Session
 from tests.training.processes import free_port
 from vadapter.base import exit_codes
@@ -17,6 +19,28 @@ from vadapter.base import exit_codes
 HARMLESS = ("commit_success.txt", "_CHECKPOINT_METADATA")
 # Of a line of the curve, what does not depend on the clock.
 NUMBERS = ("loss", "accuracy", "learning_rate", "grad_norm", "skipped_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is struck.
+
+    Attributes:
+        name: in tables.
+        steps: updates of a run.
+        run: trains in this process, given the folder, a file for hashes of what came of it, the steps between two
+            checkpoints and how many are kept. Returns the exit status.
+        read_back: writes those hashes, given the folder and the file, where `run` does not.
+        disk: bytes of a disk that a run just fits on.
+        shards: the files of its data.
+    """
+
+    name: str
+    steps: int
+    run: Callable[[str, str, int, int], int]
+    read_back: Callable[[str, str], int] | None
+    disk: int
+    shards: Callable[[], list[Path]] = list
 
 
 class Wrong(Exception):
@@ -29,9 +53,10 @@ def expect(so: object, text: str) -> None:
 
 
 class Run:
-    """A run of the small model.
+    """A run.
 
     Args:
+        subject: what is run.
         folder: of the run.
         scratch: a folder for what its processes print.
         count: processes.
@@ -42,8 +67,8 @@ class Run:
         log: what was done and what came of it, for who looks into a wrong trial.
     """
 
-    def __init__(self, folder: Path, scratch: Path, count: int, chance: random.Random):
-        self.folder, self.scratch, self.count, self.chance = folder, scratch, count, chance
+    def __init__(self, subject: Subject, folder: Path, scratch: Path, count: int, chance: random.Random):
+        self.subject, self.folder, self.scratch, self.count, self.chance = subject, folder, scratch, count, chance
         self.every, self.keep = chance.choice((2, 3, 4)), chance.choice((1, 2))
         self.sessions: list[Session] = []
         self.log: list[str] = []
@@ -53,8 +78,8 @@ class Run:
         self.damaged: dict[int, str] = {}  # checkpoints, and the file of each that was damaged
         self.report = scratch / "report.json"
 
-    def start(self) -> list[Session]:
-        """Starts the processes of a session."""
+    def start(self, missing: int | None = None) -> list[Session]:
+        """Starts the processes of a session; all but one that is missing, for which the others wait a few seconds."""
         self.report.unlink(missing_ok=True)
         self.before = self.checkpoints()
         environment = {}
@@ -62,16 +87,19 @@ class Run:
             environment = {
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
                 "JAX_NUM_PROCESSES": str(self.count),
+                "PATIENCE": "60" if missing is None else "4",  # less than the harness waits for them
             }
         return [
-            self.process(environment | {"JAX_PROCESS_ID": str(i)} if environment else {}) for i in range(self.count)
+            self.process(environment | {"JAX_PROCESS_ID": str(i)} if environment else {})
+            for i in range(self.count)
+            if i != missing
         ]
 
     def process(self, environment: dict[str, str]) -> Session:
         """Starts a process in the run's folder."""
         arguments = str(self.folder), str(self.report), self.every, self.keep
         output = self.scratch / f"session-{len(self.sessions)}.txt"
-        self.sessions.append(Session(lambda: struck.run(*arguments), output, environment))
+        self.sessions.append(Session(lambda: self.subject.run(*arguments), output, environment))
         return self.sessions[-1]
 
     def checkpoints(self) -> list[int]:
@@ -91,7 +119,7 @@ class Run:
 
         kind = draw.choice(("beginning", "step", "writing", "writing", "file", "written", "end"))
         delay = draw.uniform(0, {"beginning": 1.0, "step": 0.04, "writing": 0.06}.get(kind, 0.02))
-        step = draw.randint(max(self.before, default=0), struck.STEPS)
+        step = draw.randint(max(self.before, default=0), self.subject.steps)
         files = draw.randint(1, 24)
         conditions = {
             "beginning": lambda: "The process has begun." in session.said(),
@@ -99,7 +127,7 @@ class Run:
             "writing": new,
             "file": lambda: written(files),
             "written": lambda: any(path.name.removeprefix("checkpoint_").isdecimal() for path in new()),
-            "end": lambda: f"step {struck.STEPS}/" in session.said(),
+            "end": lambda: f"step {self.subject.steps}/" in session.said(),
         }
         there = session.until(conditions[kind], delay)
         return f"{kind} + {1000 * delay:.0f} ms" if there else "after its end"
@@ -124,7 +152,7 @@ class Run:
             told = saved or "ended at once" in said or self.count > 1
             expect(told, "it was told to stop and neither saved nor said that it could not")
         if set(found) == {exit_codes.DONE}:
-            expect(self.done().get("step") == struck.STEPS, "exit status 0 without a whole done.json")
+            expect(self.done().get("step") == self.subject.steps, "exit status 0 without a whole done.json")
         return found
 
     def _went_on(self, step: int, said: str) -> None:
@@ -171,6 +199,10 @@ class Run:
             expect(key not in curve, f"two lines of {key} in curve.jsonl")
             curve[key] = {name: row[name] for name in NUMBERS if name in row}
         done = self.done()
+        if read_back := self.subject.read_back:
+            arguments = str(self.folder), str(self.report)
+            reading = Session(lambda: read_back(*arguments), self.scratch / "read back.txt")
+            expect(reading.end() == exit_codes.DONE, f"it could not be read:\n{reading.said()}")
         last = {name: done["metrics"].get(name) for name in NUMBERS}
         return {
             "hashes": json.loads(self.report.read_text()),

@@ -4,6 +4,7 @@ moment, as fresh as one that was started anew.
 
 import atexit
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-LIMIT = 240.0  # seconds; a process that takes longer hangs
+LIMIT = 480.0  # seconds; a process that takes longer hangs
 _TICK = 0.002
 
 
@@ -90,6 +91,8 @@ def _become(work: Callable[[], int], output: Path, environment: Mapping[str, str
         os.dup2(file, 1)
         os.dup2(file, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        faulthandler.dump_traceback_later(LIMIT - 30, file=2)  # where it hangs, for who looks into it
         os.environ.update(environment)
         status = work()
     except SystemExit as e:

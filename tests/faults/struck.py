@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import os
 import sys
 import time
 import types
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from tests.faults.run import Subject
 from tests.training import processes, small
 from vadapter.base import exit_codes, signals, storage_errors, trees
 from vadapter.base.evaluator import EvalResult
@@ -24,7 +26,6 @@ from vadapter.runs import lock
 from vadapter.training import checkpoints, freezing, initialize, loop
 
 STEPS = 12
-PATIENCE = 60  # seconds in which processes wait for one that never comes: less than the harness waits for them
 PAUSE = 0.01  # seconds before a batch, so that a run lasts long enough to be struck everywhere
 
 
@@ -58,7 +59,7 @@ def run(folder: str, report: str, every: int, keep: int) -> int:
 
 
 def _train(folder: str, report: str, every: int, keep: int) -> int:
-    hosts.start(hosts.HostsConfig(initialization_timeout=PATIENCE))
+    hosts.start(hosts.HostsConfig(initialization_timeout=int(os.environ.get("PATIENCE", 60))))
     if jax.process_count() > 1:  # a process's program is that of its own devices
         jax.config.update("jax_enable_compilation_cache", False)
     partitioner = small.partitioner(data=jax.device_count())
@@ -105,11 +106,16 @@ def _report(program: Any, result: loop.TrainResult, folder: str, report: str) ->
         "optimizer": freezing.named_leaves(state.opt_state),
         "step": {"step": state.step},
     }
-    hashes = {f"{kind}/{path}": _hash(x) for kind, tree in found.items() for path, x in tree.items()}
+    hashes = {f"{kind}/{path}": hash_of(x) for kind, tree in found.items() for path, x in tree.items()}
     if jax.process_index() == 0:
         Path(report).write_text(json.dumps(hashes))
 
 
-def _hash(x: Any) -> str:
+def hash_of(x: Any) -> str:
+    """Tells apart arrays that differ in a bit."""
     array = np.asarray(x)
+    assert array.dtype != object, "it was not read"
     return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+
+
+SUBJECT = Subject("a small loop", STEPS, run, None, disk=1536 << 10)

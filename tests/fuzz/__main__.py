@@ -28,6 +28,7 @@ def main() -> int:
     """Returns 1 where something failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=0, help="of the first round; each after it has the next one")
     parser.add_argument("--only", choices=targets.NAMES, action="append", help="this reader; may be repeated")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -35,7 +36,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
     logging.disable(logging.WARNING)  # what readers leave out they say; here that is most of it
     names = args.only or targets.NAMES
-    begin, turn, failed, tried = time.monotonic(), 0, set(), collections.Counter()
+    begin, turn, failed, tried = time.monotonic(), args.seed, set(), collections.Counter()
     while (spent := time.monotonic() - begin) < 60 * args.minutes and len(failed) < len(names):
         print(f"{spent / 60:.1f} of {args.minutes:g} minutes: {_totals(tried, failed)}", flush=True)
         for name in names:
@@ -45,7 +46,8 @@ def main() -> int:
                     failed.add(name)
                     _keep(name, *failure)
         turn += 1
-    print(f"Done: {_totals(tried, failed)}\n{'  '.join(f'{name} {count}' for name, count in tried.items())}")
+    each = "  ".join(f"{name} {count}" for name, count in tried.items())
+    print(f"Done, with seeds {args.seed} to {turn - 1}: {_totals(tried, failed)}\n{each}")
     return int(bool(failed))
 
 

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
 
+from tests import saved
 from tests.data.files import clip
 from tests.data.pair_files import write_tar, write_tfrecord
+from vadapter.base import checksums
 from vadapter.base.errors import UserError
 from vadapter.data.reading import images, jsonl, video
 from vadapter.data.reading.images import MediaError
@@ -24,7 +26,9 @@ from vadapter.data.reading.pair_formats import Fields
 from vadapter.data.reading.pair_readers import RangeReader
 from vadapter.data.rows import vocabulary
 from vadapter.recipes import gin_front
+from vadapter.reports import files as report_files
 from vadapter.runs import bundle
+from vadapter.training import checkpoints, run_record
 from vadapter.weights.checkpoint import open_checkpoint
 from vadapter.weights.recognise import recognise
 
@@ -154,6 +158,10 @@ LINES = (
     b'{"image": "a.png", "caption": "x"}\n{"video": "b.mp4", "question": "what?", "answers": ["y", 2]}\n',
     b'{"image": "a.png", "caption": ["x", "\\ud83d"], "id": 3}\n',
 )
+CURVE = (
+    b'{"step": 1, "split": "train", "loss": 2.5, "seconds": {"steps": 0.5}}\n'
+    b'{"step": 2, "split": "val", "loss": 1.5, "image_reliance": 0.2, "cider": 1e3}\n'
+)
 GIN = (
     b"include 'runs/vlm.gin'\nBATCH_SIZE = 8\nOptimizerConfig.learning_rate = 1e-3\n",
     b"a/ViTConfig.width = %WIDTH\nWIDTH = (1, [2, {'a': None}])\nMODEL = @VLMConfig()\n",
@@ -180,6 +188,39 @@ def _import(data: bytes, folder: Path) -> object:
     return recognise(open_checkpoint(str(folder)))
 
 
+@functools.cache
+def _checkpoint() -> dict[str, bytes]:
+    """The files of a small checkpoint, by their paths in it. Without checksums, as older versions wrote it: these would
+    find nearly every change before anything is read.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        saved.save_params(folder, {"adapter": {"kernel": np.ones((3, 4), np.float32), "bias": np.ones(4, np.float32)}})
+        root = Path(folder) / "checkpoint_0"
+        found = {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    del found[checksums.FILE]
+    record = {name: value for name, value in json.loads(found[run_record.FILE]).items() if name != "checksums"}
+    return found | {run_record.FILE: json.dumps(record).encode()}
+
+
+def _restore(data: bytes, folder: Path) -> object:
+    """Reads a checkpoint of which one file, named by the first byte, has this content."""
+    known = _checkpoint()
+    for name, content in (known | {sorted(known)[data[0] % len(known)]: data[1:]}).items():
+        path = folder / "checkpoint_0" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    step = checkpoints.newest(str(folder))
+    if step is None:
+        return None
+    with checkpoints.Checkpointer(str(folder), read_only=True) as checkpointer:
+        return checkpointer.run(step), checkpointer.read(step, checkpointer.shapes(step))
+
+
+def _curve(path: Path) -> object:
+    (path.parent / "model.json").write_text("{}")
+    return report_files.load_run(path.parent)
+
+
 def _gin(path: Path) -> object:
     return gin_front.parse_gin([str(path)], complete=False)
 
@@ -201,6 +242,10 @@ def targets(bundle_json: str) -> dict[str, Target]:
         "bundle": Target(
             _into(lambda path: bundle.read(str(path.parent)), "bundle.json"), changed_json(json.loads(bundle_json))
         ),
+        "checkpoint": Target(
+            _restore, changed(*(bytes([i]) + content for i, (_, content) in enumerate(sorted(_checkpoint().items()))))
+        ),
+        "curve": Target(_into(_curve, "curve.jsonl"), changed(CURVE)),
         "decoder": Target(_import, changed_json(DECODER)),
         "encoder": Target(_import, changed_json(ENCODER)),
         "safetensors": Target(
@@ -214,4 +259,4 @@ def targets(bundle_json: str) -> dict[str, Target]:
 
 
 NAMES = ("image", "video", "jsonl", "pairs jsonl", "tar", "tfrecord", "gin", "bundle", "decoder", "encoder")
-NAMES += ("safetensors", "gguf", "tokenizer")
+NAMES += ("checkpoint", "curve", "safetensors", "gguf", "tokenizer")

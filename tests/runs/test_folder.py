@@ -31,6 +31,14 @@ def test_a_file_in_the_way_is_named(tmp_path, name):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["curve.jsonl", "run.lock", "done.json", "bad_batches.jsonl"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_in_the_place_of_one_is_told_and_not_waited_for(tmp_path, name, make):
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name} is a (FIFO|folder); only regular files are read. Remove it"):
+        folder.check(str(tmp_path))
+
+
 def test_a_folder_without_rights_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="cannot be written to by this user"):

@@ -1,6 +1,7 @@
 """Losses that are not finite, spikes, and an earlier run to compare with."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -165,11 +166,19 @@ def test_a_run_is_compared_with_an_earlier_one(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), ("{", "has no losses"), ("[1]\n", "has no losses"), ('{"a": 1}\n', "has no losses")],
+    [
+        (None, "cannot be read"),
+        (os.mkfifo, "is a FIFO"),
+        ("{", "has no losses"),
+        ("[1]\n", "has no losses"),
+        ('{"a": 1}\n', "has no losses"),
+    ],
 )
 def test_a_reference_that_cannot_be_used(tmp_path, content, message):
     path = tmp_path / "curve.jsonl"
-    if content is not None:
+    if callable(content):
+        content(path)
+    elif content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=message):
         run(tmp_path / "run", reference_curve=str(path))

@@ -18,6 +18,8 @@ _BY_NUMBER = {
     errno.EFBIG: "a file would be larger than this process may write",
     errno.EROFS: "the file system can only be read",
     errno.EIO: "the device reports an error",
+    errno.EOPNOTSUPP: "the file system cannot do what was asked of it, such as to rename a folder",
+    errno.ENOSYS: "the file system cannot do what was asked of it, such as to rename a folder",
     errno.ESTALE: "the network file system has lost the folder",
 }
 _BY_TEXT = (

@@ -137,11 +137,12 @@ def fresh(experiment: Experiment, parts: Parts) -> tuple[Any, list[Reference]]:
 
 
 def _lock(model_dir: str, stack: contextlib.ExitStack) -> None:
-    """Takes the folder's lock in the first process, and ends all of them where that is refused."""
+    """Takes the folder's lock in the first process and tries its file system; ends all where either is refused."""
     refused: Exception | None = None
     if jax.process_index() == 0:
         try:
             stack.enter_context(lock.held(model_dir, say=initialize.print_once))
+            folder.check_store(model_dir)
         except Exception as error:  # told to the others first
             refused = error
     if jax.process_count() > 1:

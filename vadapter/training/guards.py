@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from vadapter.base import buckets, files
+from vadapter.base import buckets, files, local_files
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 
@@ -151,7 +151,7 @@ class Reference:
         self._told: set[str] = set()
         self._losses: dict[str, dict[int, float]] = {}
         try:
-            for line in files.split_lines(epath.Path(path).read_text())[0]:
+            for line in files.split_lines(local_files.content_of(path).decode("utf-8", "replace"))[0]:
                 if isinstance(line.get("loss"), int | float) and math.isfinite(line["loss"]):
                     self._losses.setdefault(str(line["split"]), {})[int(line["step"])] = float(line["loss"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

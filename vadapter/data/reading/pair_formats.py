@@ -106,13 +106,14 @@ def tar_check(fields: Fields) -> Callable[[Sequence[str]], str]:
     def check(names: Sequence[str]) -> str:
         endings = [os.path.splitext(name)[1].lower() for name in names]
         if twice := [e for e in dict.fromkeys(endings) if endings.count(e) > 1 and e in {*fields.endings, *captions}]:
-            alike = ", ".join(name for name, e in zip(names, endings, strict=True) if e == twice[0])
+            alike = [name for name, e in zip(names, endings, strict=True) if e == twice[0]]
+            shown = ", ".join([*alike[:3], *(["..."] if len(alike) > 3 else [])])
             return (
-                f"{endings.count(twice[0])} members end in {twice[0]} ({alike}): a sample is what has one name up to "
+                f"{len(alike)} members end in {twice[0]} ({shown}): a sample is what has one name up to "
                 "its first dot, so it may have one of each ending"
             )
         if not any(e in fields.endings for e in endings):
-            return f"no {fields.kind} among {', '.join(endings)}"
+            return f"no {fields.kind} among {', '.join(list(dict.fromkeys(endings))[:5])}"
         return "" if captions & set(endings) else f"no {' or '.join(sorted(captions))} with a caption"
 
     return check

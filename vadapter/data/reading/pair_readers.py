@@ -154,7 +154,9 @@ class ParquetTables:
             try:
                 metadata = parquet.read_metadata(file)
             except (ArrowException, OSError) as e:
-                raise UserError(f"Expected a Parquet file; {e}. Leave it out, or correct the format.") from e
+                raise UserError(
+                    f"Expected a Parquet file; {str(e).rstrip('.')}. Leave it out, or correct the format."
+                ) from e
             columns(metadata.schema.to_arrow_schema().names)
             rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
             return shard_index.Index(np.zeros(len(rows), np.int64), np.asarray(rows, np.int64))

@@ -17,6 +17,7 @@ from etils import epath
 from vadapter.base import local_files, resources
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
+from vadapter.data.reading.records import clean
 from vadapter.data.rows import formats, token_files
 
 SCENES = "scenes"  # names the vocabulary that comes with vadapter
@@ -124,7 +125,11 @@ class TextVocabulary:
         return self.vocab_size
 
     def encode(self, text: str) -> list[int]:
-        """Encodes text that is no special token, whatever it looks like. No start and no end token is added."""
+        """Encodes text that is no special token, whatever it looks like. No start and no end token is added.
+
+        Half a surrogate pair, which JSON and a command line can hold and no tokeniser takes, is U+FFFD.
+        """
+        text = clean(text)
         # Cut behind the first character of each such token, so that the library does not see it whole.
         cuts = [match.start() + 1 for match in self._guarded.finditer(text)] if self._guarded else []
         first, *rest = (text[start:stop] for start, stop in zip([0, *cuts], [*cuts, None], strict=True))

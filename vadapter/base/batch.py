@@ -67,6 +67,12 @@ class Batch:
     target_ids: Int[Array, "B L"]
     target_weights: Float[Array, "B L"]
 
+    @property
+    def pixels(self) -> UInt8[Array, "B M F h w C"]:
+        """The media of a batch that was not read from a feature cache."""
+        assert not isinstance(self.media, Features)
+        return self.media
+
     def counts(self) -> Counts:
         """Counts segments with a loss and their tokens."""
         lengths = self.segment_lengths()

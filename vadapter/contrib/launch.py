@@ -88,6 +88,11 @@ def check(experiment: Experiment, launcher: str) -> VLMConfig:
             f"LoRA drops out, by a number that each step draws, which {launcher} does not tell a model. Set "
             "LoraConfig.dropout to 0, or train it with vadapter train."
         )
+    if experiment.feature_cache is not None:
+        raise UserError(
+            f"Experiment.feature_cache is set, and {launcher} gives a model pixels. Leave it out, or train with vadapter "
+            "train."
+        )
     if config.frozen_dtype == "int8":
         raise UserError(
             f"frozen_dtype is 'int8', and {launcher} keeps every parameter in f32. Set TrainConfig.frozen_dtype to "

@@ -287,7 +287,7 @@ class ContinuousDecoder:
         rest = prompt
         slots = {name: getattr(prompt, name)[:, shared:] for name in SLOTS}
         if shared and not (slots["media_index"] >= 0).any():
-            rest = rest.replace(media=prompt.media[:, :0])  # its tokens are in the cache: the encoder need not run
+            rest = rest.replace(media=prompt.pixels[:, :0])  # its tokens are in the cache: the encoder need not run
         pad = [(0, 0), (0, bucket(length - shared) - (length - shared))]
         padded = {name: np.pad(x, pad, constant_values=-1 if name == "media_index" else 0) for name, x in slots.items()}
         return rest.replace(**padded), cache.replace(length=np.int32(shared))
@@ -326,6 +326,6 @@ def _common(a: Batch, b: Batch) -> int:
     alike = np.ones(length, bool)
     for name in SLOTS:
         alike &= getattr(a, name)[0, :length] == getattr(b, name)[0, :length]
-    if a.media.shape != b.media.shape or not np.array_equal(a.media, b.media):
+    if a.media.shape != b.media.shape or not np.array_equal(a.pixels, b.pixels):
         alike &= a.media_index[0, :length] < 0
     return length if alike.all() else int(np.argmin(alike))

@@ -74,6 +74,6 @@ def row_keys(batch: Batch, seed: int | Array) -> Array:
     """
     text = hashes.scrambled(batch.tokens, batch.positions)
     text = jnp.where(batch.segment_ids > 0, text, 0).sum(axis=1, dtype=jnp.uint32)
-    pixels = hashes.of_pixels(batch.media)
+    pixels = hashes.of_pixels(batch.pixels)
     root = jax.random.key(seed, impl="threefry2x32")
     return jax.vmap(lambda a, b: jax.random.fold_in(jax.random.fold_in(root, a), b))(text, pixels)

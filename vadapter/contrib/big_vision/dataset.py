@@ -74,7 +74,7 @@ class DataSource(core.DataSource):
             np.add.at(loss, (rows, after), batch.target_weights)
             for i in range(len(text)):
                 ar = np.ones_like(text[i])
-                yield {"image": batch.media[i], "text": text[i], "mask_ar": ar, "mask_loss": loss[i]}
+                yield {"image": batch.pixels[i], "text": text[i], "mask_ar": ar, "mask_loss": loss[i]}
 
 
 def _saved_step(folder: str) -> int:

@@ -65,8 +65,8 @@ def check(experiment: Experiment, launcher: str) -> VLMConfig:
         launcher: name of the package, for messages.
 
     Raises:
-        UserError: the model is no VLM, draws noise that depends on the step, or is trained from int8 weights; gradients
-            are accumulated; or there are several processes.
+        UserError: the model is no VLM, draws noise that depends on the step, or is trained from int8 weights or a
+            feature cache; gradients are accumulated; or there are several processes.
     """
     if jax.process_count() > 1:
         raise UserError(
@@ -90,8 +90,8 @@ def check(experiment: Experiment, launcher: str) -> VLMConfig:
         )
     if experiment.feature_cache is not None:
         raise UserError(
-            f"Experiment.feature_cache is set, and {launcher} gives a model pixels. Leave it out, or train with vadapter "
-            "train."
+            f"Experiment.feature_cache is set, and {launcher} gives a model pixels. Leave it out, or train with "
+            "vadapter train."
         )
     if config.frozen_dtype == "int8":
         raise UserError(

@@ -74,6 +74,15 @@ PAIRS = (
     ("slow_lm", "queries", "a tenth of the learning rate for the tiny LM"),
     ("slow_lm", "slow_lm_random", "text, stage 1 and hand-off, or nothing; the tiny LM at a tenth of the rate"),
     ("words_supervised", "words", "the tiny LM keeps its captioning loss"),
+    ("words_supervised", "words_frozen", "the tiny LM trained, with its captioning loss; or frozen"),
+    (
+        "words_supervised",
+        "queries_random_32",
+        "text, stage 1, hand-off, words and captioning loss, or as many soft tokens",
+    ),
+    ("words_supervised", "perceiver", "the adapter"),
+    ("words_cached", "words_frozen", "words written once, or in every step"),
+    ("words_cached", "perceiver", "the adapter"),
     ("paper_handoff", "paper", "the hand-off, in the paper's shape"),
     ("paper_handoff", "perceiver", "the adapter"),
 )

@@ -16,6 +16,7 @@ from tests.tiny_bundle import write_bundle
 from vadapter.base import quantization, trees
 from vadapter.base.errors import UserError
 from vadapter.contrib import checkpoints, launch
+from vadapter.models.lora import LoraConfig
 from vadapter.runs import description
 from vadapter.weights.checkpoint import open_checkpoint
 
@@ -133,6 +134,18 @@ def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="t5x runs in 2 processes"):
         launch.check(types.SimpleNamespace(model=None, train=None), "t5x")
+
+
+@pytest.mark.parametrize(("dropout", "cache", "expected"), [(0.1, None, "LoRA drops out"), (0.0, "cache", "gives a")])
+def test_what_a_launcher_does_not_tell_a_model_is_refused(dropout, cache, expected):
+    model = small.vlm(decoder=small.decoder(lora=LoraConfig(rank=2, dropout=dropout)))
+    train = types.SimpleNamespace(frozen_dtype="float32", optimizer=types.SimpleNamespace(accumulate=1))
+    experiment = types.SimpleNamespace(model=model, train=train, feature_cache=None)
+    if not dropout:
+        assert launch.check(experiment, "t5x") == model
+    experiment.feature_cache = cache
+    with pytest.raises(UserError, match=expected):
+        launch.check(experiment, "t5x")
 
 
 def test_a_checkpoint_away_from_its_launch_is_refused(bundle, tmp_path):

@@ -27,6 +27,7 @@ STAGES = {
     "peer_vitl_1b": (60, 120),
     "peer_vitg_8b": (60, 110),
     "decode": (45, 75),
+    "words": (60, 120),
     "int8": (80, 110),
     "tests": (90, 150),
     "step_vitl_1b": (80, 150),
@@ -172,6 +173,10 @@ def _stage(name: str):
         from gpu_stages import numerics
 
         return numerics.tests
+    if name == "words":
+        from gpu_stages import words
+
+        return words.words
     if name == "decode":
         from gpu_stages import decoding
 

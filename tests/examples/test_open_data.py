@@ -88,7 +88,8 @@ def test_every_row_has_its_picture_of_the_right_size(example, raw, tmp_path):
     assert counts["all_train"] == 3 * 2  # as many of each kind as the smallest set has
     for path in out.glob("*.jsonl"):
         for row in rows_of(out, path.stem):
-            assert (out / row["image"]).is_file()
+            pictures = row["images"] if path.stem.startswith("chats") else [row["image"]]
+            assert pictures and all((out / picture).is_file() for picture in pictures)
     assert Image.open(out / rows_of(out, "captions_test")[0]["image"]).size == (64, 64)
     assert (out / "texts.txt").read_text() == "red fox: a fox that is red\n"
 

@@ -112,4 +112,4 @@ def read_back(folder: str, report: str) -> int:
     return exit_codes.DONE
 
 
-SUBJECT = Subject("the command `train`", STEPS, run, read_back, disk=12 << 20, shards=shards)
+SUBJECT = Subject("the command `train`", STEPS, run, read_back, disk=24 << 20, shards=shards)

@@ -139,7 +139,8 @@ class Run:
         said = sessions[0].said()
         for session, status in zip(sessions, found, strict=True):
             expect("Traceback" not in session.said() or self.count > 1, "a traceback")
-            expect(status in allowed, f"exit status {status}; expected one of {allowed}")
+            last = "\n".join(session.said().splitlines()[-5:])
+            expect(status in allowed, f"exit status {status}; expected one of {allowed}. It said last:\n{last}")
         went_on = re.search(r"Resuming .* at step (\d+)\.", said)
         if went_on:
             self._went_on(int(went_on.group(1)), said)

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 import vadapter
-from tests.contrib.conftest import ROOT, STEPS, World, missing, run
+from tests.contrib.conftest import ROOT, STEPS, World, experiment, missing, run
 from tests.models import small
 from vadapter.base import trees
 from vadapter.base.errors import UserError
@@ -206,10 +206,10 @@ SAME = {
 }
 
 
-def launch(world, name, **more):
-    settings = {**world.from_weights(), **SAME, **more}
+def launch(world, stage, name, **more):
+    settings = {**world.from_weights(stage), **SAME, **more}
     text = "; ".join(f"gin.{key}={value}" for key, value in settings.items())
-    config = f"{ROOT / 'vadapter/contrib/big_vision/config.py'}:gin_file=experiments/scenes_stage1.gin; {text}"
+    config = f"{ROOT / 'vadapter/contrib/big_vision/config.py'}:gin_file={experiment(stage)}; {text}"
     trainer = "big_vision.trainers.proj.paligemma.train"
     run(trainer, "--workdir", str(world.folder / name), "--config", config, cwd=world.folder)
     return world.folder / name
@@ -226,15 +226,15 @@ def losses(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(world):
-    return launch(world, "big_vision")
+def trained(world, stage):
+    return launch(world, stage, f"big_vision_{stage}")
 
 
 @pytest.fixture(scope="module")
-def expected(world):
+def expected(world, stage):
     """What vadapter's own training finds, by split and step."""
-    world.train("same", {**world.from_weights(), **SAME})
-    return {(line["split"], line["step"]): line for line in lines(world.folder / "same" / "curve.jsonl")}
+    world.train(f"same_{stage}", {**world.from_weights(stage), **SAME}, gin_file=experiment(stage))
+    return {(line["split"], line["step"]): line for line in lines(world.folder / f"same_{stage}" / "curve.jsonl")}
 
 
 @pytest.mark.slow
@@ -265,19 +265,20 @@ def test_an_evaluation_that_is_not_there_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_its_checkpoint_becomes_a_run(world, trained):
-    out = world.folder / "from_big_vision"
+def test_its_checkpoint_becomes_a_run(world, stage, trained, expected):
+    out = world.folder / f"from_big_vision_{stage}"
     checkpoints.to_run(str(trained / f"checkpoint.bv-{STEPS:09d}"), str(out))
     found = vadapter.load(out)
     assert found.step == STEPS
     saved = checkpoints.open_big_vision(str(trained / f"checkpoint.bv-{STEPS:09d}"))
     assert_equal(found.params, trees.unflatten(checkpoints.read_all(saved)))
+    assert world.captions(out.name) == world.captions(f"same_{stage}")
 
 
 @pytest.mark.slow
-def test_a_launch_that_was_stopped_goes_on_as_if_it_had_not(world, trained):
-    half = launch(world, "half", TRAIN_STEPS=str(STEPS // 2))
-    launch(world, "half")
+def test_a_launch_that_was_stopped_goes_on_as_if_it_had_not(world, stage, trained):
+    half = launch(world, stage, f"half_{stage}", TRAIN_STEPS=str(STEPS // 2))
+    launch(world, stage, half.name)
     found, expected = losses(half), losses(trained)
     assert len(expected) == STEPS + 1
     assert found[: STEPS // 2] + found[STEPS // 2 + 1 :] == expected

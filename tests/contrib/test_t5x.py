@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import vadapter
-from tests.contrib.conftest import ROOT, SCENES, STEPS, World, missing, run
+from tests.contrib.conftest import ROOT, SCENES, STEPS, World, experiment, missing, run
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.contrib import checkpoints
@@ -29,20 +29,21 @@ from vadapter.contrib import t5x as bridge
 
 pytestmark = pytest.mark.slow
 EVALUATIONS = "[@val/Evaluation(), @generation/Evaluation(), @reliance/Evaluation()]"
+HALF = STEPS // 2
 GIN = ROOT / "vadapter/contrib/t5x"
 
 
-def launch(world, name, script="t5x.train", gin_file="train.gin", **more):
-    settings = {**world.from_weights(), "MODEL_DIR": f"'{world.folder / name}'", **more}
+def launch(world, stage, name, script="t5x.train", gin_file="train.gin", **more):
+    settings = {**world.from_weights(stage), "MODEL_DIR": f"'{world.folder / name}'", **more}
     flags = [f"--gin.{key}={value}" for key, value in settings.items()]
-    files = [f"--gin_file={file}" for file in (GIN / gin_file, "experiments/scenes_stage1.gin")]
+    files = [f"--gin_file={file}" for file in (GIN / gin_file, experiment(stage))]
     run(script, *files, *flags, cwd=world.folder)
     return world.folder / name
 
 
 @pytest.fixture(scope="module")
-def trained(world):
-    return launch(world, "t5x", CHECKPOINT_PERIOD="2", STATS_PERIOD="1", EVAL_PERIOD="2")
+def trained(world, stage):
+    return launch(world, stage, f"t5x_{stage}", CHECKPOINT_PERIOD=str(HALF), STATS_PERIOD="1", EVAL_PERIOD=str(HALF))
 
 
 def curve(folder, tag="loss"):
@@ -53,70 +54,73 @@ def curve(folder, tag="loss"):
     return {e.step: float(tensor_util.make_ndarray(e.tensor_proto)) for e in found.Tensors(tag)}
 
 
-def ours(world, split):
-    lines = map(json.loads, (world.folder / "ours" / "curve.jsonl").read_text().splitlines())
+def ours(world, stage, split):
+    lines = map(json.loads, (world.folder / f"ours_{stage}" / "curve.jsonl").read_text().splitlines())
     return {line["step"]: line["loss"] for line in lines if line["split"] == split}
 
 
-def test_losses_are_those_of_vadapter_train(world, trained):
-    theirs, expected = curve(trained / "train"), ours(world, "train")
+def test_losses_are_those_of_vadapter_train(world, stage, trained):
+    theirs, expected = curve(trained / "train"), ours(world, stage, "train")
     assert sorted(expected) == list(range(1, STEPS + 1))
     for step, loss in expected.items():
         np.testing.assert_allclose(theirs[step], loss, rtol=1e-5)
 
 
-def test_the_validation_loss_is_that_of_vadapter(world, trained):
-    expected = ours(world, "val")[STEPS]
+def test_the_validation_loss_is_that_of_vadapter(world, stage, trained):
+    expected = ours(world, stage, "val")[STEPS]
     np.testing.assert_allclose(curve(trained / "training_eval" / "val")[STEPS], expected, rtol=1e-5)
 
 
-def test_its_checkpoint_becomes_a_run_with_the_parameters_of_vadapter_train(world, trained):
-    checkpoints.to_run(str(trained / f"checkpoint_{STEPS}"), str(world.folder / "from_t5x"))
-    found, expected = (trees.flatten(vadapter.load(world.folder / name).params) for name in ("from_t5x", "ours"))
+def test_its_checkpoint_becomes_a_run_with_the_parameters_and_texts_of_vadapter_train(world, stage, trained):
+    checkpoints.to_run(str(trained / f"checkpoint_{STEPS}"), str(world.folder / f"from_t5x_{stage}"))
+    names = (f"from_t5x_{stage}", f"ours_{stage}")
+    found, expected = (trees.flatten(vadapter.load(world.folder / name).params) for name in names)
     assert found.keys() == expected.keys()
     for path, x in expected.items():
-        np.testing.assert_allclose(np.asarray(found[path], np.float32), np.asarray(x, np.float32), atol=2e-5)
+        np.testing.assert_allclose(np.asarray(found[path], np.float32), np.asarray(x, np.float32), atol=5e-5)
+    found, expected = map(world.captions, names)
+    assert found == expected
+    assert any(found)
 
 
-def test_a_launch_that_was_stopped_goes_on_as_if_it_had_not(world, trained):
-    again = world.folder / "again"
+def test_a_launch_that_was_stopped_goes_on_as_if_it_had_not(world, stage, trained):
+    again = world.folder / f"again_{stage}"
     shutil.copytree(trained, again)
     shutil.rmtree(again / f"checkpoint_{STEPS}")
-    launch(world, "again", CHECKPOINT_PERIOD="2")
+    launch(world, stage, again.name, CHECKPOINT_PERIOD=str(HALF))
     found, expected = (open_checkpoint(str(x / f"checkpoint_{STEPS}")).tensors for x in (again, trained))
     assert found.infos.keys() == expected.infos.keys()
     assert all(np.array_equal(found.read(name), expected.read(name)) for name in expected.infos)
 
 
 @pytest.fixture(scope="module")
-def exported(world):
-    return checkpoints.to_t5x(str(world.folder / "ours"), str(world.folder / "exported"))
+def exported(world, stage):
+    return checkpoints.to_t5x(str(world.folder / f"ours_{stage}"), str(world.folder / f"exported_{stage}"))
 
 
-def test_what_vadapter_exports_writes_the_texts_of_vadapter_by_t5x(world, exported):
-    out = world.folder / "texts"
+def test_what_vadapter_exports_writes_the_texts_of_vadapter_by_t5x(world, stage, exported):
+    out = world.folder / f"texts_{stage}"
     places = {"CHECKPOINT_PATH": f"'{exported}'", "INFER_OUTPUT_DIR": f"'{out}'"}
-    launch(world, "unused", "t5x.infer", "infer.gin", **places)
+    launch(world, stage, "unused", "t5x.infer", "infer.gin", **places)
     (file,) = out.glob("scenes_caption-predict.jsonl-00000-of-00001")
     texts = [json.loads(line)["prediction"] for line in file.read_text().splitlines()]
     assert len(texts) == 16
     records = builder.builder(str(world.folder / "data"), "images", SCENES).as_data_source("validation")
     images, decoding = [record["image"] for record in records], DecodingConfig(max_new_tokens=16)
-    expected = vadapter.load(world.folder / "ours").caption(images, decoding=decoding)
+    expected = vadapter.load(world.folder / f"ours_{stage}").caption(images, decoding=decoding)
     assert [text.strip() for text in texts] == [text.strip() for text in expected]
 
 
-def test_its_evaluation_has_the_scores_of_vadapter_eval(world, exported):
-    out, expected = world.folder / "scores", world.folder / "expected"
+def test_its_evaluation_has_the_scores_of_vadapter_eval(world, stage, exported):
+    out, expected = (world.folder / f"{name}_{stage}" for name in ("scores", "expected"))
     places = {"CHECKPOINT_PATH": f"'{exported}'", "EVAL_OUTPUT_DIR": f"'{out}'", "EVALUATIONS": EVALUATIONS}
-    launch(world, "unused", "t5x.eval", "eval.gin", **places)
-    evaluations = f"--gin.EVALUATIONS={EVALUATIONS}"
+    launch(world, stage, "unused", "t5x.eval", "eval.gin", **places)
     run(
         "vadapter",
         "eval",
-        f"--model_dir={world.folder / 'ours'}",
+        f"--model_dir={world.folder / f'ours_{stage}'}",
         f"--output={expected}",
-        evaluations,
+        f"--gin.EVALUATIONS={EVALUATIONS}",
         cwd=world.folder,
     )
     scores = json.loads((expected / "metrics.json").read_text())["scores"]
@@ -127,8 +131,8 @@ def test_its_evaluation_has_the_scores_of_vadapter_eval(world, exported):
         np.testing.assert_allclose(score, scores[name], rtol=1e-4, atol=1e-5, err_msg=name)
     texts = lambda folder: (folder / "predictions.jsonl").read_text().splitlines()  # noqa: E731
     keys = ("id", "prediction", "references")
-    for theirs, ours in zip(map(json.loads, texts(found)), map(json.loads, texts(expected)), strict=True):
-        assert {k: theirs[k] for k in keys} == {k: ours[k] for k in keys}
+    for theirs, own in zip(map(json.loads, texts(found)), map(json.loads, texts(expected)), strict=True):
+        assert {k: theirs[k] for k in keys} == {k: own[k] for k in keys}
     for tag in ("loss", "accuracy"):
         value = curve(out / "training_eval" / "val", tag)[STEPS]
         np.testing.assert_allclose(value, scores[f"val/{tag}"], rtol=1e-5)
@@ -182,7 +186,7 @@ def test_evaluations_that_t5x_cannot_make_are_refused(described):
 
 @pytest.mark.parametrize("parameter", ["assignment_map", "state_transformation_fns"])
 def test_a_restore_that_renames_is_refused_in_any_scope(described, parameter):
-    experiment = described()
+    made = described()
     with gin.unlock_config():
         gin.parse_config(
             "from __gin__ import dynamic_registration\n"
@@ -190,7 +194,7 @@ def test_a_restore_that_renames_is_refused_in_any_scope(described, parameter):
             f"own/utils.RestoreCheckpointConfig.{parameter} = [('adapter/(.*)', 'other')]\n"
         )
     with pytest.raises(UserError, match=f"own/.*{parameter} is set.*the wrong tensors without"):
-        bridge.VLMModel(experiment)
+        bridge.VLMModel(made)
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,20 @@ def test_tasks_are_ordinary_seqio_tasks():
     assert -1 in example["inputs"] and example["targets"][-1] == 1 and example["media"].shape == (1, 1, 224, 224, 3)
 
 
+@pytest.mark.parametrize("name", ["scenes_caption", "scenes_images"])
+def test_seqio_gives_pictures_of_the_size_that_it_is_asked_for(name):
+    import seqio
+
+    shape = (1, 1, 32, 32, 3)
+    lengths = {"inputs": 24, "targets": 16, "media": shape}
+    ds = seqio.get_mixture_or_task(name).get_dataset(lengths, "validation", shuffle=False, num_epochs=1)
+    found = {example["media"].tobytes() for example in ds.as_numpy_iterator()}
+    batches = loader(mixture=name, split="validation").eval_batches()
+    expected = {m.tobytes() for batch, rows in batches for r, m in zip(rows, batch.media, strict=True) if r["valid"]}
+    assert len(expected) == 20
+    assert found == expected
+
+
 @pytest.mark.parametrize("rows", [lambda ds: ds.skip(1), lambda ds: ds.filter(lambda ex: ex["choice"] % 3 > 0)])
 def test_text_and_media_of_other_records_never_meet(rows):
     import seqio

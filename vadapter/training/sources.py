@@ -194,9 +194,18 @@ def look(source: Source, abstract: Mapping[str, Any]) -> Offer:
     folder, step = checkpoints.locate(source.path, source.step)
     where = f"{folder}/checkpoint_{step}"
     with checkpoints.Checkpointer(folder, read_only=True) as checkpointer:
-        checkpointer.run(step)  # refuses what another version wrote
+        record = checkpointer.run(step)  # refuses what another version wrote
         stored = checkpointer.shapes(step)
-    taken = rename({path: path for path in stored}, source.rules, where)
+    try:
+        taken = rename({path: path for path in stored}, source.rules, where)
+    except UserError as error:
+        frozen = [x["path"] for x in record.get("sources", ()) if x["frozen"]]
+        if not frozen:
+            raise
+        raise UserError(
+            f"{error} The checkpoint holds what its run trained; what the run froze is in {', '.join(frozen)} (seen "
+            "from the run's folder). Give that as a source of its own."
+        ) from None
     resampled = {}
     for path, old in taken.items():
         if path in abstract and (how := _resampling(path, stored[old].shape, abstract[path].shape)):

@@ -87,8 +87,9 @@ def experiment(stage):
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     world = World(tmp_path_factory.mktemp("bridges"))
-    whole = {**world.settings, "TRAIN_STEPS": "1", "SOURCES": "[]", "TRAINABLE": "['.*']"}
-    world.train("start", whole)
+    # Long enough that texts differ from picture to picture.
+    whole = {**world.settings, "TRAIN_STEPS": "150", "SOURCES": "[]", "TRAINABLE": "['.*']"}
+    world.train("start", {**whole, "OptimizerConfig.learning_rate": "2e-3"})
     world.train(
         "large", {k: v for k, v in whole.items() if k != "EVALUATIONS"}, gin_file="experiments/scenes_large.gin"
     )

@@ -81,7 +81,6 @@ def test_its_checkpoint_becomes_a_run_with_the_parameters_and_texts_of_vadapter_
         np.testing.assert_allclose(np.asarray(found[path], np.float32), np.asarray(x, np.float32), atol=2e-4)
     found, expected = map(world.captions, names)
     assert found == expected
-    assert any(found)
 
 
 def test_a_launch_that_was_stopped_goes_on_as_if_it_had_not(world, stage, trained):
@@ -109,6 +108,7 @@ def test_what_vadapter_exports_writes_the_texts_of_vadapter_by_t5x(world, stage,
     records = builder.builder(str(world.folder / "data"), "images", SCENES).as_data_source("validation")
     images, decoding = [record["image"] for record in records], DecodingConfig(max_new_tokens=16)
     expected = vadapter.load(world.folder / f"ours_{stage}").caption(images, decoding=decoding)
+    assert len(set(expected)) > 2
     assert [text.strip() for text in texts] == [text.strip() for text in expected]
 
 

@@ -1,6 +1,7 @@
 """What a user sees of an error that is no bug: one paragraph and an exit status that scripts can rely on."""
 
 import errno
+import logging
 import os
 import re
 import socket
@@ -136,6 +137,15 @@ def test_the_table_of_the_documents_is_that_of_the_code():
 def test_what_was_meant_is_named(argv, said, capsys):
     assert main.main(argv) == exit_codes.USER
     assert said in capsys.readouterr().err
+
+
+def test_a_message_has_no_control_characters(capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    name = "a\x1b[2J\udcff\x9b\tb"
+    assert main.main(["infer", "--bundle=b", f"--media={name}"]) == exit_codes.USER
+    logging.warning("left out %s", name)
+    error, logged = capsys.readouterr().err.splitlines()
+    assert r"a\x1b[2J\udcff\x9b" in error and logged == "WARNING:root:left out a\\x1b[2J\\udcff\\x9b\tb"
 
 
 def test_a_package_s_notes_are_held_back_and_its_warnings_are_not(tmp_path):

@@ -79,6 +79,18 @@ def test_lines_that_are_left_out_are_named(photos, capsys):
     assert [(p["kind"], p["count"]) for p in report(photos)["problems"]] == [("opening", 1)]
 
 
+def test_names_that_a_terminal_would_obey_are_escaped(photos, capsys):
+    """Found as: the screen was cleared by a name in a JSONL file; a name that is no UTF-8 was a traceback."""
+    odd = [{"image": "x\x1b[2J.png", "caption": "x"}, {"image": "\udcff.png", "caption": "x"}]
+    odd += [{"image": "a.png", "caption": "a field", "id": "i\x1b\nd"}, {"caption": "x", "a\x1b": 1}]
+    write(photos, "train", *odd)
+    assert check(photos, "--gin.jsonl_task.max_bad_share=0.9") == exit_codes.NO
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+    for name in (r"x\x1b[2J.png", r"\udcff.png", r"i\x1b\nd"):
+        assert name in said.out + (photos / "out" / "check.html").read_text()
+
+
 def test_too_long_texts_only_exit_with_1(photos, capsys):
     assert check(photos, "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 1}") == exit_codes.NO
     assert "TASK_FEATURE_LENGTHS" in capsys.readouterr().out

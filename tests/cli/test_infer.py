@@ -59,6 +59,24 @@ def test_an_unreadable_file_costs_no_other_its_text(folder, tmp_path, capsys):
     assert "3 of 4 files cannot be read" in said.err and "is a FIFO" in said.err and "Traceback" not in said.err
 
 
+def test_names_of_files_may_have_any_bytes(folder, tmp_path, capsys):
+    """Found as: a name that is no UTF-8 ended in UnicodeEncodeError, and one with an escape reached the terminal."""
+    names = [b"a\xff.png", b"b\x1b[31m.png"]
+    for name in names:
+        content = (folder / "photos" / "a.png").read_bytes()
+        (tmp_path / os.fsdecode(name)).write_bytes(content)
+    (tmp_path / "c\x1b.png").write_text("no picture")
+    assert infer(folder, f"--media={tmp_path}") == 2
+    said = capsys.readouterr()
+    assert named(said.out) == [r"a\udcff.png", r"b\x1b[31m.png"]
+    assert r"c\x1b.png" in said.err and "\x1b" not in said.out + said.err
+    assert infer(folder, f"--media={tmp_path}", f"--out={tmp_path / 'o.jsonl'}") == 2
+    assert "\x1b" not in capsys.readouterr().err
+    records = [json.loads(line) for line in (tmp_path / "o.jsonl").read_bytes().splitlines()]
+    assert [os.path.basename(os.fsencode(r["media"])) for r in records] == [*names, b"c\x1b.png"]
+    assert ["text" in r for r in records] == [True, True, False]
+
+
 def test_a_prompt_that_fits_no_file_is_said_once(folder, capsys):
     assert infer(folder, f"--media={folder / 'photos'}", "--prompt=no place for it") == 2
     said = capsys.readouterr()

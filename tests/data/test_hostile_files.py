@@ -128,6 +128,9 @@ def test_a_list_of_media_elsewhere_says_what_to_add(outside):
     lines = [{"image": str(outside.parent / "secret/a.png"), "caption": "x"}]
     with pytest.raises(UserError, match=r"media_folders = \['.*/secret'\]"):
         rows(lines, outside)
+    lines = [{"image": name, "caption": "x"} for name in ("/etc/passwd", "/dev/zero", "/etc/shadow")]
+    with pytest.raises(UserError, match=r"media_folders = \['/dev', '/etc'\]"):  # and not all of the disk
+        rows(lines, outside)
 
 
 @pytest.mark.parametrize("name", ["file:///etc/passwd", "ram://other/a.png", "ram://own/../other/a.png"])

@@ -86,6 +86,13 @@ def test_no_image_is_in_both_splits_of_a_hold_out(folder):
     assert read_splits(path, holdout=0.25) == splits
 
 
+def test_a_hold_out_takes_names_that_are_no_text(folder):
+    from vadapter.data.reading.jsonl import read_splits
+
+    path = write(folder, *({"image": f"{i}\udcff.png", "caption": "x"} for i in range(4)))
+    assert [len(lines) for lines in read_splits(path, holdout=0.25).values()] == [3, 1]
+
+
 def test_own_prompts_and_resize(folder):
     register(folder, caption_prompt="Look: <media>\nSay:", resize="pad")
     found = [(b, i, r) for b, i, r in rows("own") if r["id"] == "all.jsonl:1"]
@@ -169,6 +176,18 @@ def test_unknown_fields_are_said_once(folder, caplog):
     with caplog.at_level(logging.WARNING):
         register(folder)
     assert "fields that are not used: licence" in caplog.text
+
+
+def test_a_question_may_have_a_type(folder, caplog):
+    """Found as: own questions had one accuracy, and the field was called unknown."""
+    asks = {"image": "b.png", "question": "What colour?", "answers": ["green"]}
+    types = ["colour", 7, None, ["colour"], {}]
+    write(folder, *({**asks, "type": each} for each in types), {"image": "b.png", "caption": "x", "type": "y"})
+    register(folder, max_bad_share=0.5)
+    found = {row["id"]: row["question_type"] for _, _, row in rows("own_image_question")}
+    assert found == {"all.jsonl:1": "colour", "all.jsonl:2": "7", "all.jsonl:3": ""}
+    assert "all.jsonl:4: 'type' is not text" in caplog.text and "all.jsonl:5: 'type' is not text" in caplog.text
+    assert "fields that are not used: type" in caplog.text  # of the caption
 
 
 def test_bad_arguments(folder, tmp_path):

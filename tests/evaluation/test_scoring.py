@@ -95,6 +95,20 @@ def test_questions_without_a_benchmark_are_scored_by_type():
     assert answers.ANSWERS in PLAIN.of_kind("answers")
 
 
+def test_questions_without_types_are_told_apart_by_their_answers():
+    given = {"yes": ["yes", "Yes.", "maybe"], "3": ["three", "3"], "40%": ["40%"], "dog": ["dog", "a dog", "2"]}
+    given["no"] = ["no"]
+    records = [
+        {"id": i, "question": "?", "prediction": i if i != "no" else "yes", "answers": a} for i, a in given.items()
+    ]
+    scalars = PLAIN.score(records).scalars
+    assert scalars["vqa_accuracy/yes-no"] == 0.5
+    assert scalars["vqa_accuracy/number"] == scalars["vqa_accuracy/other"] == 1.0
+    alike = PLAIN.score(records[1:3]).scalars
+    assert "vqa_accuracy" in alike and not [name for name in alike if "/" in name]
+    assert [answers.kind_of(a) for a in ([], ["nan"], ["inf"], ["no way"])] == ["other"] * 4
+
+
 def test_what_is_taken_of_a_text_is_said_in_words():
     def last_word(text):
         """The last word.

@@ -2,6 +2,7 @@
 
 python -m tests.faults --n 200 --seed 0
 python -m tests.faults --n 20 --seed 0 --recipe
+python -m tests.faults --n 1 --faults SIGKILL "damage: flip"
 
 A trial draws from its seed one to three faults. After each the run is started again, until it is done; parameters,
 optimizer state, losses by step and done.json must then be, bit by bit, those of the uninterrupted run, every exit
@@ -13,10 +14,12 @@ prints and writes, so a repeated trial strikes at the same place, but not in the
 import argparse
 import collections
 import random
+import shlex
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.faults import environment  # isort: skip  # before jax
@@ -33,8 +36,18 @@ PAIRS = 0.1  # share of the trials that have two processes
 class Trials:
     """All trials of a seed, and what came of them by kind of fault."""
 
-    def __init__(self, subject: Subject, seed: int, work: Path, pairs: float, disk: bool, group: str | None = None):
+    def __init__(
+        self,
+        subject: Subject,
+        seed: int,
+        work: Path,
+        pairs: float,
+        disk: bool,
+        group: str | None = None,
+        faults: Sequence[str] = (),
+    ):
         self.subject, self.seed, self.work, self.pairs, self.disk = subject, seed, work, pairs, disk
+        self.faults = list(faults)
         self.of_one = kinds.ONE | (kinds.OF_DATA if subject.shards() else {})
         self.group = kinds.GROUPS[group] if group else (*self.of_one, *kinds.TWO)
         self.whole: dict[tuple[int, int], dict] = {}
@@ -43,11 +56,8 @@ class Trials:
     def one(self, number: int) -> str | None:
         """Runs a trial; returns what was wrong."""
         chance = random.Random(f"{self.seed}/{number}")
-        two = chance.random() < self.pairs and not set(self.group).isdisjoint(kinds.TWO)
+        two, names = self._draw(chance)
         known = kinds.TWO if two else self.of_one
-        names = chance.choices(
-            [name for name in sorted(known) if name in self.group], k=chance.choice((1, 2, 2, 3)) if not two else 1
-        )
         if not self.disk:
             names = [name for name in names if name != "disk full"] or ["SIGKILL"]
         folder = self.work / f"trial-{number}"
@@ -76,6 +86,14 @@ class Trials:
             shutil.rmtree(folder)
             return None
         return f"trial {number} ({', '.join(names)}): {wrong}\n" + "\n".join(f"    {line}" for line in run.log)
+
+    def _draw(self, chance: random.Random) -> tuple[bool, list[str]]:
+        """Whether a trial has two processes, and its faults."""
+        if self.faults:
+            return self.faults[0] in kinds.TWO, self.faults
+        two = chance.random() < self.pairs and not set(self.group).isdisjoint(kinds.TWO)
+        known = [name for name in sorted(kinds.TWO if two else self.of_one) if name in self.group]
+        return two, chance.choices(known, k=chance.choice((1, 2, 2, 3)) if not two else 1)
 
     def _keep(self, run: Run, place: Path, folder: Path, wrong: str | None) -> None:
         if wrong is not None and place.exists():
@@ -110,11 +128,16 @@ def main() -> int:
     parser.add_argument("--only", type=int, metavar="N", help="this trial alone")
     parser.add_argument("--pairs", type=float, default=PAIRS, help="share of trials with two processes")
     parser.add_argument("--kinds", choices=sorted(kinds.GROUPS), help="faults of this group alone")
+    parser.add_argument("--faults", nargs="+", metavar="NAME", help="these faults, in this order, in each trial")
     parser.add_argument("--minutes", type=float, help="begin no trial after so many")
     parser.add_argument("--recipe", action="store_true", help="strike the command `train`, not a small loop")
     args = parser.parse_args()
     if args.kinds == "data" and not args.recipe:
         parser.error("--kinds data needs --recipe: the small loop reads no files of data")
+    of_one = kinds.ONE | (kinds.OF_DATA if args.recipe else {})
+    if args.faults and not (set(args.faults) <= of_one.keys() or set(args.faults) <= kinds.TWO.keys()):
+        known = (", ".join(sorted(some)) for some in (of_one, kinds.TWO))
+        parser.error(f"--faults takes faults of one process ({next(known)}) or of two ({next(known)}), not of both")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # disks are unmounted
     if args.recipe:
         from tests.faults import recipe
@@ -128,7 +151,7 @@ def main() -> int:
         disk = probe.mounted
     if not disk:
         print("No disk can be mounted here: trials of a full one are left out.")
-    trials, wrong, done = Trials(subject, args.seed, work, args.pairs, disk, args.kinds), 0, 0
+    trials, wrong, done = Trials(subject, args.seed, work, args.pairs, disk, args.kinds, args.faults or ()), 0, 0
     for number in range(args.n) if args.only is None else (args.only,):
         if args.minutes is not None and time.monotonic() - began > 60 * args.minutes:
             break
@@ -136,6 +159,7 @@ def main() -> int:
         if said:
             wrong += 1
             group = " --recipe" * args.recipe + (f" --kinds {args.kinds}" if args.kinds else "")
+            group += f" --faults {shlex.join(args.faults)}" if args.faults else ""
             print(f"{said}\n    Again: python -m tests.faults --seed {args.seed}{group} --only {number}", flush=True)
     trials.print()
     print(f"{done} trials of seed {args.seed} in {time.monotonic() - began:.0f} s, {wrong} wrong.")

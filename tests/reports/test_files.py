@@ -16,6 +16,7 @@ from vadapter.reports.files import (
     save_metrics,
     save_predictions,
 )
+from vadapter.reports.summary import paragraph
 
 PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 
@@ -124,6 +125,21 @@ def test_comparison_of_runs(tmp_path):
     report = comparison_of_runs([tmp_path / "one" / "run", tmp_path / "two" / "run"], baseline="one/run", seed=3)
     assert [run.name for run in report.runs] == ["one/run", "two/run"]
     assert report.runs[1].steps_to_baseline == 20 and report.seed == 3
+
+
+def test_stages_of_one_line_are_no_rivals_and_the_seed_is_there(tmp_path):
+    """Found as: a report of stage 1 and stage 2 named the better one, and said "seed: not recorded"."""
+    for name, seed in (("first", 3), ("second", 3), ("other", 4)):
+        make_run(tmp_path / name)
+        lines = f"SEED = {seed}\nExperiment.seed = %SEED\nMODEL_DIR = '{tmp_path / name}'\n"
+        lines += f"STAGE1_RUN = \\\n    '{tmp_path / 'first'}'\n" if name == "second" else ""
+        (tmp_path / name / "config.gin").write_text(lines)
+    report = comparison_of_runs([tmp_path / "first", tmp_path / "second"])
+    said = paragraph(report)
+    assert "first is an earlier stage of second: losses of different stages are not compared." in said
+    assert "lowest" not in said and report.seed_text == "3" and report.seed == 3
+    rivals = comparison_of_runs([tmp_path / "second", tmp_path / "other"])
+    assert "lowest" in paragraph(rivals) and rivals.seed_text == "3 (second), 4 (other)"
 
 
 def test_evaluations_of_a_run_are_in_its_report(tmp_path):

@@ -1,4 +1,6 @@
-"""JSON that others wrote: read so that nothing in it ends in another error than `ValueError`."""
+"""JSON that others wrote: read so that nothing in it ends in another error than `ValueError`. And lines of JSON that
+name what others named.
+"""
 
 import json
 import os
@@ -26,6 +28,12 @@ def loads(text: str | bytes, object_pairs_hook: Callable[[list[tuple[str, Any]]]
         return json.loads(text, object_pairs_hook=object_pairs_hook)
     except RecursionError:
         raise ValueError("brackets are nested too deeply") from None
+
+
+def line(value: Any) -> str:
+    """Returns a line of JSON that can be written as UTF-8: names of files may have bytes that are none, and texts
+    halves of surrogate pairs. These are escaped, so who reads the line has the same names."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def read(path: str | os.PathLike[str]) -> Any:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vadapter.base import exit_codes
+from vadapter.base import exit_codes, terminal
 from vadapter.base.errors import UserError
 from vadapter.cli.arguments import add_gin_arguments, parse_gin_arguments
 
@@ -115,7 +115,7 @@ def _warnings() -> Iterator[list[str]]:
     """Collects what is logged as a warning meanwhile: sources name there what they leave out."""
     found: list[str] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: found.append(terminal.printable(record.getMessage()))  # type: ignore[method-assign]
     logging.getLogger().addHandler(handler)
     try:
         yield found

@@ -12,6 +12,7 @@ import argparse
 import sys
 from typing import Any
 
+from vadapter.base import terminal
 from vadapter.base.errors import UserError
 from vadapter.cli import infer
 
@@ -81,5 +82,5 @@ def _embed(args: argparse.Namespace, folder: Any, records: list[Any], total: int
     found = embed(trained, (item for _, item in records), whole=args.prompt_embeds)
     for result in record_files.shown(found, total, folder.done):
         if result.error is not None:
-            print(result.error, file=sys.stderr, flush=True)
+            print(terminal.printable(result.error), file=sys.stderr, flush=True)
         folder.write(result.values, result.error)

@@ -14,13 +14,12 @@ import argparse
 import contextlib
 import dataclasses
 import glob
-import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vadapter.base import local_files
+from vadapter.base import json_text, local_files, terminal
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.cli import record_files
@@ -205,14 +204,14 @@ def _say(args: argparse.Namespace, trained: Any, records: list, decoding: Any, o
             if len(records) == 1 and not args.jsonl and not output:
                 raise UserError(found.error)
             failed.append(name)
-            print(found.error, file=sys.stderr, flush=True)
+            print(terminal.printable(found.error), file=sys.stderr, flush=True)
         result = names | ({"text": found.text} if found.error is None else {"error": found.error})
         if output and first:
             output.write(result)
         elif first and args.jsonl and not output:
-            print(json.dumps(result, ensure_ascii=False), flush=True)
+            print(json_text.line(result), end="", flush=True)
         elif first and found.error is None and not output:
-            print(f"{name}: {found.text}" if len(records) > 1 else found.text, flush=True)
+            print(f"{terminal.printable(name)}: {found.text}" if len(records) > 1 else found.text, flush=True)
     _tell_failed(args, failed, len(records))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import vadapter
-from vadapter.base import exit_codes, quiet
+from vadapter.base import exit_codes, quiet, terminal
 from vadapter.base.errors import UserError
 from vadapter.cli import failures, modules, unknown_arguments
 
@@ -99,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads data here; its start-up log is noise.
     quiet.import_quietly("tensorflow")
+    terminal.log_printable()
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
         front = _front_parser().parse_args(argv)
@@ -131,7 +132,7 @@ def _say(failure: failures.Failure) -> None:
     elif failure.status == exit_codes.INTERRUPTED:
         print(f"vadapter: {failure.message}", file=sys.stderr)
     else:
-        print(f"vadapter: error: {failure.message}", file=sys.stderr)
+        print(f"vadapter: error: {terminal.printable(failure.message)}", file=sys.stderr)
 
 
 def _stop_after_error(status: int, bug: BaseException | None = None) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from vadapter.base import local_files
+from vadapter.base import json_text, local_files
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.runs.many import Item
@@ -124,7 +124,7 @@ class Output:
 
     def write(self, result: dict[str, Any]) -> None:
         """Adds a line, at once on disk."""
-        self._file.write(json.dumps(result, ensure_ascii=False) + "\n")
+        self._file.write(json_text.line(result))
         self._file.flush()
 
     def close(self) -> None:

@@ -5,7 +5,9 @@ All of them are 0..1 for one question; the metrics of benchmarks are in percent.
 the quirks of the benchmarks' programs.
 """
 
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from vadapter.evaluation.metrics import Metric, register
@@ -184,6 +186,16 @@ def _number(text: str) -> float | None:
         return float(text.rstrip("%")) / 100.0 if text.endswith("%") else float(text)
     except ValueError:
         return None
+
+
+def kind_of(answers: Sequence[str]) -> str:
+    """`yes/no`, `number` or `other`: the kind of a question, as VQA tells them apart, by its commonest answer."""
+    found = Counter(map(normalize_answer, answers)).most_common(1)
+    answer = found[0][0] if found else ""
+    if answer in ("yes", "no"):
+        return "yes/no"
+    number = _number(answer)
+    return "number" if number is not None and math.isfinite(number) else "other"
 
 
 # Of any questions, 0..1. Those of benchmarks have the same name, and belong to their protocols alone.

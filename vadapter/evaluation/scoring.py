@@ -147,7 +147,8 @@ class Scoring:
     Attributes:
         metrics: all of them. The first of captions, and the first of answers, ranks records and is given by group.
         name: precedes the names of scalars, as in `vqav2/vqa_accuracy`; "" for none.
-        by: field of a record, or several; the first metrics are also given for each of its values.
+        by: field of a record, or several; the first metrics are also given for each of its values. Questions without
+            a benchmark that have none of them are told apart by their answers: yes/no, number, other.
         clean: makes a generated text what is scored.
         shown: the metric whose value is a record's `score`, where that is not the first of its kind.
         tokenizer: of captions: `ptb-java`, `python`, or None for Java where it is.
@@ -252,6 +253,8 @@ class Scoring:
             found = [whole]
             fields = (self.by,) if isinstance(self.by, str) else self.by
             parts = [groups(records, field) for field in fields if by_group]
+            if by_group and not self.name and metric.of == "answers" and not any(parts):
+                parts = [_by_kind(records)]
             for group, members in (pair for one in parts for pair in one.items()):
                 name, part = f"{metric.name}/{group}", texts.part(members)
                 if metric.score is None:
@@ -311,6 +314,12 @@ def groups(records: Sequence[Record], field: str) -> dict[str, list[int]]:
         if field and record.get(field):
             found.setdefault(str(record[field]).replace("/", "-").replace(" ", "_"), []).append(i)
     return dict(sorted(found.items()))
+
+
+def _by_kind(records: Sequence[Record]) -> dict[str, list[int]]:
+    """Positions of the records by the kind of their answers. Nothing where all are of one kind, which tells no more."""
+    found = groups([{"kind": answers.kind_of(references(record))} for record in records], "kind")
+    return found if len(found) > 1 else {}
 
 
 # --- what scores depend on --------------------------------------------------------------------------------------------

@@ -66,6 +66,8 @@ class Run:
         config_text: the run's gin configuration, as it was given.
         evaluations: what `vadapter eval` found since.
         time: seconds by kind of use, as `done.json` has them under "goodput"; those of "steps" are the updates'.
+        seed: of its data and of what it draws.
+        begins_with: names of the runs of the same report that its configuration takes weights from.
     """
 
     name: str
@@ -83,6 +85,8 @@ class Run:
     config_text: str = ""
     evaluations: Sequence[SavedEvaluation] = ()
     time: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    seed: int | None = None
+    begins_with: Sequence[str] = ()
 
     @property
     def goodput(self) -> float | None:
@@ -119,6 +123,14 @@ class Comparison:
             raise UserError(f"The names of a report's runs must differ; found {', '.join(names)}. Rename one of them.")
         if self.baseline is not None and self.baseline not in names:
             raise UserError(f"The baseline must be one of the runs ({', '.join(names)}); found {self.baseline!r}.")
+
+    @property
+    def seed_text(self) -> str:
+        """The seed, or that of each run where they differ."""
+        if self.seed is not None:
+            return str(self.seed)
+        known = [f"{run.seed} ({run.name})" for run in self.runs if run.seed is not None]
+        return ", ".join(known) or "not recorded"
 
     @property
     def baseline_run(self) -> Run | None:

@@ -10,9 +10,11 @@ MODEL_DIR/predictions.jsonl     records of `vadapter eval`        (here: `save_p
 MODEL_DIR/thumbnails/00000.png  their pictures, by row number
 """
 
+import dataclasses
 import json
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,7 @@ def load_run(model_dir: str | Path, name: str | None = None, description: str = 
     curve = _curve(lines, "val" if "val" in held_out or not held_out else held_out[0])
     train_curve = _curve(lines, "train")
     config = folder / "config.gin"
+    config_text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
     return Run(
         name=name or folder.resolve().name,
         description=description,
@@ -180,8 +183,21 @@ def load_run(model_dir: str | Path, name: str | None = None, description: str = 
         train_curve=train_curve,
         evaluations=load_evaluations(folder),
         time=_seconds(done.get("goodput")),
-        config_text=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+        config_text=config_text,
+        seed=_seed(config_text),
     )
+
+
+def _seed(config_text: str) -> int | None:
+    found = dict(re.findall(r"^(Experiment\.seed|SEED) = (\d+)$", config_text, re.MULTILINE))
+    seed = found.get("Experiment.seed", found.get("SEED"))
+    return None if seed is None else int(seed)
+
+
+def _begins_with(run: Run, folders: Mapping[str, Path]) -> Run:
+    """The run with the names of those whose folders its configuration names."""
+    named = {Path(text).resolve() for text in re.findall(r"""['"]([^'"\n\0]+)['"]""", run.config_text)}
+    return dataclasses.replace(run, begins_with=[n for n, f in folders.items() if n != run.name and f in named])
 
 
 def load_curve(model_dir: str | Path, split: str) -> list[tuple[int, float]]:
@@ -198,13 +214,16 @@ def comparison_of_runs(
         model_dirs: one MODEL_DIR or more. Folders of one name are told apart by their parents' names.
         baseline: name of the folder to compare with.
         title: heading; made of the names by default.
-        fields: further fields of `Comparison`, such as seed and environment.
+        fields: further fields of `Comparison`, such as environment; the seed is that of the runs, if they have one.
     """
     folders = [Path(d).resolve() for d in model_dirs]
     names = [f.name for f in folders]
     if len(set(names)) < len(names):
         names = [f"{f.parent.name}/{f.name}" for f in folders]
     runs = [load_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    runs = [_begins_with(run, dict(zip(names, folders, strict=True))) for run in runs]
+    seeds = {run.seed for run in runs}
+    fields = {"seed": seeds.pop() if len(seeds) == 1 else None, **fields}
     return Comparison(title or f"Report on {', '.join(names)}", compare(runs, baseline), baseline, **fields)
 
 

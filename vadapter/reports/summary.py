@@ -50,6 +50,7 @@ def resolution(comparison: Comparison) -> int | None:
 def paragraph(comparison: Comparison) -> str:
     """One paragraph that says what the figures show, and what they do not. Runs without a curve are not compared."""
     comparison = dataclasses.replace(comparison, runs=[a for a in comparison.runs if a.curve] or comparison.runs)
+    comparison, stages = _without_stages(comparison)
     losses = {a.name: final_loss(a) for a in comparison.runs}
     known = [a for a in comparison.runs if losses[a.name] is not None]
     if not known:
@@ -58,12 +59,25 @@ def paragraph(comparison: Comparison) -> str:
         sentences = [_single(known[0])]
     else:
         sentences = [_best(comparison, known), *_against_baseline(comparison, known)]
-    sentences += _reliance(comparison)
+    sentences = [*stages, *sentences, *_reliance(comparison)]
     if len(comparison.runs) > 1:
         seed = f"seed {comparison.seed}" if comparison.seed is not None else "one seed"
         sentences.append(f"Each is one run ({seed}): small differences may be chance.")
         sentences.append("Steps count each run's own training only, not the training of the parts it starts from.")
     return " ".join(sentences)
+
+
+def _without_stages(comparison: Comparison) -> tuple[Comparison, list[str]]:
+    """The runs that are rivals, and a sentence on those that others of them begin with: another model's losses."""
+    begun = {name for run in comparison.runs for name in run.begins_with if name != comparison.baseline}
+    stages = [run.name for run in comparison.runs if run.name in begun]
+    rest = [run for run in comparison.runs if run.name not in begun]
+    later = [run.name for run in rest if begun & set(run.begins_with)]
+    if not later:
+        return comparison, []
+    what = "is an earlier stage" if len(stages) == 1 else "are earlier stages"
+    said = f"{_join(stages)} {what} of {_join(later)}: losses of different stages are not compared."
+    return dataclasses.replace(comparison, runs=rest), [said]
 
 
 def _single(run: Run) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import seqio
 
-from vadapter.base import pictures
+from vadapter.base import pictures, terminal
 from vadapter.data.check import findings
 from vadapter.data.check.findings import Example, Lengths, Report, TaskFigures
 from vadapter.data.order import packing
@@ -255,7 +255,9 @@ class _TaskScan:
         """The record's id with its file. Of one that could not be read only the place is known."""
         seen = row.medium
         name = row.example["id"]
-        return name if seen is None or not seen.path or seen.path in name else f"{name} ({seen.path})"
+        return terminal.printable(
+            name if seen is None or not seen.path or seen.path in name else f"{name} ({seen.path})"
+        )
 
     def _look_at_text(self, row: _Row, name: str) -> bytes:
         """Returns what tells the record's text from others'."""

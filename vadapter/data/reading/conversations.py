@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vadapter.base.paths import is_remote, resolve
-from vadapter.data.reading.records import clean
+from vadapter.data.reading.records import clean, id_of
 from vadapter.data.rows.prompts import OBJECT
 
 MARK = OBJECT  # stands in a turn's text where a medium goes
@@ -104,7 +104,7 @@ def parse(fields: Any, place: str, folder: str, members: Mapping[str, bytes] | N
             )
         _check_order(turns)
         name = fields.get("id")
-        name = clean(str(name)) if isinstance(name, str | int) and str(name) else place
+        name = id_of(name) if isinstance(name, str | int) and str(name) else place
         return Conversation(name if name == place else f"{place} ({name})", tuple(turns), tuple(found.placed))
     except ValueError as e:
         return Conversation(place, error=str(e))

@@ -16,13 +16,14 @@ from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote, relative, resolve
 from vadapter.data.reading import contents, media_folders, storage
 from vadapter.data.reading.media_folders import MediaFolders
-from vadapter.data.reading.records import Record, RecordSource, clean, text_of, without_nulls
+from vadapter.data.reading.records import Record, RecordSource, clean, id_of, text_of, without_nulls
 from vadapter.data.reading.shard_index import MAX_LINE_BYTES
 
 MEDIA_KEYS = ("image", "video")
-_KNOWN = {*MEDIA_KEYS, "caption", "question", "answers", "id"}
+_KNOWN = {*MEDIA_KEYS, "caption", "question", "answers", "type", "id"}
 _SHOWN = 500  # characters of what is wrong with a line
 _FIELDS_SHOWN = 10
+_FOLDERS_SHOWN = 5
 _BAD_NAMED = 20  # lines of a file in the log
 SETTING = "jsonl_task.media_folders"
 
@@ -133,7 +134,7 @@ def _hold_out(lines: Sequence[Line], share: float) -> tuple[list[Line], list[Lin
     for kind in MEDIA_KEYS:
         media = sorted(
             {line.record.path for line in lines if line.media == kind},
-            key=lambda path: zlib.crc32(Path(path).name.encode()),
+            key=lambda path: zlib.crc32(Path(path).name.encode(errors="surrogatepass")),
         )
         count = min(max(round(share * len(media)), 1), len(media) - 1) if share > 0 and media else 0
         held |= {(kind, path) for path in media[:count]}
@@ -147,10 +148,11 @@ def read_jsonl(path: str, max_bad_share: float = 0.01, folders: MediaFolders | N
     """Reads and checks a JSONL file of media with captions or questions.
 
     A line is `{"image" or "video": path relative to the file, "caption": text or list of texts}` or
-    `{"image" or "video": path, "question": text, "answers": list of texts}`, with an optional `"id"`. A field that is
-    null is absent, and a number is its text. Files and media may lie at an address such as gs://bucket/photos. Lines of
-    another form, of more than `MAX_LINE_BYTES`, or with media outside of `folders` are left out and named in the log,
-    once a process however often the file is asked for.
+    `{"image" or "video": path, "question": text, "answers": list of texts}`, with an optional `"id"`, and an optional
+    `"type"` of a question, by which its answers are scored too. A field that is null is absent, and a number is its
+    text. Files and media may lie at an address such as gs://bucket/photos. Lines of another form, of more than
+    `MAX_LINE_BYTES`, or with media outside of `folders` are left out and named in the log, once a process however often
+    the file is asked for.
 
     Args:
         path: the file.
@@ -168,11 +170,11 @@ def read_jsonl(path: str, max_bad_share: float = 0.01, folders: MediaFolders | N
     if good and len(bad) <= max_bad_share * (len(good) + len(bad)):
         return good
     if outside and 2 * len(outside) > len(bad):
-        allowed = [media_folders.common(outside)]
+        allowed = media_folders.holding(outside)[:_FOLDERS_SHOWN]
         raise UserError(
             f"Expected the media of {file} in its folder, {os.path.dirname(file)}; {len(outside)} of "
             f"{len(good) + len(bad)} lines name others, such as {outside[0]}. If you trust the file, allow their "
-            f'folder with the setting {SETTING} = {allowed}, as a flag --gin.{SETTING}="{allowed}"; otherwise '
+            f'folders with the setting {SETTING} = {allowed}, as a flag --gin.{SETTING}="{allowed}"; otherwise '
             "correct the paths."
         )
     raise UserError(
@@ -207,7 +209,7 @@ def _read(
             continue
         good.append(line)
         if len(unknown) < _FIELDS_SHOWN:
-            unknown |= set(fields) - _KNOWN
+            unknown |= set(fields) - _KNOWN if line.asks else set(fields) - _KNOWN | {"type"} & set(fields)
     if len(bad) > _BAD_NAMED:
         logging.warning("left out %d more lines of %s", len(bad) - _BAD_NAMED, file)
     if unknown:
@@ -251,15 +253,22 @@ def _line(fields: Any, place: str, folder: str) -> Line:
         raise ValueError(f"needs one of 'image' and 'video' with a path{_hint(line)}")
     if ("caption" in line) == ("question" in line):
         raise ValueError(f"needs either 'caption' or 'question' with 'answers'{_hint(line)}")
-    record = Record(clean(str(line.get("id", place))), path=resolve(line[media[0]], folder))
+    record = Record(id_of(line.get("id", place)), path=resolve(line[media[0]], folder))
     if "caption" in line:
         return Line(dataclasses.replace(record, captions=_texts(line, "caption")), media[0], asks=False)
     if "answers" not in line:
         raise ValueError(f"has 'question' but no 'answers'{_hint(line)}")
     if not isinstance(line["question"], str) or not line["question"].strip():
         raise ValueError("'question' is empty or not text")
-    question, answers = clean(line["question"]), _texts(line, "answers")
-    return Line(dataclasses.replace(record, question=question, answers=answers), media[0], asks=True)
+    asked = {"question": clean(line["question"]), "answers": _texts(line, "answers"), "question_type": _type(line)}
+    return Line(dataclasses.replace(record, **asked), media[0], asks=True)
+
+
+def _type(line: dict) -> str:
+    found = text_of(line.get("type", ""))
+    if not found and line.get("type", "") != "":
+        raise ValueError("'type' is not text")
+    return found
 
 
 def _hint(line: dict) -> str:

@@ -53,13 +53,14 @@ class MediaFolders:
         )
 
 
-def common(paths: Sequence[str]) -> str:
-    """Returns the folder that paths lie in together; the first one's, where they have none in common."""
-    folders = [_parent(path) for path in paths]
+def holding(paths: Sequence[str]) -> list[str]:
+    """Returns the folder that paths lie in together, or their own folders where that would be the root of all."""
+    folders = sorted({_parent(path) for path in paths})
     try:
-        return os.path.commonpath(folders) if not any(map(is_remote, folders)) else folders[0]
+        together = "" if any(map(is_remote, folders)) else os.path.commonpath(folders)
     except ValueError:
-        return folders[0]
+        together = ""
+    return folders if together in ("", "/") else [together]
 
 
 def _parent(path: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vadapter.base import terminal
 from vadapter.base.paths import is_remote
 from vadapter.data.reading import images, storage, video
 from vadapter.data.reading.images import MediaError
@@ -28,6 +29,7 @@ class Record:
         captions: at least one where it is no question and there is no error.
         question: what is asked.
         answers: to the question.
+        question_type: what results are told apart by, or empty.
         error: why it cannot be used.
     """
 
@@ -37,6 +39,7 @@ class Record:
     captions: tuple[str, ...] = ()
     question: str = ""
     answers: tuple[str, ...] = ()
+    question_type: str = ""
     error: str = ""
 
 
@@ -51,7 +54,8 @@ class RecordSource(RandomAccessSource):
 
     def features(self, record: Record) -> dict[str, Any]:
         lists = {"captions": list(record.captions), "answers": list(record.answers)}
-        return {"id": record.id, "path": record.path, "question": record.question, **lists}
+        texts = {"question": record.question, "question_type": record.question_type}
+        return {"id": record.id, "path": record.path, **texts, **lists}
 
     def read_media(self, record: Record, shape: Shape, choice: int = 0) -> np.ndarray:
         if record.error:
@@ -84,6 +88,11 @@ def clean(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def id_of(value: Any) -> str:
+    """Returns a record's id as a line that can be printed: without control characters, see `terminal.printable`."""
+    return terminal.printable(clean(str(value))).replace("\n", "\\n")
+
+
 def text_of(value: Any) -> str:
     """Returns the text of a field, without outer spaces: a number is its text. "" of what is none."""
     if isinstance(value, bytes):
@@ -104,7 +113,7 @@ def make_record(id_: str, media: Any, captions: Any, folder: str) -> Record:
     texts = tuple(text for text in map(text_of, values) if text)
     parts = [_content(part) for part in (media if isinstance(media, list | tuple) else [media])]
     parts = [part for part in parts if part]
-    id_ = clean(id_)
+    id_ = id_of(id_)
     if not parts:
         return Record(id_, captions=texts, error="has no image or video")
     if not texts:

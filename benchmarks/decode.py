@@ -8,19 +8,22 @@ in turn (one of each, round after round), so that the machine's mood falls on al
 token counts once, however many beams looked for it; reading the pictures and the prompts is included.
 
 With weights, a Hugging Face folder of a language model with its tokenizer: the same prompts and limit, greedy, f32, in
-paired rounds: `ContinuousDecoder`, plain batches of ours, and batches of `generate`. Texts end where the model ends
-them. Needs the extra `parity`.
+paired rounds: `ContinuousDecoder`, plain batches of ours, batches of `generate`, and the products with the weights
+alone, the ceiling. Texts end where the model ends them; it fails if they differ. Needs the extra `parity`.
 """
 
 import argparse
 import dataclasses
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
 import time
 from typing import Any
+
+import paired
 
 
 def model_and_batch(args: argparse.Namespace):
@@ -97,6 +100,39 @@ def text_row(ids: list[int], slots: int):
     )
 
 
+def weight_products(params: Any, rows: int, steps: int):
+    """Returns a function that multiplies each matrix of the weights with some rows, and that as often as `steps`."""
+    import jax
+    import jax.numpy as jnp
+
+    from vadapter.base import trees
+
+    def as_matrices(params: Any) -> list[Any]:
+        found = []
+        for path, x in trees.flatten(params).items():
+            for one in x if "layers" in path else [x]:
+                if path.endswith("kernel"):
+                    outputs = one.shape[-1:] if "out" in path else one.shape[1:]
+                    found.append(one.reshape(-1, math.prod(outputs)))
+                elif path.endswith("embedding"):
+                    found.append(one.T)
+        return found
+
+    @jax.jit
+    def run(matrices: list[Any]) -> Any:
+        def step(_: Any, total: Any) -> Any:
+            # Each product needs the one before, as those of a model do.
+            for x in matrices:
+                total = (jnp.zeros((rows, x.shape[0])) + total) @ x
+                total = total.max(axis=1, keepdims=True) * 1e-3
+            return total
+
+        return jax.lax.fori_loop(0, steps, step, jnp.ones((rows, 1)))
+
+    matrices = jax.block_until_ready(jax.jit(as_matrices)(params))
+    return lambda: jax.block_until_ready(run(matrices))
+
+
 def beside_generate(args: argparse.Namespace) -> dict:
     """Times ours and `generate` on the same weights and prompts."""
     import tempfile
@@ -163,33 +199,33 @@ def beside_generate(args: argparse.Namespace) -> dict:
         return found
 
     ways = {"continuous": continuous, "batches": plain, "generate": theirs}
-    texts = {name: way() for name, way in ways.items()}  # compiles
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.rounds):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - start)
+    texts: dict[str, list[list[int]]] = {}
+
+    def kept(name: str):
+        return lambda: texts.update({name: ways[name]()})
+
+    steps = math.ceil(args.texts / args.rows) * args.new_tokens  # of plain batches that go on to the limit
+    arms = {name: kept(name) for name in ways} | {"products": weight_products(params, args.rows, steps)}
+    seconds = paired.rounds(arms, args.rounds, time.process_time if args.clock == "cpu" else time.perf_counter)
+    unequal = [name for name in ways if texts[name] != texts["generate"]]
+    assert not unequal, f"texts of {unequal} differ from those of generate"
     tokens = sum(len(text) + (len(text) < args.new_tokens) for text in texts["generate"])
-    ratios = {
-        name: [g / s for g, s in zip(seconds["generate"], seconds[name], strict=True)]
-        for name in ("continuous", "batches")
-    }
     lengths = [len(text) for text in texts["generate"]]
     return {
         "question": "times the speed of transformers' generate, greedy, f32, of paired rounds",
         "times_generate": {
-            name: {"median": round(statistics.median(x), 3), "lowest": round(min(x), 3), "highest": round(max(x), 3)}
-            for name, x in ratios.items()
+            name: paired.ratio(seconds["generate"], seconds[name]) for name in ("continuous", "batches")
         },
-        "tokens_per_second": {name: round(tokens / statistics.median(x), 1) for name, x in seconds.items()},
-        "equal_texts": {
-            name: sum(a == b for a, b in zip(texts[name], texts["generate"], strict=True)) for name in ratios
-        },
+        "share_of_the_ceiling": {name: paired.ratio(seconds["products"], seconds[name]) for name in ways},
+        "ceiling": "one product of `rows` vectors with each weight a step, in as many steps as plain batches",
+        "tokens_per_second": {name: round(tokens / x, 1) for name, x in paired.medians(seconds).items()},
+        "equal_texts": args.texts,
         "lengths": {"prompt": [min(map(len, ids)), slots], "new": [min(lengths), max(lengths)], "tokens": tokens},
         "sizes": {"texts": args.texts, "rows": args.rows, "new_tokens": args.new_tokens, "rounds": args.rounds},
-        "device": f"{jax.devices()[0].device_kind}, {platform.machine()}, {os.cpu_count()} CPUs",
-        "versions": {"jax": jax.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "clock": args.clock,
+        "device": f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} CPUs",
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": paired.versions(),
     }
 
 
@@ -206,6 +242,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--weights", metavar="DIR", help="a Hugging Face folder: measure beside `generate`")
     parser.add_argument("--texts", type=int, default=32, help="with --weights: prompts in all")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: seconds of the CPUs")
     args = parser.parse_args()
     if args.weights:
         print(json.dumps(beside_generate(args)))
@@ -241,7 +278,7 @@ def main() -> None:
                 "question": "new tokens a second",
                 "tokens_per_second": {name: round(x, 1) for name, x in speed.items()},
                 "share_of_greedy": {name: round(x / speed["greedy"], 3) for name, x in speed.items()},
-                "sizes": {k: v for k, v in vars(args).items() if k not in ("rounds", "weights", "texts")},
+                "sizes": {k: v for k, v in vars(args).items() if k not in ("rounds", "weights", "texts", "clock")},
                 "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}, {platform.machine()}",
                 "jax": jax.__version__,
             }

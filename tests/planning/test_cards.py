@@ -57,3 +57,19 @@ def test_the_largest_that_fits_is_found_to_within_an_eighth(limit, start):
 def test_times_are_near_those_that_the_h200_measured(tflop, gib, measured):
     assert cards.step_seconds(cards.card("H200"), tflop * 1e12, int(gib * 2**30)) == pytest.approx(measured, rel=0.17)
     assert cards.step_seconds(cards.memory("24GB"), tflop * 1e12, 1) is None
+
+
+@pytest.mark.parametrize(
+    "compiled, kept, arguments, measured",
+    [(69.2, 1.48, 4.9, 35.3), (115.8, 2.79, 21.2, 60.7), (194.9, 5.58, 21.2, 96.1)],
+    ids=["vitl_1b_64", "vitg_8b_32", "vitg_8b_64"],
+)
+def test_memory_is_not_told_too_low_for_the_steps_that_the_h200_ran(compiled, kept, arguments, measured):
+    told = arguments + cards.temporaries(int(compiled * 2**30), int(kept * 2**30)) / 2**30
+    assert measured <= told <= 1.22 * measured
+
+
+def test_what_is_kept_counts_whole():
+    assert cards.temporaries(1000, 1000) == 1000
+    assert cards.temporaries(1000, 2000) == 1000
+    assert 400 < cards.temporaries(1000, 0) < cards.temporaries(1000, 500) < 1000

@@ -24,7 +24,7 @@ class CardPlan:
         rows: of a batch.
         accumulate: micro-batches that the rows are split into.
         argument_bytes: weights, optimizer and batch: exact.
-        temporary_bytes: an estimate, see `cards.TEMPORARIES`.
+        temporary_bytes: an estimate, see `cards.temporaries`.
         usable_bytes: of the card.
         useful_flops: of a step.
         step_seconds: an estimate, see `cards.step_seconds`; None if the card's speed is not known
@@ -94,20 +94,31 @@ def plan(recipe: str, experiment: Experiment, card: Card, rows: int | None = Non
         experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch_size=rows))
     parts = PlannedParts(experiment, jax.devices("cpu")[:1], video)
     found: Any = parts.program.lower().compile().memory_analysis()
-    useful = sum(parts.useful_flops().values())
+    useful, accumulate = sum(parts.useful_flops().values()), experiment.train.optimizer.accumulate
     # What computes in float32 is not made larger by the CPU compiler, and the card's published speed is not its.
     bf16 = all(getattr(c, "dtype", "") == "bfloat16" for c in layer_stacks(experiment.model).values())
     return CardPlan(
         recipe=recipe,
         card=card.name,
         rows=experiment.data.batch_size,
-        accumulate=experiment.train.optimizer.accumulate,
+        accumulate=accumulate,
         argument_bytes=found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes,
-        temporary_bytes=int((cards.TEMPORARIES if bf16 else 1) * found.temp_size_in_bytes),
+        temporary_bytes=cards.temporaries(found.temp_size_in_bytes, _handed_on(parts, accumulate))
+        if bf16
+        else found.temp_size_in_bytes,
         usable_bytes=card.usable_bytes,
         useful_flops=useful,
         step_seconds=cards.step_seconds(card, useful, found.argument_size_in_bytes) if bf16 else None,
     )
+
+
+def _handed_on(parts: PlannedParts, accumulate: int) -> int:
+    """Bytes of the hidden states that each layer of the decoder hands on, which any `remat` keeps, in bf16."""
+    decoder: Any = getattr(parts.experiment.model, "decoder", None)
+    tokens = getattr(parts.example, "tokens", None)
+    if tokens is None or not hasattr(decoder, "depth"):
+        return 0
+    return 2 * tokens.size // accumulate * decoder.width * decoder.depth
 
 
 def largest(recipe: str, experiment: Experiment, card: Card, video: bool = False) -> CardPlan | None:

@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,13 @@ def picture(seed: int, size: int = 96) -> str:
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
+def bomb() -> str:
+    """A PNG of few bytes that claims 50,000 x 50,000 pixels, as a data URL."""
+    head = b"IHDR" + (50_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    chunk = (13).to_bytes(4, "big") + head + zlib.crc32(head).to_bytes(4, "big")
+    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunk).decode()
+
+
 def request(url: str | None = None, words: str = "", model: str = "m", **fields: Any) -> bytes:
     """The body of a request with a picture, with words, or with both."""
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}}] if url is not None else []
@@ -155,6 +163,8 @@ def mixed(server: Server, args: argparse.Namespace) -> dict[str, Any]:
     asked = text_of(server.post(request(urls[0], "what is this ?")))
     huge = picture(0, 2400)  # more than 4 megapixels
     cut = urls[1][: len(urls[1]) // 2]
+    part = {"type": "image_url", "image_url": {"url": urls[0]}}
+    ten = json.dumps({"model": "m", "messages": [{"role": "user", "content": [part] * 10}]}).encode()
 
     def good(i: int) -> str | None:
         answer = server.post(request(urls[i % PICTURES]))
@@ -186,6 +196,9 @@ def mixed(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         refused(request("data:image/png;base64,AAAA"), 400),
         refused(request(cut), 400),
         refused(request(huge), 400),
+        refused(request(bomb()), 400),
+        refused(request("data:text/html;base64," + base64.b64encode(b"<html>").decode()), 400),
+        refused(ten, 400),
         refused(request("http://127.0.0.1/x.png"), 400),
         refused(request("/etc/hostname"), 400),
         refused(request(urls[0], max_tokens=10**6), 400),

@@ -1,9 +1,13 @@
 """`--bundle hf:owner/name`: what is fetched of a bundle on the hub, from a stand-in on this machine."""
 
+import base64
 import json
+import threading
+from pathlib import Path
 
 import pytest
 
+import vadapter
 from tests import tiny_bundle
 from tests.weights import hub_server
 from tests.weights.hub_server import COMMIT
@@ -37,6 +41,42 @@ def test_a_bundle_of_the_hub_answers_as_its_folder_does(server, tmp_path, monkey
     asked = len(server.requests)
     assert infer(f"hf:owner/owl@{COMMIT}", tmp_path / "c.jsonl") == expected
     assert len(server.requests) == asked
+
+
+def test_a_bundle_of_the_hub_is_served_to_the_client_of_openai(server, tmp_path, monkeypatch):
+    openai = pytest.importorskip("openai", reason="the client of OpenAI is not installed")
+    uvicorn = pytest.importorskip("uvicorn", reason="needs the extra serve")
+    pytest.importorskip("prometheus_client", reason="needs the extra serve")
+    folder = tiny_bundle.write_bundle(tmp_path, lengths={"inputs": 40, "targets": 8})
+    server.models["owner/owl"] = folder
+    pictures = [Path("data/samples") / name for name in ("one.jpg", "two.png")]
+    expected = vadapter.load(folder).caption(pictures)
+    assert expected[0] != expected[1]
+    found = []
+
+    def ask(app, bound, say, **settings):
+        """In the place of the server's process, which ends by a signal."""
+        bound.listen()
+        running = uvicorn.Server(uvicorn.Config(app, ws="none", log_level="error"))
+        thread = threading.Thread(target=running.run, args=([bound],))
+        thread.start()
+        address = f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+        try:
+            with openai.OpenAI(base_url=address, api_key="none", max_retries=0) as client:
+                found.extend([each.id for each in client.models.list()])
+                for picture in pictures:
+                    url = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+                    part = {"type": "image_url", "image_url": {"url": url}}
+                    asked = {"model": "owl", "messages": [{"role": "user", "content": [part]}]}
+                    found.append(client.chat.completions.create(**asked).choices[0].message.content)
+        finally:
+            running.should_exit = True
+            thread.join()
+
+    monkeypatch.setattr("vadapter.serving.server.run", ask)
+    assert main(["serve", f"--bundle=hf:owner/owl@{COMMIT}", "--port=0"]) == 0
+    assert found == ["owl", *expected]
+    assert {*server.fetched()} == {"bundle.json", "adapter.safetensors"}
 
 
 def test_what_is_no_bundle_is_said(server, tmp_path, capsys):

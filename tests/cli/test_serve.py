@@ -49,8 +49,8 @@ def taken():
         (["--max_seconds=nan"], "--max_seconds is nan"),
         (["--allow_media_host=https://example.com"], "without http://"),
         (["--bundle", "/nowhere/bundle"], "Two bundles have the name bundle"),
+        (["--bundle", "hf:owner/bundle@refs/pr/1"], "Two bundles have the name bundle"),
         (["--bundle", "other=/nowhere"], "/nowhere is not there"),
-        (["--bundle", "other=/nowhere", "--encoder=/a"], "go with one bundle"),
         (["--bundle", "a="], "NAME=DIR"),
     ],
 )
@@ -96,18 +96,41 @@ def process(*arguments, **environment):
         running.communicate()
 
 
+def ask(port, **fields):
+    """Asks for a completion. Returns the connection, on which the answer is to come."""
+    body = {"model": "a", "messages": [{"role": "user", "content": "red ?"}], "max_tokens": 3000, **fields}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    return connection
+
+
 @pytest.mark.slow
 def test_told_to_stop_it_finishes_what_it_has_and_takes_nobody_in(folder):
     with process("--bundle", f"a={folder / 'bundle'}", "--rows=1", "--max_new_tokens=3000") as (running, port, line):
         assert line == f"vadapter serves a at http://127.0.0.1:{port}/v1\n"
-        body = {"model": "a", "messages": [{"role": "user", "content": "red ?"}], "max_tokens": 3000, "stream": True}
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
+        answer = ask(port, stream=True).getresponse()
         assert answer.readline().startswith(b"data: ")
+        waits, idle = ask(port, max_tokens=3), http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        idle.request("GET", "/metrics")
+        assert b'requests_waiting{model="a"}' in idle.getresponse().read()
         running.send_signal(signal.SIGTERM)
         assert answer.read().endswith(b"data: [DONE]\n\n")
+        assert json.loads(waits.getresponse().read())["usage"]["completion_tokens"] == 3
         assert running.wait(timeout=120) == 0
         assert "Traceback" not in running.communicate()[1]
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.slow
+def test_told_to_stop_twice_it_is_gone_with_a_sentence(folder):
+    with process("--bundle", f"a={folder / 'bundle'}", "--max_new_tokens=3000") as (running, port, _):
+        answer = ask(port, stream=True).getresponse()
+        assert answer.readline().startswith(b"data: ")
+        running.send_signal(signal.SIGINT)
+        with pytest.raises(ConnectionRefusedError):  # it has heard the first
+            while True:
+                socket.create_connection(("127.0.0.1", port)).close()
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=120) == 130
+        assert running.communicate()[1] == "vadapter: stopped at once; answers under way are lost.\n"

@@ -66,6 +66,15 @@ def movie(
     return path
 
 
+def claiming(path, frames: int) -> bytes:
+    """An MP4 of four frames whose tables claim another number of them."""
+    content = bytearray(movie(path, [0, 80, 160, 240]).read_bytes())
+    for table in (b"stts", b"stsz"):
+        at = content.index(table) + 12
+        content[at : at + 4] = frames.to_bytes(4, "big")
+    return bytes(content)
+
+
 def sound(path):
     """Writes a file with audio only."""
     import av

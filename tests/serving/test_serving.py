@@ -4,7 +4,12 @@ import base64
 import json
 import socket
 import threading
+import zlib
+from types import SimpleNamespace
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 pytest.importorskip("starlette", reason="needs the extra serve")
@@ -14,8 +19,11 @@ pytest.importorskip("prometheus_client", reason="needs the extra serve")
 from tests.data import media_files
 from tests.serving import served
 from tests.serving.served import part, shown, text
+from vadapter.data.rows.prompts import OBJECT
 from vadapter.generation.config import DecodingConfig
 from vadapter.serving import server
+from vadapter.serving.answer_text import AnswerText
+from vadapter.serving.engine import Engine
 from vadapter.serving.limits import Limits
 
 
@@ -97,6 +105,14 @@ def test_a_text_ends_before_a_stop(client):
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in pieces) == expected
 
 
+def test_a_text_is_whole_where_the_tokenizer_takes_back_what_it_said():
+    decoded = ["", "it", "it is", "it's not", "it's not red"]
+    vocabulary: Any = SimpleNamespace(decode=lambda ids: decoded[len(ids)])
+    found = AnswerText(vocabulary)
+    assert [found.add([0], last=i == 3) for i in range(4)] == ["it", " is", "", ""]
+    assert found.text == "it's not red"
+
+
 def test_a_seed_draws_the_same_text_and_no_temperature_draws_none(model, client):
     one = [client.text(shown(), temperature=1.5, seed=seed) for seed in (7, 7, 2**32 - 1, 2**32 - 1, -1, 8)]
     assert one[0] == one[1] and one[2] == one[3] == one[4] and len({one[0], one[2], one[5]}) == 3
@@ -127,6 +143,8 @@ def test_clients_at_once_each_get_their_own_text(model, client):
 
 
 PNG = served.png(served.picture())
+_HEAD = b"IHDR" + (50_000).to_bytes(4, "big") * 2 + PNG[24:29]
+BOMB = PNG[:12] + _HEAD + zlib.crc32(_HEAD).to_bytes(4, "big") + PNG[33:]
 WRONG = [
     ({"model": "large"}, 404, "no model 'large' here; there is tiny, other"),
     ({"model": None}, 400, "model is missing"),
@@ -152,6 +170,12 @@ WRONG = [
     ({"content": [part(served.url(PNG[:60]))]}, 400, "Image 1 of 1 cannot be read"),
     ({"content": [part(served.url(b"hello"), "video")]}, 400, "Video 1 of 1 cannot be read"),
     ({"content": [part(served.url(served.png(served.picture(size=101))))]}, 400, "101x101 pixels"),
+    ({"content": [part(served.url(BOMB))]}, 400, "far more than the 10000 pixels"),
+    ({"content": [part(served.url(b"<html>", "text/html"))]}, 400, "look like a page of the web"),
+    ({"content": [part("data:image/png;base64,")]}, 400, "without content"),
+    ({"content": [part(served.url(PNG), "video")]}, 400, "Video 1 of 1 cannot be read"),
+    ({"content": []}, 400, "turn 1, the user's, is empty"),
+    ({"content": [text("")] * 1001}, 400, "Turn 1 has 1001 parts"),
     ({"max_tokens": 41}, 400, "gives 1 to 40 tokens"),
     ({"max_completion_tokens": 0}, 400, "gives 1 to 40 tokens"),
     ({"max_tokens": True}, 400, "gives 1 to 40 tokens"),
@@ -162,6 +186,7 @@ WRONG = [
     ({"seed": 1.5}, 400, "seed is 1.5"),
     ({"stop": ["a"] * 5}, 400, "up to 4 texts"),
     ({"stream": "yes"}, 400, "stream is 'yes'"),
+    ({"min_tokens": 5}, 400, "nothing with min_tokens"),
     ({"n": 2}, 400, "nothing with n"),
     ({"tools": [{"type": "function"}]}, 400, "nothing with tools"),
     ({"response_format": {"type": "json_object"}}, 400, "nothing with response_format"),
@@ -178,9 +203,15 @@ def test_a_wrong_request_is_told_what_is_wrong(client, change, status, said):
     assert said in error["message"]
 
 
+def test_a_video_of_claims_is_refused(client, tmp_path):
+    clip = served.url(media_files.claiming(tmp_path / "clip.mp4", 10**6), "video/mp4")
+    status, found = client.ask(part(clip, "video"))
+    assert status == 400 and "Video 1 of 1 cannot be read: has no frames" in found["error"]["message"]
+
+
 def test_what_says_nothing_new_is_let_in(client):
     neutral = {"n": 1, "tools": [], "logprobs": False, "presence_penalty": 0.0, "response_format": {"type": "text"}}
-    assert client.text(shown(), **neutral, user="me", store=False, top_k=-1) == client.text(shown())
+    assert client.text(shown(), **neutral, user="me", store=False, top_k=-1, echo=False) == client.text(shown())
     assert isinstance(client.text(text("red <image> ?")), str)  # a mark in a text is only text, and no picture at all
 
 
@@ -287,6 +318,31 @@ def test_a_head_that_does_not_come_is_not_waited_for(model, monkeypatch):
         assert client.text(shown(), max_tokens=3)
 
 
+def test_the_rest_of_a_body_that_has_its_answer_is_not_waited_for(model, monkeypatch):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.05)
+    with served.serving({"tiny": model}, key="secret") as client:
+        with socket.create_connection(("127.0.0.1", client.port), timeout=60) as slow:
+            slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n")
+            assert slow.recv(12) == b"HTTP/1.1 401"
+            with pytest.raises(ConnectionError):  # however often something more of it comes
+                for _ in range(10_000_000):
+                    slow.sendall(b" ")
+        assert client.get("/health")[0] == 200
+
+
+def test_a_client_that_takes_no_answers_is_left(model, monkeypatch):
+    monkeypatch.setattr(server, "TAKE_SECONDS", 0.05)
+    with served.serving({"tiny": model}, page=True) as client:
+        with socket.socket() as stuck:
+            stuck.settimeout(60)
+            stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stuck.connect(("127.0.0.1", client.port))
+            with pytest.raises(ConnectionError):
+                for _ in range(100_000):
+                    stuck.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 1000)
+        assert client.get("/health")[0] == 200
+
+
 def test_a_key_is_asked_for(model):
     with served.serving({"tiny": model}, key="secret") as client:
         for headers in (
@@ -300,6 +356,29 @@ def test_a_key_is_asked_for(model):
                 assert status == 401 and json.loads(answer)["error"]["code"] == "invalid_api_key"
         assert client.get("/v1/models", Authorization="Bearer secret")[0] == 200
         assert client.get("/health")[0] == 200
+
+
+def test_no_caption_waits_for_a_compiler(model, caplog, monkeypatch):
+    monkeypatch.setattr("vadapter.generation.continuous.SHORTEST", 4)  # slots of a prompt that was read before
+    engine = Engine({"tiny": model}, Limits(rows=3))
+    decoder = engine.lanes["tiny"].decoder
+
+    def compiled(work):
+        caplog.clear()
+        with jax.log_compiles():
+            work()
+        return "Compiling jit" in caplog.text
+
+    def caption():
+        for seed in (1, 1, 2):
+            decoder.submit(model.conversation([("user", OBJECT), ("assistant", ".")], [pixels(seed)]), 5)
+            while decoder.busy:
+                decoder.step()
+
+    def pixels(seed):
+        return np.asarray(served.picture(seed, model.sizes.image_size))
+
+    assert compiled(engine.warm_up) and not compiled(caption)
 
 
 def test_a_step_that_fails_costs_the_others_nothing(model, monkeypatch, caplog):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 KEY = "VADAPTER_API_KEY"
 _LIBRARIES = ("starlette", "uvicorn", "prometheus_client")
+_HUB = "hf:"  # as vadapter.weights.hub has it, which takes long to import
 _LOOPBACK = ("localhost", "::1")
 
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{part}",
             metavar="DIR",
-            help=f"an imported or trained folder with the {part} of one bundle (default: where the bundle says)",
+            help=f"an imported or trained folder with the {part} of all bundles (default: where each bundle says)",
         )
     parser.add_argument("--host", default="127.0.0.1", help="address that is served (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one (default: %(default)s)")
@@ -155,9 +156,8 @@ def _folders(args: argparse.Namespace) -> dict[str, str]:
     for given in args.bundle:
         name, equals, folder = given.partition("=")
         if not equals or "/" in name:
-            name, folder = os.path.basename(os.path.normpath(given)), given
-            if given.startswith("hf:"):
-                name = name.partition("@")[0]
+            place = given.partition("@")[0] if given.startswith(_HUB) else given
+            name, folder = os.path.basename(os.path.normpath(place)), given
         if not name or not folder:
             raise UserError(f"Expected --bundle DIR or NAME=DIR; found {given!r}. Correct it.")
         if name in found:
@@ -166,11 +166,6 @@ def _folders(args: argparse.Namespace) -> dict[str, str]:
                 f"b={folder}."
             )
         found[name] = folder
-    if len(found) > 1 and (args.encoder or args.decoder):
-        raise UserError(
-            "--encoder and --decoder go with one bundle, and several were given. Serve one, or put the weights where "
-            "the bundles say."
-        )
     return found
 
 
@@ -183,7 +178,7 @@ def _load(args: argparse.Namespace, folder: str) -> "TrainedModel":
     from vadapter.runs.load import load
 
     compile_cache.start()
-    if folder.startswith("hf:"):
+    if folder.startswith(_HUB):
         folder = hub_bundle.fetch(folder)
     one = Partitioner(make_mesh(devices=jax.devices()[:1]))  # rows that come and go are on one device
     return load(folder, encoder=args.encoder, decoder=args.decoder, partitioner=one)

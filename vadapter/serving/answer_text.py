@@ -14,6 +14,8 @@ class AnswerText:
 
     Attributes:
         ids: all tokens so far.
+        text: what is certain of them by now. At the end it is the whole text, also where a tokenizer takes back what
+            it said, of which the pieces lack the rest then.
         stopped: whether one of the stops came.
 
     Args:
@@ -24,7 +26,7 @@ class AnswerText:
     def __init__(self, vocabulary: TextVocabulary, stops: Sequence[str] = ()):
         self._vocabulary, self._stops = vocabulary, tuple(stops)
         self._held = max(map(len, stops), default=1) - 1  # characters that may begin a stop
-        self._told = ""
+        self._told = self.text = ""
         self.ids: list[int] = []
         self.stopped = False
 
@@ -40,12 +42,8 @@ class AnswerText:
         elif not last:
             text = text.rstrip(_PART)
             text = text[: max(len(text) - self._held, 0)].rstrip()
+        self.text = text
         if not text.startswith(self._told):  # a tokenizer that takes back what it said
             return ""
         new, self._told = text[len(self._told) :], text
         return new
-
-    @property
-    def text(self) -> str:
-        """All that was returned so far."""
-        return self._told

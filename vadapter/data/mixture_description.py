@@ -3,6 +3,7 @@
 from typing import Any
 
 from vadapter.data.rows import vocabulary as vocabularies
+from vadapter.data.rows.preprocessors import Chat
 from vadapter.data.seqio_tasks import tasks_of
 
 
@@ -10,14 +11,19 @@ def describe(mixture: str) -> dict[str, Any]:
     """Returns settings of the tasks of a registered mixture.
 
     Returns:
-        `resize` of the pictures; `preprocessors`, the names and settings of those of each task; and where the tasks
+        `resize` of the pictures; `max_tiles`, the most that follow an image of a conversation; `clips`, whether all
+        images of conversations are clips that stand still, as their rows have room for videos; `preprocessors`, the
+        names and settings of those of each task; and where the tasks
         have text: `vocabulary`, the path that it was opened with, empty for the one that ships with vadapter; `sha256`
         of it; `prompt_format`; and `prompts`, the templates of `caption`, `image_question` and `video_question`, as far
         as a task has them.
     """
     tasks = tasks_of(mixture)
+    chats = [task.records for task in tasks if any(isinstance(step, Chat) for step in task.ours)]
     found: dict[str, Any] = {
         "resize": tasks[0].records.resize,
+        "max_tiles": max((records.max_tiles for records in chats), default=0),
+        "clips": {records.media for records in chats} - {"none"} == {"video"},
         "preprocessors": {task.name: [step.describe() for step in task.ours] for task in tasks},
     }
     vocabulary = tasks[0].rows.vocabulary

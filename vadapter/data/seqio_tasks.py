@@ -21,7 +21,7 @@ from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.data.reading.loading import Share, load
 from vadapter.data.reading.sources import RandomAccessSource
-from vadapter.data.rows.converters import Example, Rows, lay_out
+from vadapter.data.rows.converters import SIZES, Example, Rows, lay_out
 from vadapter.data.rows.preprocessors import Preprocessor
 from vadapter.data.rows.sizes import Layout, Sizes, check_lengths
 from vadapter.data.rows.vocabulary import TextVocabulary
@@ -169,13 +169,17 @@ class Task(seqio.Task):
     def get_dataset(
         self, sequence_length: Mapping[str, Any] | None = None, *args: Any, **settings: Any
     ) -> tf.data.Dataset:
-        """As seqio's, with media read at the shape of `sequence_length["media"]`.
+        """As seqio's, with media read at the shape of `sequence_length["media"]`, and texts of any length.
 
-        seqio tells sizes to no source: it would cut larger media down to the first rows and columns.
+        seqio tells sizes to no source: it would cut larger media down to the first rows and columns. Of a prompt it
+        would cut markers of media and what closes a turn: `VLMFeatureConverter` cuts what is too long. A record that
+        cannot be read has no targets, since a mixture keeps nothing else that says so.
         """
         sized = copy.copy(self)
         sized._source = SeqioSource(self.records, (sequence_length or {}).get("media"))
-        return super(Task, sized).get_dataset(sequence_length, *args, **settings)
+        settings["trim_output_features"] = False
+        found = super(Task, sized).get_dataset(sequence_length, *args, **settings)
+        return found.map(_without_targets) if {"error", "targets"} <= set(found.element_spec) else found
 
     def num_examples(self, split: str) -> int:
         """Returns the number of records in a split; 0 where there is no such split."""
@@ -208,10 +212,20 @@ class Task(seqio.Task):
         return example
 
 
+def _without_targets(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """A record that cannot be read has nothing to learn."""
+    count = tf.where(example["error"] == "", tf.shape(example["targets"])[0], 0)
+    return {**example, "targets": example["targets"][:count]}
+
+
 def features(rows: Rows, media: str) -> dict[str, Any]:
     """Returns the output features of a task: what its rows are made of, and its media."""
     words: Any = seqio.PassThroughVocabulary(1) if rows.vocabulary is None else SeqioVocabulary(rows.vocabulary)
-    ids = {name: seqio.Feature(words, add_eos=name == "targets", dtype=tf.int32) for name in rows.outputs}
+    counts: Any = seqio.PassThroughVocabulary(1)
+    ids = {
+        name: seqio.Feature(counts if name == SIZES else words, add_eos=name == "targets", dtype=tf.int32)
+        for name in rows.outputs
+    }
     return {**ids, "media": MediaFeature(kind=media)}
 
 
@@ -350,7 +364,7 @@ class _Foreign:
 
 
 class VLMFeatureConverter(seqio.FeatureConverter):
-    """`converters.lay_out` as a seqio feature converter.
+    """`converters.lay_out` as a seqio feature converter, of questions with an answer and of conversations.
 
     `task_feature_lengths` has `inputs`, `targets` and `media`, the shape (M, F, h, w, 3).
     """
@@ -377,10 +391,12 @@ class VLMFeatureConverter(seqio.FeatureConverter):
         for_decoding: bool = False,
         passthrough: Mapping[str, tf.TensorSpec] | None = None,
         closing: int = 0,
+        last_only: bool = False,
     ):
         """Args:
         num_visual_tokens: R.
-        bos_id, closing: see `converters.lay_out`.
+        bos_id, closing, last_only: see `converters.lay_out`; a vocabulary has the first two, `bos_id` and
+            `num_closing`.
         for_decoding: rows hold prompts only. Targets are kept, without weight.
         passthrough: specs of features to keep as they are.
         """
@@ -388,6 +404,7 @@ class VLMFeatureConverter(seqio.FeatureConverter):
         # seqio's own length check would count the marker of a medium as one token.
         super().__init__(pack=False, apply_length_check=False, bos_id=max(bos_id or 0, 0), passthrough_features=specs)
         self._num_visual_tokens, self._for_decoding, self._closing = num_visual_tokens, for_decoding, closing
+        self._last_only = last_only
 
     def _layout(self, lengths: Mapping) -> Layout:
         return Layout(lengths, lengths["media"][0], self._num_visual_tokens, self._for_decoding)
@@ -397,12 +414,8 @@ class VLMFeatureConverter(seqio.FeatureConverter):
         layout = self._layout(task_feature_lengths)
 
         def row(example: Example) -> Example:
-            if "sizes" in example:
-                raise UserError(
-                    "Expected one question and answer a record in VLMFeatureConverter; found a conversation. Read "
-                    "such tasks with vadapter's Loader."
-                )
-            arrays = lay_out(example["inputs"], example["targets"], layout, self.bos_id, self._closing)
+            turns = {"sizes": example.get(SIZES, ()), "last_only": self._last_only}
+            arrays = lay_out(example["inputs"], example["targets"], layout, self.bos_id, self._closing, **turns)
             if example.get("error"):
                 arrays["target_weights"] = np.zeros_like(arrays["target_weights"])
             kept = {key: example[key] for key in self._passthrough_features}

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image
 
 from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
-from vadapter.data.reading import conversations, images, video
+from vadapter.data.reading import conversations, images, storage, tiles, video
 from vadapter.data.reading.conversations import Conversation, File
 from vadapter.data.reading.images import MediaError
 from vadapter.data.rows.converters import TextRows, stacked
@@ -18,6 +18,7 @@ from vadapter.data.rows.preprocessors import Chat
 from vadapter.data.rows.sizes import Sizes, TooLong, layout_of
 from vadapter.data.rows.vocabulary import TextVocabulary
 
+Read = Callable[[File, int, int], np.ndarray]
 _ANSWER = {"role": "assistant", "content": "."}  # in the place of the one to come
 
 
@@ -28,6 +29,9 @@ def batch(
     sizes: Sizes,
     resize: str,
     rows: int = 1,
+    *,
+    max_tiles: int = 0,
+    clips: bool = False,
 ) -> Batch:
     """Makes rows for decoding of a conversation, all of them the same.
 
@@ -39,15 +43,18 @@ def batch(
         sizes: what the model takes.
         resize: see `resizing.parse`.
         rows: B.
+        max_tiles: most tiles behind an image, as of `chat_task`.
+        clips: whether images are clips that stand still, even where there is no video.
 
     Returns:
-        A batch of numpy arrays, with as many media a row as the conversation has.
+        A batch of numpy arrays, with as many media a row as the conversation has, tiles included.
 
     Raises:
         UserError: turns that make no sense, media that cannot be read, or a conversation that is too long.
     """
     found = messages if isinstance(messages, Conversation) else parse(messages)
-    return lay_out(found.turns, read_media(found, sizes, resize), vocabulary, lengths, sizes, rows)
+    found = tiled(found, max_tiles)
+    return lay_out(found.turns, read_media(found, sizes, resize), vocabulary, lengths, sizes, rows, clips)
 
 
 def parse(
@@ -71,9 +78,32 @@ def parse(
     return found
 
 
-def read_media(found: Conversation, sizes: Sizes, resize: str) -> list[np.ndarray]:
-    """Reads the media of a conversation, at a model's size: see `lay_out`. Raises `UserError` where one cannot be."""
-    return [_frames(file, i, sizes, resize) for i, file in enumerate(found.media, 1)]
+def tiled(found: Conversation, max_tiles: int) -> Conversation:
+    """Puts the tiles of each image behind it, as a model was trained on them: see `tiles.with_tiles`."""
+    return tiles.with_tiles(found, max_tiles, _content)
+
+
+def read_media(found: Conversation, sizes: Sizes, resize: str, read: Read | None = None) -> list[np.ndarray]:
+    """Reads the media of a conversation, at a model's size: see `lay_out`.
+
+    Args:
+        found: as `tiled` gives it.
+        sizes: what the model takes.
+        resize: see `resizing.parse`.
+        read: decodes the image or video of a file, given which of the conversation it is, from 1, and of how many; by
+            default local and remote files are read. It may raise what it likes.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    whole = [file for file in found.media if file.grid is None]
+    places = iter(range(1, len(whole) + 1))
+    read = read or (lambda file, place, count: _frames(file, place, sizes, resize))
+    decoded = tiles.decoded(found.media, lambda file: read(file, next(places), len(whole)), _content, sizes.image_size)
+    try:
+        return list(decoded)
+    except (MediaError, OSError) as e:
+        raise UserError(f"Reading the tiles of an image of the conversation: {e}. Replace it or leave it out.") from e
 
 
 def lay_out(
@@ -83,6 +113,7 @@ def lay_out(
     lengths: Mapping[str, int],
     sizes: Sizes,
     rows: int = 1,
+    clips: bool = False,
 ) -> Batch:
     """Makes rows for decoding, as `batch` does, of turns as `parse` gives them.
 
@@ -90,13 +121,13 @@ def lay_out(
         turns: of the conversation.
         media: of its marks, in order, of the model's size: images [h, w, 3] and videos [F, h, w, 3], uint8. Where
             there is a video, images are clips that stand still.
-        vocabulary, lengths, sizes, rows: as of `batch`.
+        vocabulary, lengths, sizes, rows, clips: as of `batch`.
 
     Raises:
         UserError: the model takes no media of so many frames.
         TooLong: there are more tokens than the model reads.
     """
-    kind = "video" if any(x.ndim == 4 for x in media) else "image" if len(media) else "none"
+    kind = "none" if not len(media) else "video" if clips or any(x.ndim == 4 for x in media) else "image"
     shape = sizes.media_shape(kind, len(media))
     if shape[0]:
         sizes.check_frames(shape[1])
@@ -115,6 +146,10 @@ def lay_out(
             room,
         )
     return TextRows(vocabulary).batch(stacked([row] * rows), pixels, np.ones(rows, bool))
+
+
+def _content(file: File) -> bytes:
+    return file.content or storage.read_file(file.path, images.MAX_BYTES)
 
 
 def _frames(file: File, place: int, sizes: Sizes, resize: str) -> np.ndarray:

@@ -13,6 +13,7 @@ import vadapter
 from vadapter.base import files, json_text, resizing, typed
 from vadapter.base.errors import UserError
 from vadapter.base.paths import absolute, relative, resolve
+from vadapter.data.reading import tiles
 from vadapter.models.configuration import ModelConfig
 from vadapter.models.serialization import from_json, to_json
 from vadapter.models.vit import ViTConfig
@@ -53,6 +54,8 @@ class Description:
         model: its configuration.
         text: None for a model that reads and writes none.
         resize: how pictures became square, see `resizing.parse`.
+        max_tiles: most tiles that follow an image of a conversation, see `chat_task`; 0 is the image alone.
+        clips: whether images of conversations are clips that stand still, in rows for videos.
         frozen_dtype: dtype that frozen parameters had in training.
         training: JSON-serialisable facts of the training, for readers.
     """
@@ -60,6 +63,8 @@ class Description:
     model: ModelConfig
     text: Text | None = None
     resize: str = "stretch"
+    max_tiles: int = dataclasses.field(default=0, kw_only=True)
+    clips: bool = dataclasses.field(default=False, kw_only=True)
     frozen_dtype: str = "bfloat16"
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -94,6 +99,8 @@ class Description:
                 "model": model,
                 "text": None if text is None else Text(**text),
                 "resize": record["preprocessing"].get("resize", "stretch"),
+                "max_tiles": record["preprocessing"].get("max_tiles", 0),
+                "clips": record["preprocessing"].get("clips", False),
                 "frozen_dtype": record["frozen_dtype"],
                 "training": record["training"],
             }
@@ -104,6 +111,8 @@ class Description:
             resizing.parse(fields["resize"])
             if (text and min(map(text["lengths"].__getitem__, ("inputs", "targets"))) < 1) or not model.parts:
                 raise ValueError("lengths without room")
+            if not 0 <= fields["max_tiles"] <= tiles.MOST:
+                raise ValueError(f"max_tiles {fields['max_tiles']}")
             return cls(**fields)
         except (KeyError, TypeError, AttributeError, ValueError) as e:
             if isinstance(e, UserError):
@@ -127,7 +136,9 @@ def preprocessing(description: Description) -> dict[str, Any]:
     frames = {"num_frames": sizes["num_frames"]} if "num_frames" in sizes else {}
     # An encoder of another kind may normalise pixels in its own way.
     normalised = {name: list(getattr(encoder, name)) for name in ("mean", "std") if hasattr(encoder, name)}
-    return {"image_size": encoder.image_size, **normalised, "resize": description.resize, **frames}
+    chats = {"max_tiles": description.max_tiles, "clips": description.clips}
+    chats = {name: value for name, value in chats.items() if value}
+    return {"image_size": encoder.image_size, **normalised, "resize": description.resize, **frames, **chats}
 
 
 def save(folder: str, description: Description) -> None:
@@ -207,7 +218,7 @@ def describe(experiment: "Experiment") -> Description:
 
     found = mixture_description.describe(experiment.data.mixture)
     resize = found.pop("resize") or batches.for_model(experiment.model).resize
-    steps = found.pop("preprocessors")
+    steps, max_tiles, clips = found.pop("preprocessors"), found.pop("max_tiles"), found.pop("clips")
     text = None
     if found:
         path = found.pop("vocabulary")
@@ -217,6 +228,8 @@ def describe(experiment: "Experiment") -> Description:
         model=experiment.model,
         text=text,
         resize=resize,
+        max_tiles=max_tiles,
+        clips=clips,
         frozen_dtype=experiment.train.frozen_dtype,
         training={**_training(experiment), "preprocessors": steps},
     )

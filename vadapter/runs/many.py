@@ -118,12 +118,9 @@ def _media_of_chat(item: Item) -> int:
 
 
 def _prompt(trained: "TrainedModel", item: Item) -> "Batch":
-    from vadapter.runs import chat
-
     if item.chat is None:
         return trained.request(item.media, item.question, prompt=item.prompt)
-    found = item.conversation()
-    return trained.conversation(found.turns, chat.read_media(found, trained.sizes, trained.description.resize))
+    return trained.conversation(item.conversation())
 
 
 def _one(trained: "TrainedModel", item: Item, decoding: "DecodingConfig") -> Said:

@@ -25,6 +25,7 @@ from vadapter.partitioning import Partitioner
 from vadapter.partitioning.gather import local_rows
 from vadapter.runs import chat
 from vadapter.runs.batches import for_model
+from vadapter.runs.chat import Read
 from vadapter.runs.description import Description, Text
 
 _PROMPTS = {False: ("caption",), True: ("image_question", "video_question")}
@@ -106,6 +107,8 @@ class TrainedModel:
     ) -> str:
         """Answers the last turn of a conversation with any number of images and videos.
 
+        Images have tiles behind them as in the training (`chat_task.max_tiles`).
+
         Args:
             messages: see `vadapter.runs.chat.batch`.
             decoding: how texts are chosen; default greedy, at most 32 tokens.
@@ -118,7 +121,9 @@ class TrainedModel:
         """
         text, vocabulary = self._speech()
         rows = self.partitioner.batch_ways // self.partitioner.host_share[1]
-        batch = chat.batch(messages, vocabulary, text.lengths, self.sizes, self.description.resize, rows)
+        known = self.description
+        views = {"max_tiles": known.max_tiles, "clips": known.clips}
+        batch = chat.batch(messages, vocabulary, text.lengths, self.sizes, known.resize, rows, **views)
         batch = self.partitioner.put_batch(batch)
         ids = local_rows(self._generate(decoding or DecodingConfig())(self.params, batch))
         return vocabulary.decode(ids[0].tolist()).strip()
@@ -198,7 +203,7 @@ class TrainedModel:
         """
         return self._rows(self._read([image]), [0], prompt, question, None)
 
-    def conversation(self, turns: Sequence[tuple[str, str]], media: Sequence[np.ndarray]) -> Batch:
+    def conversation(self, found: Conversation, read: Read | None = None) -> Batch:
         """Makes the prompt of a conversation, for a decoder of `continuous`.
 
         One picture or video without a word asks for a caption, and one with words is a question about it, in the
@@ -206,19 +211,23 @@ class TrainedModel:
         of a model that was trained on chats, are laid out as `chat` does it.
 
         Args:
-            turns, media: as of `vadapter.runs.chat.lay_out`.
+            found: as `vadapter.runs.chat.parse` gives it, without tiles.
+            read: as of `vadapter.runs.chat.read_media`.
 
         Returns:
             One row on the host.
 
         Raises:
-            UserError: as `vadapter.runs.chat.lay_out`; or the model does not read images and write text.
+            UserError: as `vadapter.runs.chat.batch`; or the model does not read images and write text.
         """
         text, vocabulary = self._speech()
-        asked = turns[0][1].replace(OBJECT, "").strip()
-        if len(turns) == 2 and len(media) == 1 and not (self.chats and (asked or "caption" not in text.prompts)):
-            return self._rows(list(media), [0], None, asked or None, None)
-        return chat.lay_out(turns, media, vocabulary, text.lengths, self.sizes)
+        known, asked = self.description, found.turns[0][1].replace(OBJECT, "").strip()
+        one = len(found.turns) == 2 and len(found.media) == 1
+        if one and not (self.chats and (asked or "caption" not in text.prompts)):
+            return self._rows(chat.read_media(found, self.sizes, known.resize, read), [0], None, asked or None, None)
+        found = chat.tiled(found, known.max_tiles)
+        media = chat.read_media(found, self.sizes, known.resize, read)
+        return chat.lay_out(found.turns, media, vocabulary, text.lengths, self.sizes, clips=known.clips)
 
     def continuous(
         self, decoding: DecodingConfig | None = None, rows: int = 8, chunk: int = 16, most_media: int = 0
@@ -229,19 +238,21 @@ class TrainedModel:
             decoding: default greedy, at most 32 tokens.
             rows: requests that run at the same time.
             chunk: tokens of a request that one step gives at most.
-            most_media: pictures and videos of a `conversation`; with 0 there is room for requests of `request` alone.
+            most_media: pictures and videos of a `conversation`, without tiles; with 0 there is room for requests of
+                `request` alone.
 
         Raises:
             UserError: as `ContinuousDecoder`; or the model does not read images and write text.
         """
         text, vocabulary = self._speech()
+        most = max(most_media, 1) * (1 + self.description.max_tiles)
         so_far = text.lengths["targets"] if most_media else 0  # a conversation has answers in its prompt
         return ContinuousDecoder(
             self.model,
             self.params,
             decoding,
             end_ids=vocabulary.ends,
-            slots=text.lengths["inputs"] + so_far + max(most_media, 1) * _most_visual_tokens(self.sizes),
+            slots=text.lengths["inputs"] + so_far + most * _most_visual_tokens(self.sizes),
             rows=rows,
             chunk=chunk,
             partitioner=self.partitioner,

@@ -3,8 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
+from vadapter.data.reading.conversations import File
 from vadapter.data.rows.sizes import TooLong
 from vadapter.runs import chat
 from vadapter.runs.model import TrainedModel
@@ -38,16 +41,15 @@ def make(
     room = sum(text.lengths.values())
     reader = _Reader(most_media, fetch)
     turns = [reader.turn(turn, i) for i, turn in enumerate(messages, 1)]
+
+    def read(file: File, place: int, count: int) -> np.ndarray:
+        name = f"{file.kind.capitalize()} {place} of {count}"
+        return media.read(file, name, trained.sizes, trained.description.resize, limits)
+
     if reader.characters > _CHARACTERS * room:
         raise _too_long(f"The messages have {reader.characters} characters", room)
     try:
-        found = chat.parse(turns)
-        names = [f"{file.kind.capitalize()} {i} of {len(found.media)}" for i, file in enumerate(found.media, 1)]
-        resize = trained.description.resize
-        pixels = [
-            media.read(file, name, trained.sizes, resize, limits) for file, name in zip(found.media, names, strict=True)
-        ]
-        return trained.conversation(found.turns, pixels)
+        return trained.conversation(chat.parse(turns), read)
     except TooLong as e:
         raise _too_long(f"The messages have {e.tokens} tokens", e.room) from None
     except UserError as e:

@@ -14,6 +14,7 @@ from vadapter.training.objectives import Objective
 from vadapter.training.optimizers import OptimizerConfig
 from vadapter.training.program import Program
 from vadapter.training.storage import FROZEN_DTYPE
+from vadapter.training.wandb_writer import WandbConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,21 @@ class TrainConfig:
                 raise UserError(f"TrainConfig: {name}={getattr(self, name)} must be {least} or more.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"TrainConfig: ema_decay={self.ema_decay} must be between 0 and 1, or None for no average.")
+        self._check_writers()
+
+    def _check_writers(self) -> None:
+        if not isinstance(self.writers, tuple | list) or not all(map(callable, self.writers)):
+            raise UserError(
+                f"Expected TrainConfig.writers to be a list of what makes a writer; found {self.writers!r:.200}. Write "
+                "it as [@WandbConfig()]."
+            )
+        projects = [make.place for make in self.writers if isinstance(make, WandbConfig)]
+        if twice := [place for place in projects if projects.count(place) > 1]:
+            raise UserError(
+                f"TrainConfig.writers has {len(twice)} writers for the project {twice[0]!r} of Weights & Biases, which "
+                "would hold everything that often. Leave one of them out, or give each a WandbConfig.project of its "
+                "own."
+            )
 
     def program(
         self, model: nn.Module, example: Any, objective: Objective, partitioner: Partitioner, boxed: PyTree = None

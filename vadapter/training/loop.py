@@ -23,35 +23,11 @@ from vadapter.training.config import TrainConfig
 from vadapter.training.goodput import Goodput
 from vadapter.training.history import History
 from vadapter.training.initialize import Start
+from vadapter.training.profile import Profile
 from vadapter.training.program import Program
+from vadapter.training.result import TrainResult
 from vadapter.training.waiting import Feed
 from vadapter.training.window import Window
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
-    """How a run ended.
-
-    Attributes:
-        params: all parameters, trained (or their average, where evaluations take it) and frozen, on the device.
-        step: updates made.
-        metrics: of the last logged training interval.
-        evals: scalars of each evaluator at the end, by its name.
-        seconds: of all sessions of the run, from the first step's compilation to the last evaluation.
-        interrupted: whether it was told to stop before its end; it then goes on where it was when called again.
-        signal: number of the signal that told this process, such as `signal.SIGINT`; None where another process or
-            `pause_at` did.
-        best: step of the best checkpoint; None without `TrainConfig.best`, or where its metric was never a number.
-    """
-
-    params: dict[str, Any]
-    step: int
-    metrics: dict[str, float]
-    evals: dict[str, dict[str, float]]
-    seconds: float
-    interrupted: bool
-    signal: int | None = None
-    best: int | None = None
 
 
 def train(
@@ -135,7 +111,7 @@ class _Run:
         stack.callback(self.writer.close)
         self._begin_history()
         self.console = stack.enter_context(writing.Console(config.steps, enabled=self.first))
-        self.profiling = False
+        self.profile = Profile(self.config.profile_steps, str(self.folder / "profile"))
         self.started = time.perf_counter()
         self.evals: dict[str, dict[str, float]] = {}
         self.evaluated_at: dict[str, int] = {}
@@ -289,10 +265,10 @@ class _Run:
             ) from e
         # While the device has steps to make, a wait costs nothing.
         self.goodput.lap("data" if self.window.is_idle() else "steps")
-        self._start_profile()
+        self.profile.before(self.step)
         self.state, metrics = self.program.step(self.state, self.frozen, self.program.put(batch))
         self.step += 1
-        self._stop_profile()
+        self.profile.after(self.step, self.state)
         self.window.add(metrics, flops_lib.count(batch), sum(flops(batch).values()) if flops else 0.0)
         self.console.step(self.step)
         return True
@@ -307,17 +283,6 @@ class _Run:
             for e in self.evaluators
             if self._is_due(default if e.every_steps is None else e.every_steps) or (paused and e.every_steps is None)
         ]
-
-    def _start_profile(self) -> None:
-        if self.config.profile_steps and self.step + 1 == self.config.profile_steps[0]:
-            jax.profiler.start_trace(str(self.folder / "profile"))
-            self.profiling = True
-
-    def _stop_profile(self) -> None:
-        if self.profiling and self.config.profile_steps and self.step >= self.config.profile_steps[1]:
-            jax.block_until_ready(self.state)
-            jax.profiler.stop_trace()
-            self.profiling = False
 
     def _log(self, batches: Any, quiet: bool) -> None:
         """Closes the window: tells its metrics, and refuses what must not be saved."""

@@ -47,12 +47,18 @@ class WandbConfig:
                 "'vadapter[wandb]', or take it out of TrainConfig.writers."
             )
 
+    @property
+    def place(self) -> str:
+        """Where the run is among others: `project`, or `entity/project`."""
+        return f"{self.entity}/{self.project}" if self.entity else self.project
+
     def __call__(self, model_dir: str) -> "WandbWriter":
-        """Begins the run, or goes on with the one that MODEL_DIR/wandb.json names. Raises `UserError` if refused."""
+        """Begins the run, or goes on with the project's in MODEL_DIR/wandb.json. Raises `UserError` if refused."""
         import wandb
 
         place = f"{model_dir.rstrip('/')}/{FILE}"
-        known = files.read_record(place).get("id")
+        known = files.read_record(place)
+        id_ = known.get(self.place)
         try:
             run = wandb.init(
                 project=self.project,
@@ -60,15 +66,16 @@ class WandbConfig:
                 entity=self.entity,
                 mode=self.mode,  # pyright: ignore[reportArgumentType]
                 dir=None if is_remote(model_dir) else model_dir,
-                id=known if isinstance(known, str) else None,
+                id=id_ if isinstance(id_, str) else None,
                 resume="allow",
+                reinit="create_new",  # else a second writer would be given the run of the first, and count all twice
             )
         except wandb.errors.Error as error:
             raise UserError(
                 f"Weights & Biases refused the run ({error}). Log in with `wandb login`, or set WandbConfig.mode to "
                 "'offline'."
             ) from error
-        files.write_json(place, {"id": run.id})
+        files.write_json(place, {**known, self.place: run.id})
         return WandbWriter(run)
 
 

@@ -9,10 +9,12 @@ import numpy as np
 from etils import epath
 
 from vadapter.base import files
+from vadapter.base.errors import UserError
 from vadapter.base.evaluator import EvalResult, whole_names
 from vadapter.base.paths import is_remote
 
 _CAPTION_WIDTH = 224
+_METHODS = ("write_scalars", "flush", "close")  # all need them; the others are asked for what they can show
 _COLUMNS = ("id", "question", "prediction", "references", "score")
 _TABLE_ROWS, _CELL_LENGTH = 100, 500
 
@@ -66,6 +68,9 @@ class MetricWriter:
         writers: make others that are told the same, given `model_dir`. A writer has clu's `write_scalars`,
             `write_images`, `write_texts`, `flush` and `close`; one with `write_table` is given tables in place of
             texts. Names are whole: `train/loss`, `val/loss`, and as in `metrics.json`.
+
+    Raises:
+        UserError: what one of `writers` makes is no writer.
     """
 
     def __init__(
@@ -80,7 +85,7 @@ class MetricWriter:
         self._enabled = enabled
         self._tensorboard = enabled and tensorboard
         self._writers: dict[str, Any] = {}
-        self._others = [make(model_dir) for make in writers] if enabled else []
+        self._others = [_made(make, model_dir) for make in writers] if enabled else []
 
     def _writer(self, folder: str) -> Any:
         if folder not in self._writers:
@@ -135,6 +140,17 @@ class MetricWriter:
         """Flushes and gives up the threads."""
         for writer in [*self._writers.values(), *self._others]:
             writer.close()
+
+
+def _made(make: Callable[[str], Any], model_dir: str) -> Any:
+    writer = make(model_dir)
+    if missing := [method for method in _METHODS if not callable(getattr(writer, method, None))]:
+        name = getattr(make, "__name__", make)
+        raise UserError(
+            f"Expected each of TrainConfig.writers to make a writer with the methods of clu's MetricWriter; that of "
+            f"{name!s:.200} has no {', '.join(missing)}. In gin a configuration ends with brackets: @WandbConfig()."
+        )
+    return writer
 
 
 def _write_table(writer: Any, step: int, name: str, records: Sequence[Mapping[str, Any]]) -> None:

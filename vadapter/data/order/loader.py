@@ -280,9 +280,8 @@ class Loader:
         """Warns once of many targets without an end, and stops where all rows were dropped."""
         room, seen = self.config.lengths.get("targets", 0), self._counts["seen"]
         # A conversation is cut behind an answer, which keeps its end.
-        whole = (x.get("sizes", (0, len(x.get("targets", ()))))[1] for x in examples)
-        cut = (length > room for length, over in zip(whole, truncated, strict=True) if over)
-        self._cut_targets += sum(cut)
+        cut = (x for x, over in zip(examples, truncated, strict=True) if over and not x["error"])
+        self._cut_targets += sum(x.get("sizes", (0, len(x.get("targets", ()))))[1] > room for x in cut)
         if seen < min(_TO_JUDGE, self.num_examples()):
             return
         if self._counts["dropped"] == seen:

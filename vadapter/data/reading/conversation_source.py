@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 from vadapter.data.reading import conversations, images, storage, tiles, video
 from vadapter.data.reading.conversation_files import Reader, open_files
-from vadapter.data.reading.conversations import MARK, Conversation, File
+from vadapter.data.reading.conversations import Conversation, File
 from vadapter.data.reading.images import MediaError
 from vadapter.data.reading.media_folders import MediaFolders
 from vadapter.data.reading.records import MAX_REMOTE_BYTES
@@ -60,7 +59,7 @@ class ConversationSource(RandomAccessSource):
         resizing.parse(resize)
         _check_numbers(media, max_media, max_tiles)
         self.resize, self.frame_sampling, self._augment = resize, frame_sampling, augment
-        self._max_tiles = max_tiles
+        self.max_tiles = max_tiles
         self._parts = Splits(train, validation, lambda given: open_files(given, cache_dir), holdout)
         self.folders = MediaFolders.of(sum(self._parts.files.values(), []), media_folders, SETTING)
         self._name = self._parts.files[TRAIN][0]
@@ -88,8 +87,8 @@ class ConversationSource(RandomAccessSource):
         self.max_media = 0 if self.media == "none" else max_media or min(max(most, 1), MOST_FOUND)
         some = f"{self.media}{'s' if self.max_media > 1 else ''}"
         self.description = f"{layout} in {reader.format}; at most {self.max_media} {some} a row"
-        if self._max_tiles:
-            self.description += f"; at most {self._max_tiles} tiles behind an image, by its shape, among them"
+        if self.max_tiles:
+            self.description += f"; at most {self.max_tiles} tiles behind an image, by its shape, among them"
         if self.media == "none":
             self.description = f"{layout} in {reader.format}; text alone"
         if most > self.max_media:
@@ -111,30 +110,10 @@ class ConversationSource(RandomAccessSource):
         for conversation in found if self.media == "none" else ():  # nobody asks for media, which would tell
             if conversation.error or conversation.media:
                 raise MediaError(conversation.error or "has images or videos, and chat_task.media is 'none'")
-        return [Found(c if c.error else self._tiled(c), split == TRAIN) for c in found]
+        return [Found(self._tiled(c), split == TRAIN) for c in found]
 
     def _tiled(self, conversation: Conversation) -> Conversation:
-        """Puts the tiles of each image behind it: as marks in the text, and as media."""
-        if not self._max_tiles:
-            return conversation
-        media = [self._views(file) for file in conversation.media]
-        counts = iter([len(views) for views in media])
-        turns = [
-            (role, "".join(MARK * next(counts) if letter == MARK else letter for letter in text))
-            for role, text in conversation.turns
-        ]
-        return dataclasses.replace(conversation, turns=tuple(turns), media=tuple(itertools.chain(*media)))
-
-    def _views(self, file: File) -> list[File]:
-        """An image and its tiles; a video alone, and what cannot be read, which is told when it is decoded."""
-        if file.kind != "image":
-            return [file]
-        try:
-            columns, rows = tiles.grid_for(*images.size_of(self._content(file)), self._max_tiles)
-        except (MediaError, OSError):
-            return [file]
-        count = columns * rows if columns * rows > 1 else 0
-        return [file, *[dataclasses.replace(file, grid=(columns, rows))] * count]
+        return tiles.with_tiles(conversation, self.max_tiles, self._content)
 
     def features(self, record: Found) -> dict[str, Any]:
         """`roles` and `texts` of the turns, with a `MARK` in the text for each medium."""
@@ -152,16 +131,15 @@ class ConversationSource(RandomAccessSource):
                 f"its first turn has {conversation.first_media()} images and videos, and a row holds {shape[0]} "
                 "(chat_task.max_media)"
             )
-        found, cut = np.zeros(shape, np.uint8), None
-        for i, file in enumerate(conversation.media[: shape[0]]):
+        found, media = np.zeros(shape, np.uint8), conversation.media[: shape[0]]
+        frames = tiles.decoded(
+            media, lambda file: self._frames(file, shape[1], shape[2], choice), self._content, shape[2]
+        )
+        for i, file in enumerate(media):
             try:
-                if file.grid is None:
-                    found[i], cut = self._frames(file, shape[1], shape[2], choice), None
-                else:  # tiles of the image before
-                    cut = cut or tiles.cut(self._content(file), file.grid, shape[2])
-                    found[i] = next(cut)
+                found[i] = next(frames)
             except (MediaError, OSError) as e:
-                raise MediaError(f"{file.kind} {i + 1} of {len(conversation.media)}: {e}") from e
+                raise MediaError(f"{file.kind} {_number(media[: i + 1])} of {_number(conversation.media)}: {e}") from e
         if self._augment is not None and record.train:
             for i in range(min(len(conversation.media), shape[0])):
                 found[i] = _augmented(self._augment, found[i], np.random.default_rng([choice, i]))
@@ -203,17 +181,22 @@ class ConversationSource(RandomAccessSource):
 
     def fingerprint(self, split: str) -> str:
         """See `contents.of_files`."""
-        return self._parts.fingerprint(split, self.media, self.max_media, self._max_tiles)
+        return self._parts.fingerprint(split, self.media, self.max_media, self.max_tiles)
 
     @functools.cache  # noqa: B019 sources live as long as the process
     def blocks(self, split: str) -> np.ndarray | None:
         return self._parts.blocks(split)
 
 
+def _number(media: Sequence[File]) -> int:
+    """Images and videos without the tiles among them."""
+    return sum(file.grid is None for file in media)
+
+
 def _check_numbers(media: str, max_media: int, max_tiles: int) -> None:
     if media and media not in MEDIA_KINDS:
         raise UserError(f"Expected chat_task.media to be one of {', '.join(MEDIA_KINDS)}; found {media!r}. Choose one.")
-    for name, value, most in (("max_media", max_media, 1024), ("max_tiles", max_tiles, 64)):
+    for name, value, most in (("max_media", max_media, 1024), ("max_tiles", max_tiles, tiles.MOST)):
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
             raise UserError(f"Expected chat_task.{name} to be a number of 0 to {most}; found {value!r}. Change it.")
 

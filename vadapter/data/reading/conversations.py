@@ -27,6 +27,7 @@ _ROLES = {SYSTEM: SYSTEM, "developer": SYSTEM, USER: USER, "human": USER, ASSIST
 _ROLES |= {"model": ASSISTANT, "chatgpt": ASSISTANT, "bot": ASSISTANT}
 _MARKS = re.compile("<(image|video)>")
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_KINDS = {"image": "image", "image_url": "image", "input_image": "image", "video": "video", "video_url": "video"}
 _SHOWN = 80  # characters of a value in a message
 
 
@@ -215,8 +216,8 @@ class _Parser:
             if not isinstance(text, str):
                 raise ValueError(f"has a text that is none: {str(text)[:_SHOWN]!r}")
             return self._text(role, text) if self.given and _MARKS.search(text) else clean(text).replace(MARK, "")
-        kind = {"image_url": "image", "input_image": "image", "video_url": "video"}.get(type_, type_)
-        if kind not in ("image", "video"):
+        kind = _KINDS.get(type_, "") if isinstance(type_, str) else ""
+        if not kind:
             raise ValueError(
                 f"has a part of the type {str(type_)[:_SHOWN]!r}; known are text, image_url, image and video"
             )

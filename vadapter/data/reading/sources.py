@@ -68,6 +68,7 @@ class RandomAccessSource(abc.ABC):
         frame_sampling: which frames of a video are taken, see `video.decode`.
         left_out: records that were found to be unusable before any was read, for the log.
         max_media: most media of a record; where it is more than 1, a record may have fewer.
+        max_tiles: most tiles that follow an image, as media of their own; see `vadapter.data.reading.tiles`.
         description: what its files were taken for, for people; "" where there is nothing to say.
     """
 
@@ -78,6 +79,7 @@ class RandomAccessSource(abc.ABC):
     frame_sampling: str = "uniform"
     left_out: int = 0
     max_media: int = 1
+    max_tiles: int = 0
     description: str = ""
 
     def resized(self, otherwise: str) -> Self:

@@ -1,12 +1,19 @@
 """Tiles of a picture on a grid that fits its shape (AnyRes, LLaVA-NeXT), so that small print can be read."""
 
+import dataclasses
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
 from vadapter.data.reading import images
+from vadapter.data.reading.conversations import MARK, Conversation, File
+from vadapter.data.reading.images import MediaError
+
+MOST = 64
+"""Tiles of an image."""
 
 Grid = tuple[int, int]
 """Columns and rows."""
@@ -50,3 +57,58 @@ def cut(content: bytes, grid: Grid, size: int) -> Iterator[np.ndarray]:
     for row in range(rows):
         for column in range(columns):
             yield whole[row * size : (row + 1) * size, column * size : (column + 1) * size]
+
+
+def with_tiles(conversation: Conversation, most: int, content: Callable[[File], bytes]) -> Conversation:
+    """Puts the tiles of each image behind it: as marks in the text, and as media.
+
+    Args:
+        conversation: with whole images. Its videos stay as they are, and so do images that cannot be read, which is
+            told when they are decoded.
+        most: tiles of an image; 0 gives the conversation as it is.
+        content: gives the encoded file of an image. It raises `MediaError` or OSError where it cannot.
+    """
+    if not most or conversation.error:
+        return conversation
+    media = [_with_tiles(file, most, content) for file in conversation.media]
+    counts = iter([len(files) for files in media])
+    turns = [
+        (role, "".join(MARK * next(counts) if letter == MARK else letter for letter in text))
+        for role, text in conversation.turns
+    ]
+    return dataclasses.replace(conversation, turns=tuple(turns), media=tuple(itertools.chain(*media)))
+
+
+def _with_tiles(file: File, most: int, content: Callable[[File], bytes]) -> list[File]:
+    if file.kind != "image":
+        return [file]
+    try:
+        columns, rows = grid_for(*images.size_of(content(file)), most)
+    except (MediaError, OSError):
+        return [file]
+    count = columns * rows if columns * rows > 1 else 0
+    return [file, *[dataclasses.replace(file, grid=(columns, rows))] * count]
+
+
+def decoded(
+    media: Sequence[File], whole: Callable[[File], np.ndarray], content: Callable[[File], bytes], size: int
+) -> Iterator[np.ndarray]:
+    """Yields the media of a conversation one by one, tiles included, each uint8 of the encoder's size.
+
+    Args:
+        media: as `with_tiles` gives them.
+        whole: decodes an image or a video. What it raises is raised here.
+        content: as of `with_tiles`.
+        size: width and height of a tile.
+
+    Raises:
+        MediaError: as `images.decode`.
+    """
+    parts: Iterator[np.ndarray] | None = None
+    for file in media:
+        if file.grid is None:
+            parts = None
+            yield whole(file)
+        else:  # tiles of the image before
+            parts = parts or cut(content(file), file.grid, size)
+            yield next(parts)

@@ -17,6 +17,8 @@ from vadapter.data.rows.prompts import MEDIA_ID
 from vadapter.data.rows.sizes import Layout, check_lengths
 from vadapter.data.rows.vocabulary import TextVocabulary
 
+SIZES = "sizes"
+"""The feature of a conversation that says how many ids each of its turns has, see `lay_out`."""
 Example = dict[str, Any]
 Arrays = dict[str, np.ndarray]  # of a row, or of the rows of a batch
 _FIELDS = tuple(f.name for f in dataclasses.fields(Batch) if f.name != "media")
@@ -148,6 +150,10 @@ def _turns(
     # A row for decoding is that of training up to its last answer.
     fits &= ends[:, 1] <= layout.lengths["targets"]
     count = max(int(np.argmin(fits)) if not fits.all() else len(fits), 1)
+    # A first prompt with more media than a row is of no use, and its source says so; but no slot may name a medium that
+    # is not there, since that would be no number.
+    marker = prompts[0] == MEDIA_ID
+    prompts[0] = prompts[0][~marker | (marker.cumsum() <= layout.num_media)]
     return prompts[:count], answers[:count]
 
 
@@ -233,6 +239,13 @@ class TextRows:
         """A token by its own text; control tokens by their names."""
         text, special = self.vocabulary.written(int(i))
         return Token(text, kind="special" if special else "text")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversationRows(TextRows):
+    """Rows of conversations: examples have `sizes` too."""
+
+    outputs: ClassVar[tuple[str, ...]] = ("inputs", "targets", SIZES)
 
 
 def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> Arrays:

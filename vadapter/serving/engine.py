@@ -62,13 +62,9 @@ class Lane:
     def caption(self, grey: int) -> Batch:
         """The prompt of a picture that is grey all over: 0 is black, 255 white."""
         size = self.trained.sizes.image_size
-<<<<<<< HEAD
         picture = np.full((size, size, 3), grey, np.uint8)
-        return self.trained.conversation([("user", OBJECT), ("assistant", ".")], [picture])
-=======
         found = Conversation("it", (("user", OBJECT), ("assistant", ".")), (File("image"),))
-        return self.trained.conversation(found, lambda *_: np.zeros((size, size, 3), np.uint8))
->>>>>>> tune
+        return self.trained.conversation(found, lambda *_: picture)
 
 
 class Engine:

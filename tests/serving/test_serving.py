@@ -19,6 +19,7 @@ pytest.importorskip("prometheus_client", reason="needs the extra serve")
 from tests.data import media_files
 from tests.serving import served
 from tests.serving.served import part, shown, text
+from vadapter.data.reading.conversations import Conversation, File
 from vadapter.data.rows.prompts import OBJECT
 from vadapter.generation.config import DecodingConfig
 from vadapter.serving import server
@@ -362,6 +363,7 @@ def test_no_caption_waits_for_a_compiler(model, caplog, monkeypatch):
     monkeypatch.setattr("vadapter.generation.continuous.SHORTEST", 4)  # slots of a prompt that was read before
     engine = Engine({"tiny": model}, Limits(rows=3))
     decoder = engine.lanes["tiny"].decoder
+    asked = Conversation("it", (("user", OBJECT), ("assistant", ".")), (File("image"),))
 
     def compiled(work):
         caplog.clear()
@@ -371,7 +373,7 @@ def test_no_caption_waits_for_a_compiler(model, caplog, monkeypatch):
 
     def caption():
         for seed in (1, 1, 2):
-            decoder.submit(model.conversation([("user", OBJECT), ("assistant", ".")], [pixels(seed)]), 5)
+            decoder.submit(model.conversation(asked, lambda *_, seed=seed: pixels(seed)), 5)
             while decoder.busy:
                 decoder.step()
 

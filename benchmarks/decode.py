@@ -24,6 +24,7 @@ import time
 from typing import Any
 
 import paired
+from gpu_stages import record
 
 
 def model_and_batch(args: argparse.Namespace):
@@ -225,7 +226,7 @@ def beside_generate(args: argparse.Namespace) -> dict:
         "clock": args.clock,
         "device": f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} CPUs",
         "date": time.strftime("%Y-%m-%d"),
-        "versions": paired.versions(),
+        "versions": record.versions(),
     }
 
 

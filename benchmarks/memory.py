@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import paired
+from gpu_stages import record
 
 STEP = Path(__file__).with_name("train_step.py")
 
@@ -58,7 +58,7 @@ def main() -> None:
                 "sizes": {"model": args.sizes, "rows": args.rows},
                 "device": f"{platform.machine()}, {os.cpu_count()} CPUs",
                 "date": time.strftime("%Y-%m-%d"),
-                "versions": paired.versions(),
+                "versions": record.versions(),
             }
         )
     )

@@ -1,8 +1,5 @@
 """Paired rounds: arms timed in turn, one of each a round, so that the machine's mood falls on all alike."""
 
-import contextlib
-import importlib.metadata
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -43,12 +40,3 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str,
 def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Returns the median seconds of each arm."""
     return {name: round(float(np.median(times)), 5) for name, times in seconds.items()}
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the packages that matter and are installed."""
-    found = {"python": sys.version.split()[0]}
-    for name in ("jax", "flax", "optax", "numpy", "torch", "transformers"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 import paired
+from gpu_stages import record
 
 PROMPT, TARGETS = 16, 32
 ARMS = ("f32_none", "f32_dots", "bf16_none", "torch_f32", "torch_bf16")
@@ -111,19 +112,11 @@ def theirs(model: Any, rows: int, autocast: bool) -> tuple[Callable[[], None], d
     """Returns the same in PyTorch."""
     import torch
     import torch.nn.functional as F
-    from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from gpu_stages import peer_model
 
     e, d = model.encoder, model.decoder
-    vision = SiglipVisionConfig(
-        hidden_size=e.width,
-        intermediate_size=e.mlp_dim,
-        num_hidden_layers=e.depth,
-        num_attention_heads=e.num_heads,
-        image_size=e.image_size,
-        patch_size=e.patch_size,
-        attn_implementation="sdpa",
-    )
-    vision.vision_use_head = False
     language = LlamaConfig(
         vocab_size=d.vocab_size,
         hidden_size=d.width,
@@ -135,7 +128,7 @@ def theirs(model: Any, rows: int, autocast: bool) -> tuple[Callable[[], None], d
         tie_word_embeddings=d.tied_head,
         attn_implementation="sdpa",
     )
-    encoder = SiglipVisionModel._from_config(vision, dtype=torch.float32).requires_grad_(False).eval()
+    encoder = peer_model.vision(e, torch.float32).requires_grad_(False).eval()
     decoder = LlamaForCausalLM._from_config(language, dtype=torch.float32).train()
     adapter = torch.nn.Linear(e.width, d.width)
     trained = [*adapter.parameters(), *decoder.parameters()]
@@ -216,7 +209,7 @@ def main() -> None:
         "sizes": {"model": args.sizes, "rows": args.rows, "prompt": PROMPT, "targets": TARGETS, "rounds": args.rounds},
         "device": f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} CPUs",
         "date": time.strftime("%Y-%m-%d"),
-        "versions": paired.versions(),
+        "versions": record.versions(),
     }
     print(json.dumps(result))
 

@@ -35,7 +35,8 @@ def language_model(config: DecoderConfig, device: str) -> GemmaForCausalLM:
         return GemmaForCausalLM._from_config(_gemma(config, config.vocab_size), dtype=torch.bfloat16)
 
 
-def _vision(config: ViTConfig) -> SiglipVisionModel:
+def vision(config: ViTConfig, dtype: torch.dtype = torch.bfloat16) -> SiglipVisionModel:
+    """Makes the encoder with random weights."""
     settings = SiglipVisionConfig(
         hidden_size=config.width,
         intermediate_size=config.mlp_dim,
@@ -46,7 +47,7 @@ def _vision(config: ViTConfig) -> SiglipVisionModel:
         attn_implementation="sdpa",
     )
     settings.vision_use_head = False
-    return SiglipVisionModel._from_config(settings, dtype=torch.bfloat16)
+    return SiglipVisionModel._from_config(settings, dtype=dtype)
 
 
 class Perceiver(nn.Module):
@@ -107,7 +108,7 @@ class Peer(nn.Module):
         super().__init__()
         self.frames = config.num_frames
         with torch.device(device):
-            self.encoder = _vision(config.encoder).requires_grad_(False).eval()
+            self.encoder = vision(config.encoder).requires_grad_(False).eval()
             self.adapter = Adapter(config).train()
         self.decoder = language_model(config.decoder, device).requires_grad_(False).train()
         self.device_type = device.split(":")[0]

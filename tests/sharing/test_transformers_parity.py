@@ -156,6 +156,11 @@ def test_prompts_and_answers_of_every_kind_of_vocabulary_are_the_same(tokenizer,
     # The libraries differ in the text of bytes that are no UTF-8, so of pieces the ids are compared.
     decode = ours.vocabulary.decode if tokenizer == "scenes" else None
     compare(ours, model, processor, bundles.pictures()[0], "what colour is the ring??", decode=decode)
+    # Programs that write the text first have the same ids: what begins a text is not there twice.
+    image, turns = bundles.pictures()[0], messages(bundles.pictures()[0], "what colour is the ring??")
+    text = processor.apply_chat_template(turns, add_generation_prompt=True)
+    expected = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert processor(text=text, images=[image])["input_ids"] == expected["input_ids"]
 
 
 def test_a_batch_of_prompts_of_several_lengths_is_what_each_is_alone(tmp_path):

@@ -185,6 +185,9 @@ class VAdapterProcessor(ProcessorMixin):
         for group in ("text_kwargs", "common_kwargs"):
             options |= {key: value for key, value in (kwargs.get(group) or {}).items() if key in known}
             return_tensors = (kwargs.get(group) or {}).get("return_tensors", return_tensors)
+        begun = self.tokenizer.bos_token
+        if begun and texts and all(text.startswith(begun) for text in texts):
+            options.setdefault("add_special_tokens", False)  # a chat template has written it already
         data = dict(self.tokenizer(texts, return_token_type_ids=False, **options))
         if pictures:
             data["pixel_values"] = np.stack([self.image_processor.normalised(x) for x in pictures])

@@ -5,6 +5,7 @@ came. Before that, and at the second signal, a process ends at once with the sta
 130 after Ctrl-C, 143 after SIGTERM.
 """
 
+import collections
 import contextlib
 import os
 import signal
@@ -42,7 +43,8 @@ class Signals:
         self._saved: Callable[[], str] | None = None
         self._agreed: Callable[[], bool] | None = None
         self._lock = threading.RLock()
-        self._handled = self._read = self._taken = 0
+        # Counts by signal: Python calls handlers of pending signals by number, not in the order in which they came.
+        self._handled, self._read, self._taken = (collections.Counter[int]() for _ in range(3))
 
     def __enter__(self) -> "Signals":
         global _current
@@ -109,22 +111,22 @@ class Signals:
         def listen() -> None:
             while found := os.read(reading, 1):
                 if found[0] in self._former:
-                    self._read += 1
-                    self._take(self._read, found[0])
+                    self._read[found[0]] += 1
+                    self._take(self._read[found[0]], found[0])
             os.close(reading)
 
         threading.Thread(target=listen, daemon=True, name="signals").start()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._handled += 1
-        self._take(self._handled, number, frame)
+        self._handled[number] += 1
+        self._take(self._handled[number], number, frame)
 
     def _take(self, count: int, number: int, frame: FrameType | None = None) -> None:
-        """Deals with the `count`-th signal once, though both the handler and the thread bring it."""
+        """Deals with the `count`-th signal of a number once, though both the handler and the thread bring it."""
         with self._lock:
-            if count <= self._taken:
+            if count <= self._taken[number]:
                 return
-            self._taken = count
+            self._taken[number] = count
             if self._saved is None or self.first is not None:
                 self._end(number, frame)
             else:

@@ -33,11 +33,15 @@ WEIGHTS = ("STAGE1_RUN", "ENCODER_WEIGHTS", "LARGE_WEIGHTS", "TINY_WEIGHTS", CAC
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """Gin files, macros and learning rates of an arm. The values of macros in WEIGHTS are parts of the seed's world."""
+    """Gin files, macros and learning rates of an arm. The values of macros in WEIGHTS are parts of the seed's world.
+
+    `module` is what its gin files need (`vadapter train --module`).
+    """
 
     files: tuple[str, ...]
     macros: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rates: str = RATES
+    module: str = ""
 
 
 ARMS = {
@@ -109,6 +113,11 @@ EXTRA = {
     "vit_small": Arm(("experiments/scenes_vit.gin", SMALL)),
     "vit_large": Arm(("experiments/scenes_vit.gin", LARGE)),
     "captioner": Arm(("experiments/scenes_stage1.gin", f"{GIN}/captioner.gin"), {"TINY_WEIGHTS": "tiny"}),
+    "contrastive": Arm(
+        ("experiments/scenes_stage1.gin", f"{GIN}/contrastive.gin"),
+        {"TINY_WEIGHTS": "tiny"},
+        module="examples.miniature.contrastive",
+    ),
     **{f"large_{size}": Arm(("experiments/scenes_large.gin", file)) for size, file in DECODERS.items()},
     "tiny_shallow": Arm(("experiments/scenes_tiny.gin", SHALLOW)),
     "tiny_deep": Arm(("experiments/scenes_tiny.gin", DEEP)),
@@ -123,6 +132,7 @@ EXTRA |= {
     "stage1_small": _stage1("vit_small", "tiny", SMALL),
     "stage1_large": _stage1("vit_large", "tiny", LARGE),
     "stage1_captioner": _stage1("captioner", "tiny"),
+    "stage1_contrastive": _stage1("contrastive", "tiny"),
     "stage1_shallow": _stage1("vit", "tiny_shallow", SHALLOW),
     "stage1_deep": _stage1("vit", "tiny_deep", DEEP),
 }
@@ -139,9 +149,10 @@ CHOSEN = {  # arms that go into other worlds, and their rates
     "queries": (ARMS["queries"], RATE),
     "words_frozen": (RECIPES["words_frozen"], "3e-2"),
 }
-# An encoder that captions alone trained, in place of labels of what stands where.
+# An encoder that captions alone trained, written or told from one another, in place of labels of what stands where.
 ENCODERS = {
-    f"{name}_captioner": _variant(arm, rate, ENCODER_WEIGHTS="captioner", STAGE1_RUN="stage1_captioner")
+    f"{name}_{encoder}": _variant(arm, rate, ENCODER_WEIGHTS=encoder, STAGE1_RUN=f"stage1_{encoder}")
+    for encoder in ("captioner", "contrastive")
     for name, (arm, rate) in CHOSEN.items()
 }
 # The tiny LM with one layer, and with four, in place of two.
@@ -168,7 +179,9 @@ SCALES = {
 SWEEPS = {"arms": ARMS, "long": LONG, "recipes": RECIPES, "sizes": SIZES}
 # The tiny LM keeps its captioning loss in stage 2 (supervised.py).
 SUPERVISION = {
-    "words_supervised": Arm((WORDS, f"{GIN}/supervised.gin"), {"STAGE1_RUN": "stage1"}, RATES),
+    "words_supervised": Arm(
+        (WORDS, f"{GIN}/supervised.gin"), {"STAGE1_RUN": "stage1"}, module="examples.miniature.supervised"
+    ),
 }
 # The features of the pictures and the words of the frozen tiny LM are written once (`vadapter cache`).
 _CACHED = {"STAGE1_RUN": "stage1", CACHE: "words_cache"}
@@ -221,7 +234,8 @@ def pretrain_extra(out: Path, seeds: Sequence[str], arms: Mapping[str, Arm]) -> 
                 given = {"MODEL_DIR": folder, "DATA_DIR": data(out)}
                 given |= {macro: world(out, seed) / value for macro, value in part.macros.items()}
                 settings = [f"--gin.{macro}={str(path)!r}" for macro, path in given.items()]
-                vadapter("train", *(f"--gin_file={file}" for file in part.files), *settings, f"--gin.SEED={seed}")
+                files = [f"--gin_file={file}" for file in part.files]
+                vadapter("train", *_modules(part), *files, *settings, f"--gin.SEED={seed}")
 
 
 def write_caches(out: Path, seeds: Sequence[str], arms: Mapping[str, Arm]) -> None:
@@ -252,7 +266,7 @@ def sweep(args: argparse.Namespace, part: str, arms: Mapping[str, Arm]) -> None:
     there = world(args.out, "{seed}")
     command = ["sweep", f"--out={args.out / part}", f"--seeds={args.seeds}", f"--workers={args.workers}"]
     command += ["--worker_env=NPROC=1", "--test=test/loss"]
-    command += ["--module=examples.miniature.supervised"] if part == "supervision" else []
+    command += _modules(*arms.values())
     for name, arm in arms.items():
         command.append(f"--arm={name}={','.join(arm.files)}")
         command.append(f"--over={name}:OptimizerConfig.learning_rate={arm.rates}")
@@ -264,6 +278,10 @@ def sweep(args: argparse.Namespace, part: str, arms: Mapping[str, Arm]) -> None:
     ]
     command += [f"--gin.ENCODER_WEIGHTS={str(there / 'vit')!r}", f"--gin.LARGE_WEIGHTS={str(there / 'large')!r}"]
     vadapter(*command)
+
+
+def _modules(*arms: Arm) -> list[str]:
+    return [f"--module={name}" for name in sorted({arm.module for arm in arms} - {""})]
 
 
 def vadapter(*command: str) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vadapter.evaluation.seeds import differences
+from vadapter.evaluation.seeds import differences, estimate
+from vadapter.reports.sweep_data import estimate_text
 
 BASELINE, BEST = "perceiver", "words_frozen"
 Line = Mapping[str, Any]
@@ -15,7 +16,7 @@ def tables(lines: Sequence[Line], variants: Sequence[Line]) -> dict[str, list[st
     base, losses = by_arm(lines), by_arm(variants)
     return {
         "The perceiver's parts": perceiver_table(base, losses, variants),
-        "An encoder that learned from captions alone": encoder_table(base, losses),
+        "Encoders that learned otherwise": encoder_table(base, losses),
         "The depth of the tiny LM": depth_table(base, losses),
         "Three encoders by three decoders": scale_table(base, losses),
     }
@@ -31,7 +32,9 @@ def by_arm(lines: Sequence[Line]) -> Losses:
 
 
 def _by_seed(found: Mapping[int, float], signed: str = "") -> str:
-    return ", ".join(f"{found[seed]:{signed}.3f}" for seed in sorted(found))
+    """Each seed's value, behind their mean and interval where there are three or more."""
+    values = ", ".join(f"{found[seed]:{signed}.3f}" for seed in sorted(found))
+    return values if len(found) < 3 else f"{estimate_text(estimate(list(found.values())), signed)} ({values})"
 
 
 def perceiver_table(base: Losses, losses: Losses, variants: Sequence[Line]) -> list[str]:
@@ -62,15 +65,25 @@ TABLE1 = {
 }
 
 
+ENCODERS = {"": "labels of cells", "_captioner": "captions written", "_contrastive": "captions told apart"}
+
+
 def encoder_table(base: Losses, losses: Losses) -> list[str]:
-    """Arms on an encoder that captions alone trained, beside those on the demo's, which labels of cells trained."""
+    """Arms on encoders that captions alone trained, beside those on the demo's, and each less its perceiver."""
+    asked = [suffix for suffix in ENCODERS if suffix and f"{BASELINE}{suffix}" in losses]
+    if not asked:
+        return []
     rows = []
-    for name in (x.removesuffix("_captioner") for x in losses if x.endswith("_captioner")):
-        found = losses[f"{name}_captioner"]
-        same = {seed: base[name][seed] for seed in found}
-        apart = _by_seed(differences(found, losses[f"{BASELINE}_captioner"]), "+")
-        rows.append([f"`{name}`", _by_seed(found), "" if name == BASELINE else apart, _by_seed(same)])
-    return markdown(["arm", "captions", "less the perceiver", "labels of cells"], rows) if rows else []
+    for name in (x.removesuffix(asked[0]) for x in losses if x.endswith(asked[0])):
+        for suffix, what in ENCODERS.items():
+            found = (losses if suffix else base).get(f"{name}{suffix}", {})
+            seeds = losses[f"{BASELINE}{asked[0]}"]
+            found = found if suffix else {seed: x for seed, x in found.items() if seed in seeds}
+            baseline = (losses if suffix else base).get(f"{BASELINE}{suffix}", {})
+            if found:
+                apart = "" if name == BASELINE else _by_seed(differences(found, baseline), "+")
+                rows.append([f"`{name}`", what, _by_seed(found), apart])
+    return markdown(["arm", "what the encoder learned", "test loss", "less the perceiver"], rows)
 
 
 def depth_table(base: Losses, losses: Losses) -> list[str]:

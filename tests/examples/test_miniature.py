@@ -1,5 +1,6 @@
 """examples/miniature: its arms are what gin can make, and the page says what the results say."""
 
+import dataclasses
 import json
 import runpy
 import sys
@@ -32,7 +33,7 @@ ARMS = {name: arm for arms in RUN["SWEEPS"].values() for name, arm in arms.items
 def test_every_arm_is_an_experiment(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     arm = ARMS[name]
-    import_modules([SUPERVISED])
+    import_modules([arm.module] if arm.module else [])
     bindings = [f"{macro}={value}" for macro, value in arm.macros.items() if macro not in RUN["WEIGHTS"]]
     made = experiments.unopened([*arm.files, f"{RUN['GIN']}/measure.gin"], bindings)
     assert made.train.steps == int(arm.macros.get("TRAIN_STEPS", 480))
@@ -82,6 +83,28 @@ def test_the_supervised_loss_is_that_of_stage_1():
     sums = stage2.apply({"params": params}, rows[5], method="loss_sums")
     expected = stage1.apply({"params": handed}, rows[4], method="loss_sums")
     np.testing.assert_allclose(sums.z_sum, 0.5 * expected.loss_sum, rtol=1e-5)
+
+
+def test_a_contrastive_row_without_a_weight_takes_no_part_and_swapped_captions_are_wrong():
+    import_modules(["examples.miniature.contrastive"])
+    from examples.miniature.contrastive import ContrastiveConfig
+
+    decoder = DecoderConfig(vocab_size=32, width=16, depth=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32)
+    encoder = ViTConfig(image_size=8, patch_size=4, width=16, depth=1, num_heads=2, mlp_dim=32)
+    model = ContrastiveConfig(decoder, encoder, MlpConfig(depth=1)).make()
+    batch = _batch(np.random.default_rng(0).integers(0, 256, (2, 1, 1, 8, 8, 3), dtype=np.uint8), 4)
+    params = nn.unbox(model.init(jax.random.key(0), batch)["params"])
+
+    def sums(batch):
+        return model.apply({"params": params}, batch, method="loss_sums")
+
+    right, swapped = sums(batch), sums(dataclasses.replace(batch, target_ids=batch.target_ids[::-1]))
+    # Of two rows the logits are a 2 x 2 matrix; swapping captions swaps its columns, so the margin changes its sign.
+    assert right.correct_sum + swapped.correct_sum == 2
+    assert (right.loss_sum < swapped.loss_sum) == (right.correct_sum > swapped.correct_sum)
+    alone = sums(dataclasses.replace(batch, target_weights=np.array([[1, 1], [0, 0]], np.float32)))
+    assert (float(alone.weight_sum), float(alone.correct_sum)) == (1, 1)
+    np.testing.assert_allclose(alone.loss_sum, 0, atol=1e-6)  # one caption to choose from
 
 
 def _batch(media, slots):

@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import variants
 from variants import Line, markdown
@@ -20,6 +21,7 @@ from vadapter.reports.sweep_data import ArmSummary, estimate_text, mean_curve, s
 
 HERE = Path(__file__).parent
 RESULTS, FIGURE = HERE / "results", HERE.parents[1] / "docs" / "experiments.svg"
+SCALES = FIGURE.with_name("experiments_scales.svg")
 SECOND = RESULTS / "h200"  # repeated on a second machine, or with fewer scenes
 VARIANTS = RESULTS / "variants"  # parts of run.py that compare other models
 VARIANT_PARTS = ("table1", "encoders", "depths", "scales")
@@ -102,10 +104,12 @@ def main() -> None:
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{tables(lines)}\n{END}{rest.partition(END)[2]}")
     FIGURE.write_text(figure(arms))
+    SCALES.write_text(scale_figure(lines))
     losses = {name: estimate_text(arm.test) for name, arm in arms.items() if len(arm.seeds) == 5}
     DEMO.write_text(json.dumps({"test_loss": losses}, indent=1) + "\n")
     print(
-        f"Wrote the tables into {PAGE}, the figure {FIGURE}, and {DEMO}, which the demo shows beside its own figures."
+        f"Wrote the tables into {PAGE}, the figures {FIGURE} and {SCALES}, and {DEMO}, which the demo shows beside its "
+        "own figures."
     )
 
 
@@ -199,10 +203,11 @@ def long_table(arms: Mapping[str, ArmSummary]) -> list[str]:
     if LONG not in arms:
         return []
     long, rows = arms[LONG], []
-    own = {
+    ends = {
         seed: crossing(curve, long.validation_by_seed[seed])
         for seed, curve in zip(long.seeds, long.curves, strict=True)
     }
+    own = {seed: step for seed, step in ends.items() if step is not None}
     for arm in arms.values():
         common = {seed: curve for seed, curve in zip(arm.seeds, arm.curves, strict=True) if seed in own}
         steps = {seed: crossing(curve, long.validation_by_seed[seed]) for seed, curve in common.items()}
@@ -311,13 +316,26 @@ def figure(arms: Mapping[str, ArmSummary]) -> str:
         curve = mean_curve(arms[name].curves)
         band = [(step, low, high) for step, _, low, high in curve]
         series.append(chart.Series(name, [(step, mean) for step, mean, _, _ in curve], index, band))
-    width, height = 960, 440
     goal = series[0].points[-1][1]
     found = {line.name: [step for step, loss in line.points if loss <= goal] for line in series[1:]}
-    crossings = {name: round(steps[0]) for name, steps in found.items() if steps}
-    target = (f"perceiver's final loss {goal:.3f}", goal)
-    drawn = chart.line_chart(series, width - 48, height - 48, target=target, crossings=crossings)
-    title = "Validation loss of adapters in the miniature, mean and range over seeds"
+    options = {
+        "target": (f"perceiver's final loss {goal:.3f}", goal),
+        "crossings": {name: round(steps[0]) for name, steps in found.items() if steps},
+    }
+    return drawing("Validation loss of adapters in the miniature, mean and range over seeds", series, **options)
+
+
+def scale_figure(lines: Sequence[Line]) -> str:
+    """Test loss over the size of the decoder."""
+    series = variants.scale_series(lines, results(VARIANTS))
+    named = {"log_x": "thousands of parameters of the large LM", "y": "test loss"}
+    return drawing("Test loss by encoder, adapter and size of the decoder", series, **named)
+
+
+def drawing(title: str, series: Sequence[chart.Series], **options: Any) -> str:
+    """A chart as a file of its own, for light pages and dark ones; `options` are those of `chart.line_chart`."""
+    width, height = 960, 440
+    drawn = chart.line_chart(series, width - 48, height - 48, **options)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
         f' role="img" aria-label="{title}"><style>{chart.style()}.back{{fill:var(--paper);stroke:var(--rule)}}</style>'

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vadapter.evaluation.seeds import differences, estimate
+from vadapter.reports import chart
 from vadapter.reports.sweep_data import estimate_text
 
 BASELINE, BEST = "perceiver", "words_frozen"
@@ -97,12 +98,16 @@ def depth_table(base: Losses, losses: Losses) -> list[str]:
     return markdown(["arm", "1 layer", "2 layers", "4 layers"], rows) if rows else []
 
 
+SIZES = ("small", "base", "large")
+DECODERS = {"small": 289, "base": 656, "large": 1820}  # thousands of parameters
+
+
 def scale_table(base: Losses, losses: Losses) -> list[str]:
     """Test loss of the perceiver and of `words_frozen`, seed by seed, for each encoder (rows) and decoder (columns)."""
-    sizes, rows = ("small", "base", "large"), []
-    for encoder in sizes:
+    rows = []
+    for encoder in SIZES:
         for name in (BASELINE, BEST):
-            keys = [f"{name}_{encoder}_{decoder}" for decoder in sizes]
+            keys = [f"{name}_{encoder}_{decoder}" for decoder in SIZES]
             found = [losses.get(key, base[name] if key.endswith("_base_base") else {}) for key in keys]
             seeds = set.intersection(*(set(x) for x in found))
             if seeds:
@@ -110,6 +115,28 @@ def scale_table(base: Losses, losses: Losses) -> list[str]:
                     [encoder, f"`{name}`", *(_by_seed({s: x for s, x in y.items() if s in seeds}) for y in found)]
                 )
     return markdown(["encoder", "arm", "small decoder", "base decoder", "large decoder"], rows) if rows else []
+
+
+def scale_series(lines: Sequence[Line], variants: Sequence[Line]) -> list[chart.Series]:
+    """The same as lines over the decoder's size, one for each arm and encoder: means over the seeds that all have."""
+    base, losses = by_arm(lines), by_arm(variants)
+    found = {}
+    for name in (BASELINE, BEST):
+        for encoder in SIZES:
+            keys = {decoder: f"{name}_{encoder}_{decoder}" for decoder in SIZES}
+            found[name, encoder] = {
+                decoder: losses.get(key, base[name] if key.endswith("_base_base") else {})
+                for decoder, key in keys.items()
+            }
+    seeds = set.intersection(*(set(x) for by_decoder in found.values() for x in by_decoder.values()))
+    points = {
+        key: [(DECODERS[decoder], sum(x[seed] for seed in seeds) / len(seeds)) for decoder, x in by_decoder.items()]
+        for key, by_decoder in found.items()
+    }
+    return [
+        chart.Series(f"{name}, {encoder} encoder", points[name, encoder], index)
+        for index, (name, encoder) in enumerate(points)
+    ]
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -47,6 +47,7 @@ def test_the_page_and_the_demo_say_what_the_results_say():
     assert TABLES["tables"](lines) in (ROOT / "docs" / "experiments.md").read_text(), (
         "python examples/miniature/tables.py"
     )
+    assert TABLES["scale_figure"](lines) == (ROOT / "docs" / "experiments_scales.svg").read_text()
     said = json.loads((ROOT / "data" / "scenes" / "miniature.json").read_text())["test_loss"]
     arms = {arm.name: arm for arm in TABLES["summaries"](lines, "test/loss")}
     assert {"perceiver", "queries_random", "queries", "words"} <= said.keys()

@@ -71,6 +71,7 @@ def line_chart(
     target: tuple[str, float] | None = None,
     crossings: Mapping[str, int] | None = None,
     log_x: str = "",
+    y: str = "validation loss",
 ) -> str:
     """Draws lines over a linear step axis, or another logarithmic one, and a logarithmic value axis.
 
@@ -82,6 +83,7 @@ def line_chart(
         target: (label, value) of a dashed horizontal line.
         crossings: step at which a series reaches the target, marked with a ring and its number.
         log_x: name of a logarithmic x axis in place of the steps; every point is marked.
+        y: name of the values.
 
     Returns:
         The content of an `<svg viewBox="0 0 width height">` element that `style` is applied to; "" without points.
@@ -93,7 +95,7 @@ def line_chart(
     labelled = width >= 500
     right = min(0.3 * width, 26 + _CHAR * (6 + 1.1 * max(len(s.name) for s in series))) if labelled else 12
     frame = _Frame(44, 26, width - right, height - 40, series, target, log_x)
-    parts = [_axes(frame), *(_band(frame, s) for s in series if s.band)]
+    parts = [_axes(frame, y), *(_band(frame, s) for s in series if s.band)]
     if target is not None:
         parts.append(_target(frame, target))
     parts += [_line(frame, s) for s in series]
@@ -140,8 +142,8 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", css: str = ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{css}>{html.escape(text)}</text>'
 
 
-def _axes(f: _Frame) -> str:
-    parts = [_text(f.left - 36, f.top - 12, "validation loss (log scale)")]
+def _axes(f: _Frame, y_name: str) -> str:
+    parts = [_text(f.left - 36, f.top - 12, f"{y_name} (log scale)")]
     for value in log_ticks(math.exp(f.low), math.exp(f.high), int((f.bottom - f.top) / 36)):
         y = f.y(value)
         parts.append(f'<line class="grid" x1="{f.left}" x2="{f.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')

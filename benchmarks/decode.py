@@ -2,6 +2,7 @@
 
 python benchmarks/decode.py --rows=8 --prompt=32 --new_tokens=32
 python benchmarks/decode.py --weights=downloads/SmolLM2-135M-Instruct --texts=32 --rows=8 --new_tokens=64
+python benchmarks/decode.py --weights=downloads/SmolLM2-135M-Instruct --asks=quote --num_draft_tokens=6 --rows=1
 
 Without weights: greedy, sampling (temperature, top-k, top-p) and beam search of one model with random parameters, timed
 in turn (one of each, round after round), so that the machine's mood falls on all alike. No row ends before the limit. A
@@ -10,6 +11,7 @@ token counts once, however many beams looked for it; reading the pictures and th
 With weights, a Hugging Face folder of a language model with its tokenizer: the same prompts and limit, greedy, f32, in
 paired rounds: `ContinuousDecoder`, plain batches of ours, batches of `generate`, and the products with the weights
 alone, the ceiling. Texts end where the model ends them; it fails if they differ. Needs the extra `parity`.
+With `--num_draft_tokens` also with drafts by prompt lookup, which `generate` has for one row at a time.
 """
 
 import argparse
@@ -60,15 +62,29 @@ def model_and_batch(args: argparse.Namespace):
     return VLM(config), batch
 
 
+BESIDE = ("rounds", "weights", "texts", "clock", "asks", "num_draft_tokens")  # arguments of `beside_generate` alone
 TOPICS = ("a cat", "the sea", "how bread is made", "rain", "the number seven", "a letter", "why the sky is blue")
 ASKS = ("Say one word about {}.", "Describe {} in one short sentence.", "Write about {}, and do not be brief.")
+PASSAGES = (
+    "The ferry to the island leaves at nine in the morning and at four in the afternoon. On Sundays there is only one "
+    "ferry, at ten. Tickets cost twelve euros for adults and six euros for children under fourteen.",
+    "Mix two cups of flour with a pinch of salt. Add one cup of warm water and a spoon of oil, and knead the dough for "
+    "ten minutes. Let it rest for half an hour under a towel before you roll it out.",
+)
+QUOTES = (
+    "Repeat this text exactly:\n\n{}",
+    "Summarize this text in one sentence:\n\n{}",
+    "Correct the spelling of this text, and write the whole text again:\n\n{}",
+)
 
 
-def prompts(tokenizer, count: int) -> list[list[int]]:
-    """Chat prompts that ask for texts of different lengths, where the tokenizer has a chat template."""
+def prompts(tokenizer, count: int, asks: str = "chat") -> list[list[int]]:
+    """Chat prompts, where the tokenizer has a chat template: they ask for texts of different lengths, or for what is
+    largely in the prompt."""
+    templates, topics = (ASKS, TOPICS) if asks == "chat" else (QUOTES, PASSAGES)
     found = []
     for i in range(count):
-        text = ASKS[i % len(ASKS)].format(TOPICS[i % len(TOPICS)])
+        text = templates[i % len(templates)].format(topics[i % len(topics)])
         if tokenizer.chat_template:
             message = [{"role": "user", "content": text}]
             text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
@@ -134,6 +150,12 @@ def weight_products(params: Any, rows: int, steps: int):
     return lambda: jax.block_until_ready(run(matrices))
 
 
+def drafts_of(plain: Any, drafted: Any, tokens: int, times: int) -> dict:
+    """Returns the calls of the language model without drafts and with them, and the tokens that a call gave."""
+    calls = {"without": plain.calls // times, "with": drafted.calls // times}
+    return {"calls": calls, "tokens_per_call": {name: round(tokens / x, 2) for name, x in calls.items()}}
+
+
 def beside_generate(args: argparse.Namespace) -> dict:
     """Times ours and `generate` on the same weights and prompts."""
     import tempfile
@@ -161,15 +183,17 @@ def beside_generate(args: argparse.Namespace) -> dict:
         with Checkpointer(f"{folder}/lm", read_only=True) as checkpointer:
             shapes = {k: v for k, v in checkpointer.shapes(0).items() if k.startswith("decoder/")}
             params = jax.device_put(trees.unflatten(checkpointer.read(0, shapes)), partitioner.replicated)
-    ids = prompts(tokenizer, args.texts)
+    ids = prompts(tokenizer, args.texts, args.asks)
     slots = max(map(len, ids))
     rows = [text_row(x, slots) for x in ids]
     settings = DecodingConfig("greedy", args.new_tokens)
     decoder = ContinuousDecoder(model, params, settings, end_ids=ends, slots=slots, rows=args.rows)
     generate = make_generate(model, partitioner, settings, end_ids=ends)
+    drafting = dataclasses.replace(settings, draft="prompt_lookup", num_draft_tokens=args.num_draft_tokens or 1)
+    drafted = ContinuousDecoder(model, params, drafting, end_ids=ends, slots=slots, rows=args.rows)
     groups = [range(i, min(i + args.rows, args.texts)) for i in range(0, args.texts, args.rows)]
 
-    def continuous():
+    def continuous(decoder: ContinuousDecoder = decoder):
         found = dict(decoder.texts((row, i) for i, row in enumerate(rows)))
         return [found[i] for i in range(args.texts)]
 
@@ -181,7 +205,7 @@ def beside_generate(args: argparse.Namespace) -> dict:
         return found
 
     @torch.inference_mode()
-    def theirs():
+    def theirs(**settings: Any):
         found = []
         for group in groups:
             width = max(len(ids[i]) for i in group)
@@ -195,11 +219,16 @@ def beside_generate(args: argparse.Namespace) -> dict:
                 max_new_tokens=args.new_tokens,
                 eos_token_id=ends[0],
                 pad_token_id=ends[0],
+                **settings,
             )
             found += [list(itertools.takewhile(lambda i: i != ends[0], row[width:].tolist())) for row in out]
         return found
 
     ways = {"continuous": continuous, "batches": plain, "generate": theirs}
+    if args.num_draft_tokens:
+        ways["continuous, drafts"] = lambda: continuous(drafted)
+        if args.rows == 1:
+            ways["generate, drafts"] = lambda: theirs(prompt_lookup_num_tokens=args.num_draft_tokens)
     texts: dict[str, list[list[int]]] = {}
 
     def kept(name: str):
@@ -215,14 +244,25 @@ def beside_generate(args: argparse.Namespace) -> dict:
     return {
         "question": "times the speed of transformers' generate, greedy, f32, of paired rounds",
         "times_generate": {
-            name: paired.ratio(seconds["generate"], seconds[name]) for name in ("continuous", "batches")
+            name: paired.ratio(seconds["generate"], seconds[name]) for name in ways if name != "generate"
         },
+        **(
+            {"drafts": drafts_of(decoder, drafted, tokens - args.texts, args.rounds + 1)}
+            if args.num_draft_tokens
+            else {}
+        ),
         "share_of_the_ceiling": {name: paired.ratio(seconds["products"], seconds[name]) for name in ways},
         "ceiling": "one product of `rows` vectors with each weight a step, in as many steps as plain batches",
         "tokens_per_second": {name: round(tokens / x, 1) for name, x in paired.medians(seconds).items()},
         "equal_texts": args.texts,
         "lengths": {"prompt": [min(map(len, ids)), slots], "new": [min(lengths), max(lengths)], "tokens": tokens},
-        "sizes": {"texts": args.texts, "rows": args.rows, "new_tokens": args.new_tokens, "rounds": args.rounds},
+        "sizes": {
+            "texts": args.texts,
+            "asks": args.asks,
+            "rows": args.rows,
+            "new_tokens": args.new_tokens,
+            "rounds": args.rounds,
+        },
         "clock": args.clock,
         "device": f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} CPUs",
         "date": time.strftime("%Y-%m-%d"),
@@ -243,6 +283,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--weights", metavar="DIR", help="a Hugging Face folder: measure beside `generate`")
     parser.add_argument("--texts", type=int, default=32, help="with --weights: prompts in all")
+    parser.add_argument("--asks", default="chat", choices=["chat", "quote"], help="with --weights: what prompts ask")
+    parser.add_argument("--num_draft_tokens", type=int, default=0, help="with --weights: also with drafts; 0 is not")
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: seconds of the CPUs")
     args = parser.parse_args()
     if args.weights:
@@ -279,7 +321,7 @@ def main() -> None:
                 "question": "new tokens a second",
                 "tokens_per_second": {name: round(x, 1) for name, x in speed.items()},
                 "share_of_greedy": {name: round(x / speed["greedy"], 3) for name, x in speed.items()},
-                "sizes": {k: v for k, v in vars(args).items() if k not in ("rounds", "weights", "texts", "clock")},
+                "sizes": {k: v for k, v in vars(args).items() if k not in BESIDE},
                 "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}, {platform.machine()}",
                 "jax": jax.__version__,
             }

@@ -102,6 +102,22 @@ def test_a_setting_of_another_way_of_decoding_is_refused(folder, capsys, setting
     assert infer(folder, picture, f"--{setting}", f"--decoding={method}") == 0
 
 
+def test_a_draft_changes_no_text_and_one_that_cannot_be_is_refused(folder, capsys):
+    picture = f"--media={folder / 'photos' / 'a.png'}"
+    assert infer(folder, picture, "--max_new_tokens=8") == 0
+    plain = capsys.readouterr().out
+    assert infer(folder, picture, "--max_new_tokens=8", "--draft=prompt_lookup", "--num_draft_tokens=99999999") == 0
+    assert capsys.readouterr().out == plain
+    for flags, said in (
+        (["--num_draft_tokens=2"], "Add --draft"),
+        (["--draft=prompt_lookup", "--num_draft_tokens=0"], "1 or more"),
+        (["--draft=prompt_lookup", "--decoding=beam"], "beam search has no drafts"),
+        (["--draft=words"], "num_words of one or more"),
+    ):
+        assert infer(folder, picture, *flags) == 2
+        assert said in capsys.readouterr().err
+
+
 def records_of(folder, tmp_path):
     """Five records, of which the second and the fourth cannot be answered."""
     photo = str(folder / "photos" / "a.png")

@@ -81,6 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top_p", type=float, metavar="P", help="of sample (default: 1.0)")
     parser.add_argument("--seed", type=int, metavar="N", help="of sample (default: 0)")
     parser.add_argument(
+        "--draft",
+        choices=("prompt_lookup", "words"),
+        help="of greedy and sample: guesses the next tokens, which the model checks at once; the text stays the same. "
+        "prompt_lookup guesses what followed the last tokens before, words also what the adapter's tiny LM wrote",
+    )
+    parser.add_argument("--num_draft_tokens", type=int, metavar="N", help="of --draft: tokens of a guess (default: 4)")
+    parser.add_argument(
         "--mesh",
         type=_sizes,
         default=(-1, 1, 1),
@@ -101,13 +108,7 @@ def run(args: argparse.Namespace) -> None:
         UserError: a file cannot be read, after all others were; a setting belongs to another way of decoding; or as
             `vadapter.load`.
     """
-    chosen = {name: value for name in _OF_METHOD if (value := getattr(args, name)) is not None}
-    for name, value in chosen.items():
-        if args.method != _OF_METHOD[name]:
-            raise UserError(
-                f"--{name} {value} does nothing with --decoding={args.method}. Add --decoding={_OF_METHOD[name]}, or "
-                f"leave --{name} out."
-            )
+    chosen = _chosen(args)
     if args.chat:
         return _chat(args, chosen)
     if args.system:
@@ -135,6 +136,23 @@ def run(args: argparse.Namespace) -> None:
     trained = arguments.trained(args, Partitioner(make_mesh(MeshConfig(*args.mesh))))
     with contextlib.closing(output) if output else contextlib.nullcontext():
         _say(args, trained, records, decoding, output)
+
+
+def _chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of decoding that were given, but for those that always are."""
+    chosen = {name: value for name in _OF_METHOD if (value := getattr(args, name)) is not None}
+    for name, value in chosen.items():
+        if args.method != _OF_METHOD[name]:
+            raise UserError(
+                f"--{name} {value} does nothing with --decoding={args.method}. Add --decoding={_OF_METHOD[name]}, or "
+                f"leave --{name} out."
+            )
+    if args.num_draft_tokens is not None and not args.draft:
+        raise UserError(
+            f"--num_draft_tokens {args.num_draft_tokens} does nothing without --draft. Add --draft, or leave it out."
+        )
+    drafts = {name: value for name in ("draft", "num_draft_tokens") if (value := getattr(args, name)) is not None}
+    return chosen | drafts
 
 
 def read_records(args: argparse.Namespace) -> list[tuple[dict[str, Any], Item]]:

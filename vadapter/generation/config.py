@@ -13,6 +13,7 @@ from vadapter.base.errors import UserError
 
 EMPTY = -1  # no token has it; 0 is a word in some vocabularies
 Method = Literal["greedy", "sample", "beam"]
+Draft = Literal["prompt_lookup", "words"]
 EndIds = Sequence[int] | Int[Array, " E"]  # any of them ends a text; with () every text goes on to the limit
 
 
@@ -32,6 +33,12 @@ class DecodingConfig:
         length_penalty: of `beam`: alpha in ((5 + length) / 6) ** alpha, which divides the log-probability of an ended
             hypothesis (Wu et al. 2016); 0 is off, more favours longer texts.
         seed: of `sample`. The same row gives the same sample with any other rows, batch size and mesh.
+        draft: of `greedy` and `sample`: where a guess of the next tokens comes from, which the model checks in one call
+            (speculative decoding). The texts stay those without a draft, but for the rounding of sums. `prompt_lookup`
+            looks for the last tokens in the prompt and in the text so far, and guesses what followed there; `words`
+            looks in the words of the adapter's tiny LM as well (`LMAdapterConfig.num_words`), where both language
+            models have one tokeniser. None guesses nothing.
+        num_draft_tokens: of `draft`: tokens of a guess at most.
     """
 
     method: Method = "greedy"
@@ -42,6 +49,8 @@ class DecodingConfig:
     beams: int = 4
     length_penalty: float = 0.6
     seed: int = 0
+    draft: Draft | None = None
+    num_draft_tokens: int = 4
 
     def __post_init__(self):
         def expect(name: str, good: bool, expected: str) -> None:
@@ -57,7 +66,16 @@ class DecodingConfig:
         expect("top_p", 0 < self.top_p <= 1, "a probability above 0, up to 1 for all tokens")
         expect("beams", self.beams >= 1, "1 or more")
         expect("length_penalty", 0 <= self.length_penalty < math.inf, "0 or more")
+        expect("draft", self.draft is None or self.draft in get_args(Draft), "None, 'prompt_lookup' or 'words'")
+        if self.method == "beam":
+            expect("draft", self.draft is None, "None: beam search has no drafts, the methods 'greedy' and 'sample' do")
+        expect("num_draft_tokens", self.num_draft_tokens >= 1, "1 or more")
         expect("seed", 0 <= self.seed < 2**32, "0 .. 2**32 - 1")
+
+    @property
+    def guessed(self) -> int:
+        """Tokens of a guess; 0 without drafts. The first token is never guessed, so there are fewer than the limit."""
+        return min(self.num_draft_tokens, self.max_new_tokens - 1) if self.draft else 0
 
 
 @flax.struct.dataclass

@@ -16,14 +16,14 @@ import itertools
 import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vadapter.base.array_types import PyTree
 from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
-from vadapter.generation.config import DecodingConfig
+from vadapter.generation.config import EMPTY, DecodingConfig
 from vadapter.generation.rows import SHORTEST, SLOTS, Choice, Programs, Rows, bucket
 from vadapter.models.kv_cache import KVCache
 from vadapter.models.vlm import VLM
@@ -63,6 +63,7 @@ class ContinuousDecoder:
 
     Attributes:
         params: all parameters; may be replaced while nothing runs.
+        calls: of the language model so far, reading prompts not counted.
 
     Args:
         model: the VLM.
@@ -71,13 +72,15 @@ class ContinuousDecoder:
         end_ids: ids of the end tokens: any of them ends a text.
         slots: of the longest prompt, visual tokens included.
         rows: requests that run at the same time.
-        chunk: tokens of each row that a step gives at most: fewer stream sooner, more cost less.
+        chunk: tokens of each row that a step gives at most, or with drafts calls of the language model, each of which
+            may give several tokens: fewer stream sooner, more cost less.
         share: a prompt that starts like the one before it (the same text, or the same picture and another question)
             takes what was computed of that start. Texts are then equal but for the rounding of sums.
         partitioner: of one device.
 
     Raises:
-        UserError: the method is `beam`, the mesh has several devices, or a size is below 1.
+        UserError: the method is `beam`, the mesh has several devices, a size is below 1, or the model cannot give the
+            drafts (`vadapter.generation.drafts.check`).
     """
 
     def __init__(
@@ -103,14 +106,15 @@ class ContinuousDecoder:
         if why := unfit(self._partitioner, self._config):
             raise UserError(f"Continuous decoding {why}.")
         self._size = bucket(slots) + max(self._config.max_new_tokens, SHORTEST)
-        self._programs = Programs(model, self._config, tuple(end_ids), self._size)
+        self._programs = Programs(model, self._config, tuple(end_ids), self._size, slots)
         self._waiting: collections.deque[_Request] = collections.deque()
         self._running: list[_Request | None] = [None] * rows
         self._cancelled: set[int] = set()
         self._lock = threading.Lock()  # of what other threads change: the two above
         self._names = itertools.count()
         self._rows: Rows | None = None
-        self._last: tuple[Batch, KVCache] | None = None
+        self._last: tuple[Batch, KVCache, Any] | None = None
+        self.calls = 0
 
     @property
     def most_new_tokens(self) -> int:
@@ -200,7 +204,9 @@ class ContinuousDecoder:
             if self._rows is None or not any(self._running):
                 return []
             steps = self._chunk if chunk is None else chunk
-            self._rows = now = self._programs.advance(self.params, self._rows, steps, bool(self._waiting))
+            now, calls = self._programs.advance(self.params, self._rows, steps, bool(self._waiting))
+        self._rows = now
+        self.calls += int(calls)
         ids, ended = np.asarray(now.ids), np.asarray(now.ended)
         return [piece for place in range(len(self._running)) if (piece := self._piece(place, ids, ended)) is not None]
 
@@ -266,20 +272,21 @@ class ContinuousDecoder:
     def _admit(self, place: int, request: _Request) -> _Request:
         if self._rows is None:
             self._rows = self._programs.empty(len(self._running))
-        rest, cache = self._rest(request.prompt)
+        rest, cache, words = self._rest(request.prompt)
         limit, choice = request.limit, request.choice
         key = self._programs.key(request.prompt, choice)
-        self._rows, read = self._programs.admit(
-            self.params, self._rows, rest, cache, place, limit, key, choice.temperature, choice.top_p
+        text = self._programs.text(request.prompt)
+        self._rows, *read = self._programs.admit(
+            self.params, self._rows, rest, cache, place, limit, key, choice.temperature, choice.top_p, text, words
         )
         if self._share:
-            self._last = request.prompt, read
+            self._last = request.prompt, *read
         return request
 
-    def _rest(self, prompt: Batch) -> tuple[Batch, KVCache]:
-        """What is to be read of a prompt, padded to a bucket, and the cache of what was read before it."""
+    def _rest(self, prompt: Batch) -> tuple[Batch, KVCache, Any]:
+        """What is to be read of a prompt, padded to a bucket; and of what was read before, the cache and the words."""
         length, shared = prompt.tokens.shape[1], 0
-        cache = self._programs.nothing
+        cache, words = self._programs.nothing, np.full((1, self._programs.num_words), EMPTY, np.int32)
         if self._last is not None:
             shared = min(_common(prompt, self._last[0]), length - 1)
             shared = shared if shared >= SHORTEST and shared + bucket(length - shared) <= self._size else 0
@@ -288,9 +295,10 @@ class ContinuousDecoder:
         slots = {name: getattr(prompt, name)[:, shared:] for name in SLOTS}
         if shared and not (slots["media_index"] >= 0).any():
             rest = rest.replace(media=prompt.pixels[:, :0])  # its tokens are in the cache: the encoder need not run
+            words = self._last[2] if self._last else words
         pad = [(0, 0), (0, bucket(length - shared) - (length - shared))]
         padded = {name: np.pad(x, pad, constant_values=-1 if name == "media_index" else 0) for name, x in slots.items()}
-        return rest.replace(**padded), cache.replace(length=np.int32(shared))
+        return rest.replace(**padded), cache.replace(length=np.int32(shared)), words
 
     def _piece(self, place: int, ids: np.ndarray, ended: np.ndarray) -> Piece | None:
         request = self._running[place]

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 
 from vadapter.base.array_types import Array, Float, Int, PyTree
 from vadapter.base.batch import Batch
+from vadapter.generation import drafts
 from vadapter.generation.beam import beam_search
 from vadapter.generation.config import EMPTY, Decoded, DecodingConfig, EndIds, is_end
+from vadapter.generation.rows import Programs
 from vadapter.generation.sampling import row_keys, sample
 from vadapter.generation.top_k import TopK, make_top_k
+from vadapter.models.kv_cache import KVCache
 from vadapter.models.vlm import VLM
 from vadapter.partitioning import Partitioner
 
@@ -38,6 +41,8 @@ def decode(
     """
     if config.method == "beam":
         return beam_search(model, params, batch, config, end_ids, top_k)
+    if config.draft is not None:
+        return with_drafts(model, params, batch, config, end_ids)
     if config.method == "greedy":
         return one_by_one(model, params, batch, config, end_ids, lambda logits, _: jnp.argmax(logits, axis=-1))
     keys = row_keys(batch, config.seed)
@@ -79,6 +84,38 @@ def one_by_one(
     return Decoded(ids, steps)
 
 
+def with_drafts(model: VLM, params: PyTree, batch: Batch, config: DecodingConfig, end_ids: EndIds) -> Decoded:
+    """Continues each row's prompt with drafts: each row takes as many tokens a step as it agrees to.
+
+    Raises:
+        UserError: as `drafts.check`.
+    """
+    rows, slots = batch.tokens.shape
+    lengths = (batch.segment_ids > 0).sum(axis=1)
+    programs = Programs(model, config, end_ids, slots + config.max_new_tokens, slots)
+
+    def read(model: VLM) -> tuple[Array, KVCache, Array]:
+        given, words = batch, jnp.full((rows, programs.num_words), EMPTY, jnp.int32)
+        if programs.num_words and batch.media.shape[1]:
+            given, words = drafts.words_of(model, batch)
+        return *model.prefill(given, config.max_new_tokens + config.guessed), words
+
+    logits, cache, words = model.apply({"params": params}, method=read)  # type: ignore[misc]
+    start = programs.entered(
+        cache.cut(lengths),
+        logits[:, None],
+        programs.history(drafts.text(batch), lengths),
+        words,
+        limit=jnp.full((rows,), config.max_new_tokens, jnp.int32),
+        keys=row_keys(batch, config.seed) if config.method == "sample" else lengths,  # which nobody asks then
+        temperature=jnp.full((rows,), config.temperature),
+        top_p=jnp.full((rows,), config.top_p),
+        ended=lengths == 0,
+    )
+    found, steps = programs.go_on(params, start, config.max_new_tokens, False)
+    return Decoded(found.ids, steps)
+
+
 def make_generate(
     model: VLM,
     partitioner: Partitioner,
@@ -97,8 +134,12 @@ def make_generate(
     Returns:
         A function of (parameters, device batch) that gives ids `[B, max_new_tokens]`, `EMPTY` from an end token on.
         They are sharded like the batch, so that each process has those of its own rows.
+
+    Raises:
+        UserError: the model cannot give the drafts (`vadapter.generation.drafts.check`).
     """
     settings = config or DecodingConfig()
+    drafts.check(model.config, settings)
     top_k = make_top_k(partitioner)
     run = jax.jit(
         lambda params, batch: decode(model, params, batch, settings, end_ids, top_k).ids,

@@ -46,6 +46,11 @@ class KVCache:
             length=self.length + positions.shape[1],
         )
 
+    def cut(self, length: Int[Array, " B"]) -> "KVCache":
+        """Keeps the first `length` slots of each row; the others are empty, as if they had never been written."""
+        kept = jnp.arange(self.segment_ids.shape[1]) < length[:, None]
+        return self.replace(segment_ids=jnp.where(kept, self.segment_ids, 0), length=length)
+
     def repeat(self, copies: int) -> "KVCache":
         """Returns a cache of `copies` equal rows for each row, beside each other: a row of beams."""
         return self.replace(

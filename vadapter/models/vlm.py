@@ -171,6 +171,12 @@ class VLM(nn.Module):
         words = self.adapter.written(self.encode(media))
         return words.reshape(*media.shape[:2], -1)
 
+    def with_words(self, batch: Batch) -> Batch:
+        """Returns the batch with `Features` that have the words of `written`, so that they are written once."""
+        media = batch.media if isinstance(batch.media, Features) else Features(self.patch_tokens(batch.media))
+        words = self.written(media) if media.words is None else media.words
+        return batch.replace(media=media.replace(words=words))
+
     def soft_tokens(self, media: UInt8[Array, "B M F h w C"] | Features) -> Float[Array, "B MR D"]:
         """Returns what the decoder reads in place of text embeddings; see `VLMConfig.quantization`."""
         known = {}
@@ -268,10 +274,16 @@ class VLM(nn.Module):
         self, tokens: Int[Array, " B"], positions: Int[Array, " B"], cache: KVCache
     ) -> tuple[Float[Array, "B V"], KVCache]:
         """Reads one more token of each row and returns the logits of the next, and the cache."""
-        x = self.decoder.embed(tokens[:, None])
-        hidden, read = self.decoder(x, jnp.ones_like(tokens)[:, None], positions[:, None], cache)
+        logits, read = self.verify(tokens[:, None], positions[:, None], cache)
+        return logits[:, 0], read
+
+    def verify(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: KVCache
+    ) -> tuple[Float[Array, "B T V"], KVCache]:
+        """Reads some more tokens of each row and returns the logits of the next after each of them, and the cache."""
+        hidden, read = self.decoder(self.decoder.embed(tokens), jnp.ones_like(tokens), positions, cache)
         assert read is not None
-        return self.decoder.logits(hidden)[:, 0], read
+        return self.decoder.logits(hidden), read
 
     def start(self, path: str) -> Array:
         """Returns the first value of a parameter of `VLMConfig.starts`: what comes of a grey image.

@@ -38,6 +38,11 @@ class JaxRuntimeError(RuntimeError):
     """Named as jax's."""
 
 
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
 def google(name):
     return type(name, (Exception,), {"__module__": "google.api_core.exceptions"})
 
@@ -55,6 +60,14 @@ CASES = [
     (PermissionError(errno.EACCES, "Permission denied", "/runs/a"), exit_codes.USER, "/runs/a cannot be used: Perm"),
     (IsADirectoryError(errno.EISDIR, "Is a directory", "/runs/a"), exit_codes.USER, "/runs/a cannot be used"),
     (FileNotFoundError(errno.ENOENT, "No such file", b"/a"), exit_codes.USER, "cannot be used: No such file"),
+    (
+        caused(
+            TimeoutError("Timed out while waiting for async_write_complete barrier."),
+            JaxRuntimeError("INTERNAL: Barrier failed because: UNAVAILABLE: Task 1 heartbeat timeout."),
+        ),
+        exit_codes.PASSING,
+        "Another process of this run.*Task 1 heartbeat",
+    ),
     (ConnectionResetError(errno.ECONNRESET, "reset by peer"), exit_codes.PASSING, "network.*ConnectionResetError"),
     (TimeoutError("timed out"), exit_codes.PASSING, "TimeoutError: timed out"),
     (socket.gaierror(-3, "Temporary failure in name resolution"), exit_codes.PASSING, "name resolution"),
@@ -143,9 +156,29 @@ def test_a_message_has_no_control_characters(capsys, monkeypatch):
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     name = "a\x1b[2J\udcff\x9b\tb"
     assert main.main(["infer", "--bundle=b", f"--media={name}"]) == exit_codes.USER
-    logging.warning("left out %s", name)
+    logging.warning("left out %s: %s", name, ValueError("of\ntwo lines"))
     error, logged = capsys.readouterr().err.splitlines()
-    assert r"a\x1b[2J\udcff\x9b" in error and logged == "WARNING:root:left out a\\x1b[2J\\udcff\\x9b\tb"
+    assert r"a\x1b[2J\udcff\x9b" in error
+    assert logged == "WARNING:root:left out a\\x1b[2J\\udcff\\x9b\tb: of\\ntwo lines"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_name_of_any_bytes_is_one_line_of_the_output(tmp_path, encoding):
+    """Found as: "Wrote" of a name that is no UTF-8 was a traceback after all was written, and a newline split it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "curve.jsonl").write_text('{"step": 1, "split": "val", "loss": 1.0}\n')
+    page = os.fsencode(tmp_path) + b"/a\xff\n\xc3\xa9\x1b.html"
+    done = subprocess.run(
+        [sys.executable, "-m", "vadapter", "report", os.fsencode(run), b"--output=" + page],
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(Path(vadapter.__file__).parents[1])},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == exit_codes.DONE and os.path.isfile(page), done.stderr
+    shown = "é".encode(encoding, "backslashreplace")
+    assert done.stdout == b"Wrote " + os.fsencode(tmp_path) + rb"/a\udcff\n" + shown + rb"\x1b.html." + b"\n"
 
 
 def test_a_package_s_notes_are_held_back_and_its_warnings_are_not(tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 from tests import hang
 from tests.tiny_bundle import write_bundle
 from vadapter.base.errors import UserError
+from vadapter.cli import record_files
 from vadapter.cli.main import main
 from vadapter.generation.config import DecodingConfig
 from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
@@ -61,20 +62,20 @@ def test_an_unreadable_file_costs_no_other_its_text(folder, tmp_path, capsys):
 
 def test_names_of_files_may_have_any_bytes(folder, tmp_path, capsys):
     """Found as: a name that is no UTF-8 ended in UnicodeEncodeError, and one with an escape reached the terminal."""
-    names = [b"a\xff.png", b"b\x1b[31m.png"]
+    names = [b"a\xff.png", b"b\x1b[31m.png", b"c\nd.png"]
     for name in names:
         content = (folder / "photos" / "a.png").read_bytes()
         (tmp_path / os.fsdecode(name)).write_bytes(content)
-    (tmp_path / "c\x1b.png").write_text("no picture")
+    (tmp_path / "e\x1b\n.png").write_text("no picture")
     assert infer(folder, f"--media={tmp_path}") == 2
     said = capsys.readouterr()
-    assert named(said.out) == [r"a\udcff.png", r"b\x1b[31m.png"]
-    assert r"c\x1b.png" in said.err and "\x1b" not in said.out + said.err
+    assert named(said.out) == [r"a\udcff.png", r"b\x1b[31m.png", r"c\nd.png"]
+    assert r"e\x1b\n.png" in said.err and "\x1b" not in said.out + said.err
     assert infer(folder, f"--media={tmp_path}", f"--out={tmp_path / 'o.jsonl'}") == 2
     assert "\x1b" not in capsys.readouterr().err
     records = [json.loads(line) for line in (tmp_path / "o.jsonl").read_bytes().splitlines()]
-    assert [os.path.basename(os.fsencode(r["media"])) for r in records] == [*names, b"c\x1b.png"]
-    assert ["text" in r for r in records] == [True, True, False]
+    assert [os.path.basename(os.fsencode(r["media"])) for r in records] == [*names, b"e\x1b\n.png"]
+    assert ["text" in r for r in records] == [True, True, True, False]
 
 
 def test_a_prompt_that_fits_no_file_is_said_once(folder, capsys):
@@ -144,6 +145,18 @@ def test_records_give_an_object_each_and_a_bad_one_its_error(folder, tmp_path, c
     assert ["text" in row for row in found] == [True, False, True, False, True]
     assert "missing.png" in found[1]["error"] and "Line 4" in found[3]["error"]
     assert found[0]["text"] == found[4]["text"]
+
+
+def test_fields_that_are_not_used_are_told(tmp_path, caplog):
+    """Found as: a misspelt question, and a conversation of another layout, were captioned without a word."""
+    path = tmp_path / "a.jsonl"
+    known = {"id": 1, "image": "a.png", "question": "q", "answers": ["a"], "caption": "c", "type": "t"}
+    lines = [known, {"image": "a.png", "questoin": "q"}, {"image": "a.png", "conversations": []}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    found = [item for _, item in record_files.read(str(path))]
+    assert [item.error is None for item in found] == [True, True, False]
+    assert 'write "messages"' in (found[2].error or "")
+    assert [r.getMessage() for r in caplog.records] == [f"{path}: fields that are not used: questoin"]
 
 
 def test_conversations_are_answered_as_chat_does_it(folder, tmp_path, capsys):

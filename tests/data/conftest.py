@@ -2,6 +2,7 @@
 
 import pytest
 
+from vadapter.data.order import loader
 from vadapter.data.scenes.config import ScenesConfig
 
 SMALL = ScenesConfig(
@@ -15,6 +16,12 @@ SMALL = ScenesConfig(
     resolution=32,
     train_paraphrases=4,
 )
+
+
+@pytest.fixture(autouse=True)
+def _no_record_named_before():
+    """Each test is as a process of its own, which names a bad record once."""
+    loader.tell_skipped.cache_clear()
 
 
 @pytest.fixture(scope="session")

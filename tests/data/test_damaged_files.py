@@ -83,6 +83,15 @@ def test_samples_that_turn_out_bad_are_skipped_by_name_and_counted(tmp_path, mem
     assert made.counters()["skipped"] == 1 and f"skipped {reason}" in caplog.text
 
 
+def test_a_bad_sample_is_named_once_a_process(tmp_path, caplog):
+    register(tar_with(tmp_path / "once.tar", ("x.png", b"no picture", {}), ("x.txt", b"words", {})))
+    made = loader(split="train")
+    for reader in (made, made, loader(split="train")):  # two passes, and another evaluator's
+        assert not all(row["valid"] for _, part in reader.eval_batches() for row in part)
+    assert made.counters()["skipped"] == 2
+    assert caplog.text.count("skipped once.tar:x: not a readable image") == 1
+
+
 @pytest.mark.parametrize(
     ("format_", "cut"),
     [*(("tar", cut) for cut in (512, 700, 1100, 2000, 2048, 9000)), *(("tfrecord", cut) for cut in (1, 5, 200, 700))],

@@ -157,6 +157,8 @@ def test_a_folder_in_a_bucket(folder, caplog):
         ({"image": "a.jpg", "caption": []}, r"all.jsonl:7: 'caption' is empty"),
         ({"image": "a.jpg"}, r"all.jsonl:7: needs either 'caption' or 'question'"),
         ({"image": "a.jpg", "captions": "x"}, r"'captions', near 'caption'"),
+        ({"image": "a.jpg", "conversations": [{"from": "human", "value": "x"}]}, r"a conversation, which chat_task"),
+        ({"images": ["a.jpg"], "messages": [{"role": "user", "content": "x"}]}, r"a conversation, which chat_task"),
         ({"caption": "x"}, r"all.jsonl:7: needs one of 'image' and 'video'"),
         ({"image": "a.jpg", "question": "what?"}, r"no 'answers'"),
         ("[1]", r"not a JSON object"),

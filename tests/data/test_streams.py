@@ -287,6 +287,19 @@ def test_parquet_with_a_list_of_one_picture(tmp_path):
     np.testing.assert_array_equal(found[2]["thumbnail"][0, 0, 0], colour(2))
 
 
+@pytest.mark.parametrize("kind", ["bytes", "path"])
+def test_of_several_pictures_none_is_taken_for_all(tmp_path, kind, caplog):
+    """Found as: the first of two pictures was trained on as if it were alone."""
+    (tmp_path / "p.png").write_bytes(png(1))
+    one = {"bytes": png(1), "path": None} if kind == "bytes" else {"bytes": None, "path": "p.png"}
+    pair_files.write_parquet(
+        tmp_path / "a.parquet", [], columns={"images": [[one], [one, one], [one]], "text": ["a", "b", "c"]}
+    )
+    register(f"{tmp_path}/a.parquet", media_field="images", caption_field="text", max_bad_share=0.9)
+    assert [bool(row["valid"]) for row in rows()][:3] == [True, False, True]
+    assert "a.parquet:0:1: has 2 images" in caplog.text and "chat_task" in caplog.text
+
+
 def test_lines_with_nulls_numbers_and_halves_of_letters(tmp_path):
     pair_files.write_jsonl(tmp_path / "a.jsonl", [1])
     lines = ['{"image": "1.png", "video": null, "caption": 7}', '{"image": "1.png", "caption": "a \\ud83d dog"}']

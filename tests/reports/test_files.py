@@ -142,6 +142,38 @@ def test_stages_of_one_line_are_no_rivals_and_the_seed_is_there(tmp_path):
     assert "lowest" in paragraph(rivals) and rivals.seed_text == "3 (second), 4 (other)"
 
 
+@pytest.mark.parametrize(
+    ("run_folder", "named"),
+    [
+        ("runs/second", "runs/first"),
+        ("./runs/second/", "runs/x/../first"),
+        ("../work/runs/second", "../work/runs/first"),
+        ("second", "first/checkpoint_20"),
+        ("{}/work/runs/second", "runs/first"),
+        ("{}/work/runs/second", "first"),
+        ("runs/renamed_since", "runs/first"),
+    ],
+)
+def test_stages_are_known_from_relative_paths_in_any_working_folder(tmp_path, monkeypatch, run_folder, named):
+    runs = tmp_path / "work" / "runs"
+    for name in ("first", "second"):
+        make_run(runs / name)
+    (runs / "second" / "config.gin").write_text(
+        f"MODEL_DIR = \\\n    '{run_folder.format(tmp_path)}'\nSTAGE1_RUN = '{named}'\n"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert comparison_of_runs([runs / "first", "../work/runs/second"]).runs[1].begins_with == ["first"]
+
+
+def test_a_run_whose_settings_have_the_name_of_another_is_its_rival(tmp_path):
+    for name in ("float32", "bfloat16"):
+        make_run(tmp_path / name)
+        (tmp_path / name / "config.gin").write_text(f"MODEL_DIR = '{tmp_path / name}'\ndecoder.dtype = 'float32'\n")
+    assert not any(run.begins_with for run in comparison_of_runs([tmp_path / "float32", tmp_path / "bfloat16"]).runs)
+
+
 def test_evaluations_of_a_run_are_in_its_report(tmp_path):
     run = tmp_path / "run #1"
     make_run(run)

@@ -228,6 +228,16 @@ def of_four(folder: Path) -> dict[str, Any]:
     return {"data": records(data=4), "tensor": records(data=2, tensor=2)}
 
 
+def deaf(folder: Path) -> None:
+    """Trains in processes that jax tells nothing of each other's signals."""
+    from vadapter.partitioning import hosts
+    from vadapter.training import preemption
+
+    hosts.start()
+    assert not preemption.can_agree()
+    train(folder / "deaf", data=2)
+
+
 def saying(folder: Path) -> list[str]:
     """Says what the bundle in the folder makes of the picture there."""
     files = [f"--bundle={folder / 'bundle'}", f"--media={folder / 'picture.png'}"]
@@ -236,5 +246,7 @@ def saying(folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     place = Path(sys.argv[1])
+    if sys.argv[2:] == ["deaf"]:
+        sys.exit(deaf(place))
     checks = {"2": of_two, "4": of_four}[os.environ["JAX_NUM_PROCESSES"]]
     (place / f"found-{os.environ['JAX_PROCESS_ID']}.json").write_text(json.dumps(checks(place)))

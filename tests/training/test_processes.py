@@ -167,6 +167,13 @@ def test_a_bundle_says_the_same_in_two_processes(two, capsys):
     assert [said[-1] in text.splitlines() for text in printed] == [True, False]
 
 
+def test_processes_that_hear_nothing_of_each_others_signals_train(tmp_path, alone, monkeypatch):
+    """Found as: without jax's service for that, two processes ended with RuntimeError in their first step."""
+    monkeypatch.setenv("JAX_ENABLE_PREEMPTION_SERVICE", "false")
+    processes.run_processes(2, ["tests.training.processes", str(tmp_path), "deaf"], devices=2)
+    same(losses(tmp_path / "deaf")[0], alone)
+
+
 def test_a_command_that_is_told_to_stop_says_so_by_its_status(tmp_path, monkeypatch):
     for interrupted, number, status in (
         (True, None, 143),

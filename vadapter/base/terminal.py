@@ -1,10 +1,15 @@
 """Text of others, such as names in a user's files, as it may be printed."""
 
+import contextlib
+import copy
 import logging
+import os
 import re
+import sys
 
 # Control characters but for tab and newline, and halves of surrogate pairs, which stand for bytes that are no UTF-8.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_LINE_ENDS = re.compile("[\n\u2028\u2029]")
 
 
 def printable(text: str) -> str:
@@ -12,8 +17,17 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
+def line(text: object) -> str:
+    r"""Returns the text `printable` and on one line: what ends a line in it, as in a file's name, is written `\n`."""
+    return _LINE_ENDS.sub(lambda found: ascii(found.group())[1:-1], printable(str(text)))
+
+
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
+        args = record.args
+        if record.name == "root" and isinstance(args, tuple):  # of ours; what it is about is in the arguments
+            record = copy.copy(record)
+            record.args = tuple(line(x) if isinstance(x, str | os.PathLike | Exception) else x for x in args)
         return printable(super().format(record))
 
 
@@ -22,3 +36,9 @@ def log_printable() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(logging.BASIC_FORMAT))
     logging.basicConfig(handlers=[handler])
+
+
+def print_anything() -> None:
+    """Lets stdout take any text: what its encoding lacks, and bytes of names that are no UTF-8, is written escaped."""
+    with contextlib.suppress(AttributeError, ValueError):  # a stream of another program, or a closed one
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -14,6 +14,8 @@ sdk_container_image=IMAGE
 
 import argparse
 
+from vadapter.base import terminal
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
@@ -65,4 +67,7 @@ def run(args: argparse.Namespace) -> None:
         counts = made.info.metadata or {}
         left_out = f", {len(counts['left_out'])} left out" if counts.get("left_out") else ""
         kind = "questions for examples" if text_only else "rows"
-        print(f"{args.dataset} {split}: {counts.get('rows', '?')} {kind}{left_out}, in {made.data_path}", flush=True)
+        print(
+            f"{args.dataset} {split}: {counts.get('rows', '?')} {kind}{left_out}, in {terminal.line(made.data_path)}",
+            flush=True,
+        )

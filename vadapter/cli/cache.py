@@ -9,6 +9,7 @@ The same command goes on where it was stopped; with --part=1/4 to 4/4, four mach
 
 import argparse
 
+from vadapter.base import terminal
 from vadapter.base.errors import UserError
 from vadapter.cli.arguments import add_gin_arguments, parse_gin_arguments
 
@@ -56,4 +57,5 @@ def run(args: argparse.Namespace) -> None:
             progress=show,
         )
     left = len(store.missing())
-    print(f"{args.out} is {'whole' if not left else f'not whole yet: {left} files are left to other parts'}.")
+    state = "whole" if not left else f"not whole yet: {left} files are left to other parts"
+    print(terminal.line(f"{args.out} is {state}."))

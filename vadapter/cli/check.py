@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     (folder / "check.json").write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     check_page.write(report, folder / "check.html", f"Data check of {parts[0].config.mixture}")
     _print(report)
-    print(f"Wrote {folder / 'check.html'} and {folder / 'check.json'}.")
+    print(terminal.line(f"Wrote {folder / 'check.html'} and {folder / 'check.json'}."))
     return exit_codes.NO if report.spoils else exit_codes.DONE
 
 
@@ -115,7 +115,7 @@ def _warnings() -> Iterator[list[str]]:
     """Collects what is logged as a warning meanwhile: sources name there what they leave out."""
     found: list[str] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: found.append(terminal.printable(record.getMessage()))  # type: ignore[method-assign]
+    handler.emit = lambda record: found.append(terminal.line(record.getMessage()))  # type: ignore[method-assign]
     logging.getLogger().addHandler(handler)
     try:
         yield found

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vadapter
-from vadapter.base import resources
+from vadapter.base import resources, terminal
 from vadapter.base.errors import UserError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def train_part(part: str, output: Path, seed: int, fresh: bool, overrides: list[
             f"--output, or do it again: vadapter demo --output={output} --fresh --parts={part}."
         )
     if files.read_record(folder / "done.json"):  # one that was cut counts as none
-        print(f"{folder} is finished.")
+        print(terminal.line(f"{folder} is finished."))
         return
     ended = train.run(experiments.made(), accepted=save_config)
     if ended.interrupted:
@@ -166,8 +166,9 @@ def write_report(output: Path, seed: int, overrides: list[str]) -> None:
     comparison.write(with_clips(content, output), output / "report.html")
     picture.write_picture(content, output / "picture.svg")
     print_table(arms, {name: _test_loss(output / name) for name in done}, known)
-    print(f"\nFigures: {output}/results.json\nReport, open it in a browser: {output}/report.html")
-    print(f"Curves in TensorBoard: tensorboard --logdir={output}")
+    place = terminal.line(output)
+    print(f"\nFigures: {place}/results.json\nReport, open it in a browser: {place}/report.html")
+    print(f"Curves in TensorBoard: tensorboard --logdir={place}")
 
 
 def over_seeds() -> dict[str, str]:

@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> None:
     if failed:
         raise UserError(
             f"Expected pictures and videos; {len(failed)} of {len(records)} records cannot be read, "
-            f"{args.out}/records.jsonl says why: {', '.join(failed[:5])}{', ...' if len(failed) > 5 else ''}. Replace "
-            "them or leave them out."
+            f"{args.out}/records.jsonl says why: {terminal.line(', '.join(failed[:5]))}"
+            f"{', ...' if len(failed) > 5 else ''}. Replace them or leave them out."
         )
 
 
@@ -82,5 +82,5 @@ def _embed(args: argparse.Namespace, folder: Any, records: list[Any], total: int
     found = embed(trained, (item for _, item in records), whole=args.prompt_embeds)
     for result in record_files.shown(found, total, folder.done):
         if result.error is not None:
-            print(terminal.printable(result.error), file=sys.stderr, flush=True)
+            print(terminal.line(result.error), file=sys.stderr, flush=True)
         folder.write(result.values, result.error)

@@ -18,6 +18,8 @@ vadapter eval --model_dir=runs/queries --step=all
 import argparse
 from typing import TYPE_CHECKING
 
+from vadapter.base import terminal
+
 if TYPE_CHECKING:
     from etils import epath
 
@@ -95,13 +97,13 @@ def _every(made: "_Made", output: "epath.Path") -> None:
         try:
             report = made.evaluate(step, output / f"checkpoint_{step}")
         except integrity.DamagedError as e:
-            print(f"Left out: {e}" if first else "", file=sys.stderr)
+            print(terminal.line(f"Left out: {e}" if first else ""), file=sys.stderr)
             continue
         curve += [{"step": step, "split": each.name, **each.own_scores()} for each in report.evaluations]
         if first:
             files.write_text(output / "curve.jsonl", "".join(json.dumps(line) + "\n" for line in curve))
     if first:
-        print(f"Wrote {output / 'curve.jsonl'}.")
+        print(terminal.line(f"Wrote {output / 'curve.jsonl'}."))
 
 
 class _Made:
@@ -141,7 +143,7 @@ class _Made:
             told=functools.partial(_tell, trained.step),
         )
         if jax.process_index() == 0:
-            print(f"Wrote {', '.join(map(str, report.write(output)))}.")
+            print(terminal.line(f"Wrote {', '.join(map(str, report.write(output)))}."))
         return report
 
 

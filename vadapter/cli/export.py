@@ -16,6 +16,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
+from vadapter.base import terminal
 from vadapter.base.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,10 +99,12 @@ def _bundle(args: argparse.Namespace, target: "Target | None") -> None:
     if not args.bundle:
         given = {"merge": args.merge, "ema": args.ema, "license": args.license}
         made = export(args.checkpoint, args.out, args.step, repository=target and target.repository, **given)
-        print(f"Wrote {args.out}: {sum(x.size for x in made.arrays().values()):,} parameters of step {made.step}.")
+        count = sum(x.size for x in made.arrays().values())
+        print(terminal.line(f"Wrote {args.out}: {count:,} parameters of step {made.step}."))
         for backbone in made.backbones:
             parts = " and ".join(backbone.parts)
-            print(f"It goes with the {parts} in {backbone.path} (relative to the bundle), sha256 {backbone.sha256}.")
+            place = terminal.line(backbone.path)
+            print(f"It goes with the {parts} in {place} (relative to the bundle), sha256 {backbone.sha256}.")
     if target:
         print(f"Pushed: {hub_bundle.push(args.bundle or args.out, target)}")
 
@@ -126,6 +129,6 @@ def _transformers(args: argparse.Namespace, target: "Target | None") -> None:
     which["layout"] = "llava" if args.format == "llava" else "vadapter"
     path, repository = args.bundle or args.checkpoint, target and target.repository
     made = export_transformers(path, args.out, repository=repository, **backbones, **which)
-    print(f"Wrote {made.folder}: {made.parameters:,} parameters.\n{made.how}")
+    print(f"Wrote {terminal.line(made.folder)}: {made.parameters:,} parameters.\n{made.how}")
     if target:
         print(f"Pushed: {hub_push.upload(target, made.folder, made.files, 'Folder for transformers, by vadapter')}")

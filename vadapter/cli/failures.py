@@ -42,7 +42,8 @@ def explain(error: BaseException) -> Failure | None:
 
         if gin_front.is_gin_error(error):
             return Failure(gin_front.explain(error), exit_codes.USER)
-    return _disk(error) or _memory(error) or _network(error) or _jax(error) or _file(error)
+    # jax before the network: Orbax makes a TimeoutError of what jax says of a lost process.
+    return _disk(error) or _memory(error) or _jax(error) or _network(error) or _file(error)
 
 
 def _disk(error: BaseException) -> Failure | None:

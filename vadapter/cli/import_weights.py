@@ -16,6 +16,8 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 
+from vadapter.base import terminal
+
 _NAMES = ("source", "out", "part", "dtype", "variant", "tokenizer")
 
 
@@ -54,11 +56,11 @@ def run(args: argparse.Namespace) -> None:
     with _bar() as progress:
         done = import_weights(**given, progress=progress, more_files=gin_files)
     print(
-        f"Imported {done.family} ({done.part}) into {args.out}: {done.parameters:,} parameters, "
+        f"Imported {done.family} ({done.part}) into {terminal.line(args.out)}: {done.parameters:,} parameters, "
         f"{done.bytes / 1e9:.2f} GB in {args.dtype}, {time.perf_counter() - start:.1f} s."
     )
     for note in done.notes:
-        print(note)
+        print(terminal.line(note))
     if done.part == "decoder" and not done.tokenizer:
         print("No tokenizer lies beside the source; a run needs VOCABULARY, or import again with --tokenizer.")
 

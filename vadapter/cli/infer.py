@@ -222,14 +222,14 @@ def _say(args: argparse.Namespace, trained: Any, records: list, decoding: Any, o
             if len(records) == 1 and not args.jsonl and not output:
                 raise UserError(found.error)
             failed.append(name)
-            print(terminal.printable(found.error), file=sys.stderr, flush=True)
+            print(terminal.line(found.error), file=sys.stderr, flush=True)
         result = names | ({"text": found.text} if found.error is None else {"error": found.error})
         if output and first:
             output.write(result)
         elif first and args.jsonl and not output:
             print(json_text.line(result), end="", flush=True)
         elif first and found.error is None and not output:
-            print(f"{terminal.printable(name)}: {found.text}" if len(records) > 1 else found.text, flush=True)
+            print(terminal.line(f"{name}: {found.text}") if len(records) > 1 else found.text, flush=True)
     _tell_failed(args, failed, len(records))
 
 
@@ -244,7 +244,8 @@ def _tell_failed(args: argparse.Namespace, failed: Sequence[str], total: int) ->
         place = f"{args.out} says why" if args.out else "as was said above"
         raise UserError(
             f"Expected pictures and videos; {len(failed)} of {total} {what}, {place}: "
-            f"{', '.join(failed[:5])}{', ...' if len(failed) > 5 else ''}. Replace them or leave them out."
+            f"{terminal.line(', '.join(failed[:5]))}{', ...' if len(failed) > 5 else ''}. Replace them or leave them "
+            "out."
         )
 
 

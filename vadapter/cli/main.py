@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads data here; its start-up log is noise.
     quiet.import_quietly("tensorflow")
     terminal.log_printable()
+    terminal.print_anything()
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
         front = _front_parser().parse_args(argv)

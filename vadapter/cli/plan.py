@@ -18,7 +18,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vadapter.base import exit_codes
+from vadapter.base import exit_codes, terminal
 
 if TYPE_CHECKING:
     from vadapter.planning.plans import Plan
@@ -135,7 +135,7 @@ def _on_card(recipe: str, experiment: Any, card: Any, args: argparse.Namespace) 
     print(f"{plan.text()}\n\n{cards.BASIS}")
     if args.json:
         _write(Path(args.json), json.dumps(plan.to_json(), indent=2) + "\n")
-        print(f"Wrote {args.json}.")
+        print(terminal.line(f"Wrote {args.json}."))
     return exit_codes.DONE if plan.fits else exit_codes.NO
 
 
@@ -217,7 +217,7 @@ def _report(plan: "Plan", search: "Search | None", args: argparse.Namespace) -> 
         _write(Path(args.html), page.html(f"{plan.recipe} on {plan.topology}", lead, shown, notes, plan))
         written.append(args.html)
     if written:
-        print(f"Wrote {' and '.join(written)}.")
+        print(terminal.line(f"Wrote {' and '.join(written)}."))
 
 
 def as_json(plan: "Plan", search: "Search | None" = None) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,9 @@ from vadapter.runs.many import Item
 
 _LONGEST = 1 << 26  # bytes of a line, which may have pictures as data: URLs
 _MEDIA = ("image", "video")
+# Those of training, such as answers, may stand in the same file.
+_KNOWN = {*_MEDIA, "id", "question", "prompt", "messages", "images", "videos", "caption", "answers", "type"}
+_NAMES_SHOWN = 10
 
 
 def read(path: str) -> list[tuple[dict[str, Any], Item]]:
@@ -36,13 +40,17 @@ def read(path: str) -> list[tuple[dict[str, Any], Item]]:
     except OSError as e:
         raise UserError(f"Expected a JSONL file in --jsonl; {e}. Correct it.") from e
     folder = "" if path == "-" else os.path.dirname(path)
-    found = [_record(line, i, folder) for i, line in enumerate(lines.split(b"\n"), 1) if line.strip()]
+    unknown: set[str] = set()
+    found = [_record(line, i, folder, unknown) for i, line in enumerate(lines.split(b"\n"), 1) if line.strip()]
     if not found:
         raise UserError(f"{'stdin' if path == '-' else path} of --jsonl has no records. Write one JSON object a line.")
+    if unknown:
+        names = ", ".join(name[:80] for name in sorted(unknown)[:_NAMES_SHOWN])
+        logging.warning("%s: fields that are not used: %s", "stdin" if path == "-" else path, names)
     return found
 
 
-def _record(line: bytes, number: int, folder: str) -> tuple[dict[str, Any], Item]:
+def _record(line: bytes, number: int, folder: str, unknown: set[str]) -> tuple[dict[str, Any], Item]:
     names: dict[str, Any] = {"line": number}
     try:
         if len(line) > _LONGEST:
@@ -52,6 +60,10 @@ def _record(line: bytes, number: int, folder: str) -> tuple[dict[str, Any], Item
             raise ValueError(f"expected an object, found {type(record).__name__}")
         record = {key: value for key, value in record.items() if value is not None}
         names |= {k: record[k] for k in ("id", *_MEDIA, "question") if isinstance(record.get(k), str | int)}
+        if "conversations" in record and not record.keys() & {"messages", "question"}:
+            raise ValueError('"conversations" is a layout of training data; write "messages" that end with a question')
+        if len(unknown) < _NAMES_SHOWN:
+            unknown |= record.keys() - _KNOWN
         if "messages" in record:
             return names, Item(chat=_chat(record), folder=folder, own=True)
         media = [record[key] for key in _MEDIA if key in record]

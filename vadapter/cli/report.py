@@ -7,6 +7,8 @@ Of the folder of a sweep (`vadapter sweep`) it is about the arms: chosen setting
 
 import argparse
 
+from vadapter.base import terminal
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     if args.picture:
         picture.write_picture(content, args.picture)
         written.append(args.picture)
-    print(f"Wrote {', '.join(written)}.")
+    print(terminal.line(f"Wrote {', '.join(written)}."))
 
 
 def _report_sweep(args: argparse.Namespace) -> None:
@@ -59,4 +61,4 @@ def _report_sweep(args: argparse.Namespace) -> None:
             "Give one sweep without --picture, or the folders of runs: SWEEP/ARM/SETTING/seedN."
         )
     sweep.write(args.model_dirs[0], args.output, baseline=args.baseline, title=args.title, results=args.results or None)
-    print(f"Wrote {', '.join([args.output, *([args.results] if args.results else [])])}.")
+    print(terminal.line(f"Wrote {', '.join([args.output, *([args.results] if args.results else [])])}."))

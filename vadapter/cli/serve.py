@@ -15,6 +15,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from vadapter.base import terminal
 from vadapter.base.errors import UserError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
     made = app.make(engine, limits, key=key, page=args.page, fetch=fetcher)
 
     def say(address: str) -> None:
-        print(f"vadapter serves {', '.join(folders)} at {address}/v1", flush=True)
+        print(terminal.line(f"vadapter serves {', '.join(folders)} at {address}/v1"), flush=True)
         if args.page:
             print(f"The page is {address}/", flush=True)
         if not key and not (args.host in _LOOPBACK or args.host.startswith("127.")):

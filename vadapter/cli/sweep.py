@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vadapter.base import exit_codes
+from vadapter.base import exit_codes, terminal
 from vadapter.base.errors import UserError
 from vadapter.cli.arguments import add_gin_arguments
 
@@ -105,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return exit_codes.STOPPED
     _print_table(sweep, lines)
-    print(f"\nResults: {out}/results.jsonl, {out}/results.parquet\nA page of them: vadapter report {out}")
+    place = terminal.line(out)
+    print(f"\nResults: {place}/results.jsonl, {place}/results.parquet\nA page of them: vadapter report {place}")
     statuses = {line["status"] for line in lines}
     return exit_codes.NO if "failed" in statuses else exit_codes.STOPPED if "paused" in statuses else exit_codes.DONE
 

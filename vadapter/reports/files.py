@@ -14,6 +14,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -195,9 +196,26 @@ def _seed(config_text: str) -> int | None:
 
 
 def _begins_with(run: Run, folders: Mapping[str, Path]) -> Run:
-    """The run with the names of those whose folders its configuration names."""
-    named = {Path(text).resolve() for text in re.findall(r"""['"]([^'"\n\0]+)['"]""", run.config_text)}
+    """The run with the names of those whose folders its configuration names, wherever the report is made."""
+    # A word alone is a folder where the setting's name says so: "float32" may be the name of a run's folder too.
+    texts = set(re.findall(r"""['"]([^'"\n\0]*/[^'"\n\0]*)['"]""", run.config_text))
+    texts |= set(re.findall(r"""(?:_WEIGHTS|_RUN|\.path) = [\\\s]*['"]([^'"\n\0]+)['"]""", run.config_text))
+    texts = {re.sub(r"/checkpoint_\d+/?$", "", text) for text in texts}
+    begun_in = _begun_in(folders[run.name], run.config_text)
+    named = {Path(os.path.normpath(base / text)) for text in texts for base in begun_in}
+    named |= {path.resolve() for path in map(Path, texts)}
     return dataclasses.replace(run, begins_with=[n for n, f in folders.items() if n != run.name and f in named])
+
+
+def _begun_in(folder: Path, config_text: str) -> list[Path]:
+    """Where a run's command was started, which relative paths of its configuration belong to: its MODEL_DIR tells, if
+    that is relative too. Where the folder was renamed since, or MODEL_DIR is absolute, all folders around it."""
+    found = re.search(r"""^MODEL_DIR = [\\\s]*['"]([^'"\n\0]+)['"]$""", config_text, re.MULTILINE)
+    parts = Path(os.path.normpath(found[1])).parts if found else ("/",)
+    ups, below = parts.count(".."), tuple(part for part in parts if part != "..")
+    if below and folder.parts[-len(below) :] == below and not os.path.isabs(below[0]):
+        return [Path(*folder.parts[: -len(below)], *ups * "_")]  # folders left by "..", whatever their names
+    return list(folder.parents)
 
 
 def load_curve(model_dir: str | Path, split: str) -> list[tuple[int, float]]:

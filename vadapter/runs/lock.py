@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vadapter.base import json_text
+from vadapter.base import json_text, terminal
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
 
@@ -201,7 +201,8 @@ def _beat(path: Path, mine: Holder, ended: threading.Event) -> None:
                 _make(path, mine)
             elif found.token != mine.token:
                 print(
-                    f"vadapter: {path} is now held by {found}. Two processes write into one run: end one of them.",
+                    f"vadapter: {terminal.line(path)} is now held by {found}. Two processes write into one run: "
+                    "end one of them.",
                     file=sys.stderr,
                     flush=True,
                 )

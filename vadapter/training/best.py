@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from etils import epath
 
-from vadapter.base import files
+from vadapter.base import files, terminal
 from vadapter.base.errors import UserError
 from vadapter.base.evaluator import Evaluator, whole_names
 from vadapter.training.history import History
@@ -179,7 +179,7 @@ class Keeper:
         self._file, self._write = folder / FILE, write
         if so_far.step is not None and so_far.step not in there:
             if write:
-                print(f"{folder}: {so_far}, which is not there any more: it is left out.", flush=True)
+                print(f"{terminal.line(folder)}: {so_far}, which is not there any more: it is left out.", flush=True)
             so_far.only(there)
         self._note()
 

@@ -14,7 +14,7 @@ from etils import epath
 from flax import linen as nn
 from jax.sharding import Sharding
 
-from vadapter.base import trees
+from vadapter.base import terminal, trees
 from vadapter.base.array_types import Array, PyTree
 from vadapter.base.errors import UserError
 from vadapter.base.paths import relative, resolve
@@ -29,7 +29,7 @@ from vadapter.training.storage import FROZEN_DTYPE, Storage
 def print_once(line: str) -> None:
     """Prints a line in the first process only."""
     if jax.process_index() == 0:
-        print(line, flush=True)
+        print(terminal.line(line), flush=True)
 
 
 def initial_params(

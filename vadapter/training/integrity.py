@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vadapter.base import checksums, files
+from vadapter.base import checksums, files, terminal
 from vadapter.base.array_types import Array, PyTree
 from vadapter.base.errors import UserError
 from vadapter.base.paths import is_remote
@@ -96,7 +96,7 @@ def of_all_processes(value: Any) -> list[Any]:
 def tell(line: str) -> None:
     """Prints a line to stderr, once and in the first process only."""
     if _share()[0] == 0:
-        print(line, file=sys.stderr, flush=True)
+        print(terminal.line(line), file=sys.stderr, flush=True)
 
 
 def check_finite(state: TrainState, hint: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vadapter.base import files
+from vadapter.base import files, terminal
 from vadapter.base.errors import UserError
 from vadapter.base.evaluator import EvalResult, whole_names
 from vadapter.base.paths import is_remote
@@ -34,7 +34,10 @@ class CurveFile:
         text = self._path.read_bytes().decode("utf-8", "replace") if self._path.exists() else ""
         found, broken = files.split_lines(text)
         if broken:
-            print(f"{path}: dropped {len(broken)} lines that are no JSON, the first is line {broken[0]}.", flush=True)
+            print(
+                f"{terminal.line(path)}: dropped {len(broken)} lines that are no JSON, the first is line {broken[0]}.",
+                flush=True,
+            )
         kept = [x for x in found if isinstance(x.get("step"), int) and x["step"] <= resume_step]
         self._lines = [json.dumps(line) for line in kept]
         self._former = {(x["step"], x.get("split")): line for x, line in zip(kept, self._lines, strict=True)}

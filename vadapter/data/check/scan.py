@@ -255,9 +255,7 @@ class _TaskScan:
         """The record's id with its file. Of one that could not be read only the place is known."""
         seen = row.medium
         name = row.example["id"]
-        return terminal.printable(
-            name if seen is None or not seen.path or seen.path in name else f"{name} ({seen.path})"
-        )
+        return terminal.line(name if seen is None or not seen.path or seen.path in name else f"{name} ({seen.path})")
 
     def _look_at_text(self, row: _Row, name: str) -> bytes:
         """Returns what tells the record's text from others'."""

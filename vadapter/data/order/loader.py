@@ -6,6 +6,7 @@ host h of n makes the h-th contiguous block of its rows.
 """
 
 import collections
+import functools
 import itertools
 import logging
 from collections.abc import Iterator
@@ -267,7 +268,7 @@ class Loader:
             if example["error"]:
                 counts["skipped"] += 1
                 self._bad.append(f"{example['id']}: {example['error']}")
-                logging.warning("skipped %s", self._bad[-1])
+                tell_skipped(self._bad[-1])
         if counts["skipped"] > self.config.max_bad_share * max(counts["seen"], min(1000, self.num_examples())):
             raise UserError(
                 f"Expected at most {self.config.max_bad_share:.1%} of the records of {self.config.mixture} "
@@ -359,6 +360,12 @@ class BatchIterator:
 
     def close(self) -> None:
         self._batches.close()
+
+
+@functools.lru_cache(maxsize=100_000)  # records; each is named once a process, however often and by whom it is read
+def tell_skipped(record: str) -> None:
+    """Names a record that cannot be read, and why, in the log."""
+    logging.warning("skipped %s", record)
 
 
 def _rows(found: RowBatch, task: Task, real: int) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from vadapter.data.reading.records import Record, RecordSource, clean, id_of, te
 from vadapter.data.reading.shard_index import MAX_LINE_BYTES
 
 MEDIA_KEYS = ("image", "video")
+_TALK = {"conversations", "messages"}
 _KNOWN = {*MEDIA_KEYS, "caption", "question", "answers", "type", "id"}
 _SHOWN = 500  # characters of what is wrong with a line
 _FIELDS_SHOWN = 10
@@ -272,6 +273,8 @@ def _type(line: dict) -> str:
 
 
 def _hint(line: dict) -> str:
+    if talk := sorted(_TALK & line.keys()):
+        return f" (found {talk[0]!r}: a conversation, which chat_task reads, with data/chat.gin for data/jsonl.gin)"
     unknown = sorted(name[:80] for name in set(line) - _KNOWN)[:_FIELDS_SHOWN]
     return (
         f" (found {', '.join(f'{k!r}, near {trees.nearest(k, _KNOWN, 1)[0]!r}' for k in unknown)})" if unknown else ""

@@ -16,6 +16,7 @@ from vadapter.data.reading.sources import Medium, RandomAccessSource
 from vadapter.data.rows.sizes import Shape
 
 MAX_REMOTE_BYTES = 1 << 30  # of a video, which is read whole
+_SEVERAL = "has {} images or videos, and a record of pairs has one; chat_task reads rows of several"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,10 @@ class RecordSource(RandomAccessSource):
         if record.path and (self.media == "image" or is_remote(record.path)):
             media = (storage.read_file(record.path, images.MAX_BYTES if self.media == "image" else MAX_REMOTE_BYTES),)
         if self.media == "image":
-            return images.decode(media[0], shape[2], self.resize)[None, None]
+            if len(media) != 1:
+                raise MediaError(_SEVERAL.format(len(media)))
+            (picture,) = media
+            return images.decode(picture, shape[2], self.resize)[None, None]
         if len(media) > 1:
             return video.from_images(media, shape[1], shape[2], self.resize, self.frame_sampling, choice)[None]
         source = media[0] if media else record.path
@@ -89,8 +93,8 @@ def clean(text: str) -> str:
 
 
 def id_of(value: Any) -> str:
-    """Returns a record's id as a line that can be printed: without control characters, see `terminal.printable`."""
-    return terminal.printable(clean(str(value))).replace("\n", "\\n")
+    """Returns a record's id as a line that can be printed: without control characters, see `terminal.line`."""
+    return terminal.line(clean(str(value)))
 
 
 def text_of(value: Any) -> str:
@@ -119,6 +123,8 @@ def make_record(id_: str, media: Any, captions: Any, folder: str) -> Record:
     if not texts:
         return Record(id_, error="has no caption")
     if isinstance(parts[0], str):
+        if len(parts) > 1:
+            return Record(id_, captions=texts, error=_SEVERAL.format(len(parts)))
         if "://" in parts[0] and parts[0].startswith("http"):
             return Record(
                 id_, captions=texts, error=f"has the address {parts[0][:200]} instead of a file: download it first"

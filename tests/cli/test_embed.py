@@ -38,11 +38,11 @@ def lines(out):
 
 def soft_tokens(bundle, path):
     ours = vadapter.load(bundle)
-    pixels = memory.read_each([str(path)], ours.sizes, ours.description.resize)[0]
+    pixels = memory.read([str(path)], ours.sizes, ours.description.resize)[0].frames
     import jax
 
     params = jax.device_get(ours.params)
-    return np.asarray(ours.model.apply({"params": params}, pixels[None, None], method="soft_tokens"))[0]
+    return np.asarray(ours.model.apply({"params": params}, pixels[None], method="soft_tokens"))[0]
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "parquet"])

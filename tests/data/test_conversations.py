@@ -340,6 +340,10 @@ def test_augmentation_is_of_training_and_a_function_of_the_seed(tmp_path):
     assert len(np.unique(first)) > 50
     valid = make_loader(name, split="validation", batch_size=1, image_size=8, num_visual_tokens=R)
     assert tuple(next(valid.eval_batches())[0].media[0, 0, 0, 4, 4]) == colour(1)
+    two = [{"type": "image_url", "image_url": {"url": chat_files.data_url(1)}}] * 2
+    pair = chat_files.write_jsonl(tmp_path / "c.jsonl", [conversation(("user", two), ("assistant", "b"))])
+    row = next(loader(name=register(pair, augment=noise), size=1).batches()).media[0]
+    assert (row[0] != row[1]).any()  # each medium of a row has a draw of its own
     with pytest.raises(UserError, match="augment"):
         next(loader(name=register(file, augment=lambda frames, generator: frames[..., 0])).batches())
 

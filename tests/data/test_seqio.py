@@ -122,3 +122,28 @@ def test_a_record_that_cannot_be_read_has_no_weight_in_a_mixture(tmp_path, regis
     mixture = tasks.add_mixture("mixed", [(name, 1.0)])
     _, found = both(mixture, {"inputs": 64, "targets": 32})
     assert [bool(row["target_weights"].any()) for row in found] == [i != 2 for i in range(6)]
+
+
+def learnt(rows):
+    return [row["target_ids"][row["target_weights"] > 0].tolist() for row in rows]
+
+
+def test_conversations_mix_with_questions(tmp_path):
+    import seqio
+
+    from vadapter.data.seqio_tasks import VLMFeatureConverter, tasks_of
+
+    lengths, names = {"inputs": 64, "targets": 32}, (questions(tmp_path), chats(tmp_path))
+    apart = [learnt(both(name, lengths)[1]) for name in names]
+    mixed = tasks.add_mixture("mixed", [(name, 1.0) for name in names])
+    made = make_loader(mixed, batch_size=2, lengths=lengths, image_size=SIZE, num_visual_tokens=R)
+    batches = made.batches()
+    assert {next(batches).media.shape[1] for _ in range(12)} == {1, 2}
+    batches.close()
+    words = tasks_of(mixed)[0].rows.vocabulary
+    shapes = {**lengths, "media": (2, 1, SIZE, SIZE, 3)}
+    converter = VLMFeatureConverter(R, words.bos_id, closing=words.num_closing)
+    found = seqio.get_dataset(mixed, shapes, converter, "validation", shuffle=False, num_epochs=1)
+    rows = learnt(found.as_numpy_iterator())  # it ends with the first task that does
+    assert all(row in (*apart[0], *apart[1]) for row in rows)
+    assert all(any(row in some for row in rows) for some in apart)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from tests.models import small
 from vadapter.base.errors import UserError
 from vadapter.data.tasks import chat_task
 from vadapter.models.vlm import VLM, VLMConfig
+from vadapter.runs import chat
 
 pytestmark = pytest.mark.slow
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}
@@ -75,9 +77,16 @@ def test_a_model_learns_which_picture_is_which(trained):
 
 
 def test_a_chat_goes_on(trained):
-    first = asked("red", "blue", 0)
-    answer = trained.chat([first])
-    assert isinstance(trained.chat([first, {"role": "assistant", "content": answer}, asked("red", "blue", 1)]), str)
+    """What was said before is read: with other pictures in the first turn, the same question has other logits."""
+    turns = [
+        [asked(a, b, 0), {"role": "assistant", "content": a}, {"role": "user", "content": "picture 2 ?"}]
+        for a, b in (("red", "blue"), ("red", "green"))
+    ]
+    first, second = (trained.conversation(chat.parse(turn)) for turn in turns)
+    np.testing.assert_array_equal(first.tokens, second.tokens)
+    params = jax.device_get(trained.params)
+    logits = [trained.model.apply({"params": params}, row, 1, method="prefill")[0] for row in (first, second)]
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -97,8 +106,6 @@ def test_a_conversation_that_cannot_be_gone_on_with_says_why(trained, messages, 
 
 
 def test_the_loss_of_text_alone_is_that_of_the_language_model(tmp_path):
-    import jax
-
     from tests.training import small as training
 
     chats = {"messages": [{"role": "user", "content": "what is red ?"}, {"role": "assistant", "content": "a colour"}]}

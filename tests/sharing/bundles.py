@@ -45,9 +45,10 @@ def write(
     prompts=None,
     params=None,
     words: bytes | None = None,
+    **described,
 ) -> Path:
     """Writes a bundle. `tokenizer` is a family of `tokenizer_files`, or "scenes", or "sentencepiece:family"; `words` is
-    a SentencePiece model."""
+    a SentencePiece model; `described` are further fields of its `Description`."""
     if words is not None:
         path = str(folder / "words.model")
         Path(path).write_bytes(words)
@@ -61,7 +62,7 @@ def write(
         path = str(write_tokenizer(folder / "tokenizer", tokenizer))
         where = relative(path, str(folder / "bundle"))
     text = Text(where, vocabularies.sha256(path), LENGTHS, prompts or {}, prompt_format)
-    description = Description(config, text, resize, frozen_dtype="float32")
+    description = Description(config, text, resize, frozen_dtype="float32", **described)
     bundle.write(str(folder / "bundle"), description, random_params(config) if params is None else params, step=1)
     return folder / "bundle"
 

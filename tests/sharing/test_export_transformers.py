@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import sentencepiece
+import tokenizers
 
+import vadapter
 from tests.models import own_parts, small
 from tests.sharing import bundles
 from vadapter.base.errors import UserError
 from vadapter.cli.main import main
+from vadapter.runs import chat
 from vadapter.runs.export_transformers import export_transformers
-from vadapter.sharing import transformers_folder
+from vadapter.sharing import chat_template, transformers_folder
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,47 @@ def test_the_folder_has_all_that_transformers_needs(bundle, tmp_path, capsys):
     kernel = ours["decoder/layers/mlp/up/kernel"][1]
     np.testing.assert_array_equal(tensors["decoder.layers.1.mlp.up.weight"], kernel.T)
     assert "What is seen here:" in (out / "chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize("tokenizer, prompt_format", [("qwen", "chat"), ("llama2", "llama2"), ("gemma", "plain")])
+def test_a_conversation_is_written_as_chat_writes_it(tokenizer, prompt_format, tmp_path):
+    """A whole conversation, and what asks a model of conversations about one picture; a caption has its own prompt."""
+    seen = {"max_tiles": 4, "training": {"preprocessors": {"chat": [{"name": "Chat"}]}}}
+    prompts = {"caption": "say <media> :"}
+    made = bundles.write(tmp_path, bundles.model(small.mlp()), tokenizer, prompt_format, prompts=prompts, **seen)
+    export_transformers(made, tmp_path / "out")
+    ours, template = vadapter.load(made), (tmp_path / "out" / "chat_template.jinja").read_text()
+    words = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    mark = read(tmp_path / "out", "config.json")["image_token_index"]
+
+    def theirs(turns):
+        text = chat_template.render(template, turns)
+        whole = chat_template.WHOLE_IMAGE in text
+        ids = words.encode(text.replace(chat_template.WHOLE_IMAGE, chat_template.IMAGE), add_special_tokens=False).ids
+        return ids, whole
+
+    def of(batch):
+        """Ids of a row with one mark for each picture, which is square here: five media."""
+        index = batch.media_index[0][batch.segment_ids[0] > 0]
+        each = ours.sizes.visual_tokens(1) * (1 if batch.media.shape[1] == 1 else 5)
+        starts = np.diff(np.where(index >= 0, index // each, -1), prepend=-1) != 0
+        kept = (index < 0) | starts
+        return np.where(index >= 0, mark, batch.tokens[0][: len(index)])[kept].tolist()
+
+    first, second = (np.full((8, 8, 3), value, np.uint8) for value in (9, 200))
+    one = [{"type": "image", "image": first}, {"type": "text", "text": "what colour ?"}]
+    turns = [
+        {"role": "system", "content": "one two three"},
+        {"role": "user", "content": one},
+        {"role": "assistant", "content": "yellow"},
+        {"role": "user", "content": [{"type": "text", "text": "and "}, {"type": "image", "image": second}]},
+    ]
+    assert theirs(turns) == (of(ours.conversation(chat.parse(turns))), False)
+    asked = [{"role": "user", "content": one}]
+    assert theirs(asked) == (of(ours.request(first, "what colour ?")), False)
+    assert theirs([{"role": "user", "content": one[:1]}]) == (of(ours.request(first)), True)
+    settings = [read(tmp_path / "out", f"{name}_config.json") for name in ("preprocessor", "processor")]
+    assert settings[0]["max_tiles"] == 4 and settings[1]["stills_are_clips"] is False
 
 
 def test_large_weights_are_split_with_an_index(tmp_path):
@@ -102,12 +146,14 @@ LLAMA = {"norm": "rms", "activation": "silu"}
         (small.mlp(), {"norm": "rms_plus_one", "post_norms": True}, {}, {}, "scale_embedding False"),
         (small.mlp(), {**LLAMA, "final_softcap": 3.0, "query_scale": 0.1}, {}, {}, "final_softcap 3.0; .*query_scale"),
         (small.mlp(), LLAMA, {}, {"num_frames": 2}, "reads videos"),
+        (small.mlp(), LLAMA, {}, {"max_tiles": 4}, "pictures have up to 4 tiles"),
     ],
 )
 def test_what_llava_cannot_compute_is_refused_and_the_other_layout_named(
     adapter, decoder, encoder, more, says, tmp_path
 ):
-    made = bundles.write(tmp_path, bundles.model(adapter, decoder, encoder, **more))
+    seen = {"max_tiles": more.pop("max_tiles")} if "max_tiles" in more else {}
+    made = bundles.write(tmp_path, bundles.model(adapter, decoder, encoder, **more), **seen)
     with pytest.raises(UserError, match=f"{says}.*--format=transformers"):
         export_transformers(made, tmp_path / "out", layout="llava")
     assert not (tmp_path / "out").exists()

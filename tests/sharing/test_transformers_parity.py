@@ -204,3 +204,69 @@ def test_prompt_embeds_serve_as_inputs_embeds(tmp_path):
     (found,) = embed(ours, [Item(image, question)], whole=True)
     ids = model.generate(inputs_embeds=torch.tensor(found.values)[None], max_new_tokens=12, do_sample=False)
     assert ours.vocabulary.decode(ids[0].tolist()).strip() == ours.answer(image, question, decoding=decoding())
+
+
+CHATS = {"preprocessors": {"chat": [{"name": "Chat"}]}}
+
+
+@pytest.mark.parametrize("clips", [False, True])
+def test_pictures_have_the_tiles_of_the_training(clips, tmp_path):
+    """Alone, in a batch and in a conversation, of a model of chats; the prompt of captions shows them whole."""
+    config = bundles.model(small.mlp(), num_frames=2)
+    seen = {"max_tiles": 4, "clips": clips, "training": CHATS}
+    made = bundles.write(tmp_path, config, "qwen", "chat", "pad", {"caption": "say <media> :"}, **seen)
+    export_transformers(made, tmp_path / "out")
+    ours, (model, processor) = vadapter.load(made), loaded(tmp_path / "out")
+    rng = np.random.default_rng(5)
+    wide, tall = (rng.integers(0, 256, size, np.uint8) for size in ((20, 61, 3), (75, 30, 3)))
+    compare(ours, model, processor, wide)
+    compare(ours, model, processor, wide, "Describe it.")
+    compare(ours, model, processor, np.stack([wide, wide[::-1]]), kind="video")
+    compare(ours, model, processor, np.stack([wide, wide[::-1]]), "what moves ?", kind="video")
+    turns = [messages(tall, "what colour ?"), messages(wide, "red ?")]
+    _, texts = theirs(model, processor, turns, padding=True)
+    assert texts == [ours.chat(each, decoding=decoding()) for each in turns]
+    parts = [{"type": "image", "image": x} for x in (wide, tall)]
+    both = [{"role": "user", "content": [parts[0], {"type": "text", "text": "or"}, parts[1]]}]
+    # A picture beside a video is a clip that stands still, with clips and without.
+    video = [{"role": "user", "content": [{"type": "video", "video": np.stack([wide, wide[::-1]])}, parts[1]]}]
+    _, texts = theirs(model, processor, both)
+    assert texts == [ours.chat(both, decoding=decoding())]
+    inputs = processor.apply_chat_template(video, tokenize=True, return_dict=True, add_generation_prompt=True)
+    assert len(inputs["pixel_values_videos"]) == 5 and "pixel_values" not in inputs  # the video, the picture, 3 tiles
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop", "pad", "center_crop", "pad bicubic", "center_crop lanczos 5/4"])
+def test_pixels_are_those_of_the_training(resize, tmp_path):
+    import importlib.util
+
+    from PIL import Image
+
+    from vadapter.data.rows import memory
+    from vadapter.data.rows.sizes import Sizes, Views
+    from vadapter.sharing import transformers_folder
+
+    pytest.importorskip("transformers")
+    transformers_folder.write_code(tmp_path)
+    spec = importlib.util.spec_from_file_location("processing", tmp_path / "processing_vadapter.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rng = np.random.default_rng(6)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    noise = Image.fromarray(rng.integers(0, 256, (40, 90, 3), np.uint8)).resize((900, 400), Image.Resampling.BICUBIC)
+    noise.save(tmp_path / "turned.jpg", exif=turned)
+    noise.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    noise.save(tmp_path / "turned.png", exif=turned)
+    Image.fromarray(rng.integers(0, 256, (31, 17, 4), np.uint8), "RGBA").save(tmp_path / "clear.png")
+    Image.fromarray(rng.integers(0, 65536, (20, 50)).astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(rng.random((50, 20), np.float32)).save(tmp_path / "floats.tiff")
+    files = sorted(str(path) for path in tmp_path.iterdir() if not path.suffix.startswith(".py"))
+    assert len(files) == 6
+    theirs = module.VAdapterImageProcessor(16, resize, max_tiles=6)
+    for file in files:
+        ours = memory.read([file], Sizes(16), resize, Views(6))[0].frames[:, 0]
+        assert len(ours) > 1
+        expected = (ours.astype(np.float32) / np.float32(255) - 0.5) / np.float32(0.5)
+        np.testing.assert_array_equal(theirs.views(file), expected.transpose(0, 3, 1, 2), err_msg=file)

@@ -74,6 +74,9 @@ class BenchmarkSource(RandomAccessSource):
         features["image"], features["num_media"] = features.pop("file_name"), len(record[1])
         return {key: value for key, value in features.items() if key not in ("file", "at")}
 
+    def contents(self, record: Record) -> list[bytes]:
+        return record[1]
+
     def medium(self, record: Record) -> Medium:
         return Medium.of_bytes(record[1])
 

@@ -84,7 +84,7 @@ def parts_of(experiment: "Experiment", split: str | None = None) -> list["Part"]
         UserError: it describes no model, or has no such split.
     """
     from vadapter.data.check.scan import Part, splits_of
-    from vadapter.runs.batches import for_model
+    from vadapter.runs.experiment import Parts
 
     model: Any = experiment.model
     if model is None:
@@ -92,15 +92,16 @@ def parts_of(experiment: "Experiment", split: str | None = None) -> list["Part"]
             "Expected an experiment with a model, whose sizes the data must fit; found MODEL = None. Give the gin "
             "files of `vadapter train`."
         )
-    sizes, rows = for_model(model), model.vocab_size
+    made, trained, rows = Parts(experiment), experiment.data.mixture, model.vocab_size
     parts: dict[tuple[str, str], Part] = {}
     for data in (experiment.data, *(evaluation.data for evaluation in experiment.evaluations)):
         key = data.mixture, data.split
+        sizes = made.sizes if data.mixture == trained else made.eval_sizes
         parts.setdefault(key, Part(data, sizes, training=not parts, rows=rows))
     for part in list(parts.values()):
         for other in splits_of(part.config.mixture):
             config = dataclasses.replace(part.config, split=other)
-            parts.setdefault((config.mixture, other), Part(config, sizes, required=False, rows=rows))
+            parts.setdefault((config.mixture, other), Part(config, part.sizes, required=False, rows=rows))
     if split is None:
         return list(parts.values())
     chosen = [part for part in parts.values() if part.config.split == split]

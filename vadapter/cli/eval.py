@@ -131,8 +131,8 @@ class _Made:
             described = trained.description
             # The gin files of a bundle's evaluation are not those of its training, so they may not say how pictures
             # were seen.
-            resize = described.resize if args.bundle else None
-            self.parts = Parts(dataclasses.replace(self.experiment, model=described.model), resize=resize)
+            seen = {"resize": described.resize, "views": described.views} if args.bundle else {}
+            self.parts = Parts(dataclasses.replace(self.experiment, model=described.model), **seen)
             self.evaluators = self.parts.evaluators()
         report = evaluate(
             zip(self.experiment.evaluations, self.evaluators, strict=True),

@@ -1,10 +1,12 @@
 """What a mixture does to text and pictures, for the record of a trained model."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from vadapter.data.rows import vocabulary as vocabularies
-from vadapter.data.rows.preprocessors import Chat
-from vadapter.data.seqio_tasks import tasks_of
+from vadapter.data.rows.preprocessors import CHAT, Chat
+from vadapter.data.rows.sizes import WHOLE, Views
+from vadapter.data.seqio_tasks import Task, tasks_of
 
 
 def describe(mixture: str) -> dict[str, Any]:
@@ -19,26 +21,45 @@ def describe(mixture: str) -> dict[str, Any]:
         as a task has them.
     """
     tasks = tasks_of(mixture)
-    chats = [task.records for task in tasks if any(isinstance(step, Chat) for step in task.ours)]
     found: dict[str, Any] = {
         "resize": tasks[0].records.resize,
-        "max_tiles": max((records.max_tiles for records in chats), default=0),
-        "clips": {records.media for records in chats} - {"none"} == {"video"},
+        **_of_chats(tasks),
         "preprocessors": {task.name: [step.describe() for step in task.ours] for task in tasks},
     }
     vocabulary = tasks[0].rows.vocabulary
     if vocabulary is None:
         return found
     templates: dict[str, str] = {}
-    for task in tasks:
+    for task in sorted(tasks, key=_is_chat):
         for step in task.ours:
-            templates = {**step.templates(task.records.media), **templates}  # the first task's
+            templates = {**step.templates(task.records.media), **templates}  # the first task's, chats last
     return found | {
         "vocabulary": vocabulary.path,
         "sha256": vocabularies.sha256(vocabulary.path),
         "prompt_format": vocabulary.format.name,
         "prompts": templates,
     }
+
+
+def views(mixture: str) -> Views:
+    """Returns how a model that is trained on a mixture sees pictures that a prompt asks about."""
+    tasks = tasks_of(mixture)
+    seen = _of_chats(tasks)
+    if not any(seen.values()):
+        return WHOLE
+    whole = {text for task in tasks for step in task.ours for text in step.templates(task.records.media).values()}
+    return Views(**seen, whole=frozenset(whole - {CHAT}))
+
+
+def _is_chat(task: Task) -> bool:
+    return any(isinstance(step, Chat) for step in task.ours)
+
+
+def _of_chats(tasks: Sequence[Task]) -> dict[str, Any]:
+    """What the rows of conversations have in common."""
+    chats = [task.records for task in tasks if _is_chat(task)]
+    most = max((records.max_tiles for records in chats), default=0)
+    return {"max_tiles": most, "clips": {records.media for records in chats} - {"none"} == {"video"}}
 
 
 def contents(mixture: str, split: str) -> dict[str, Any]:

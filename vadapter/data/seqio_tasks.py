@@ -21,10 +21,10 @@ from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.data.reading.loading import Share, load
 from vadapter.data.reading.sources import RandomAccessSource
-from vadapter.data.rows.converters import SIZES, Example, Rows, lay_out
+from vadapter.data.rows.converters import SIZES, Example, Rows, TextRows, lay_out
 from vadapter.data.rows.preprocessors import Preprocessor
 from vadapter.data.rows.sizes import Layout, Sizes, check_lengths
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 
 _CHUNK = 32
 _DEFAULT_SIZES = Sizes(image_size=224, num_frames=8)  # of `get_dataset` where nobody says others
@@ -179,6 +179,8 @@ class Task(seqio.Task):
         sized._source = SeqioSource(self.records, (sequence_length or {}).get("media"))
         settings["trim_output_features"] = False
         found = super(Task, sized).get_dataset(sequence_length, *args, **settings)
+        if SIZES in self.output_features and SIZES not in found.element_spec:
+            found = found.map(_without_turns)
         return found.map(_without_targets) if {"error", "targets"} <= set(found.element_spec) else found
 
     def num_examples(self, split: str) -> int:
@@ -212,6 +214,11 @@ class Task(seqio.Task):
         return example
 
 
+def _without_turns(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """An example that is no conversation, as a mixture has it beside those that are."""
+    return {**example, SIZES: tf.zeros([0], tf.int32)}
+
+
 def _without_targets(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """A record that cannot be read has nothing to learn."""
     count = tf.where(example["error"] == "", tf.shape(example["targets"])[0], 0)
@@ -221,11 +228,10 @@ def _without_targets(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 def features(rows: Rows, media: str) -> dict[str, Any]:
     """Returns the output features of a task: what its rows are made of, and its media."""
     words: Any = seqio.PassThroughVocabulary(1) if rows.vocabulary is None else SeqioVocabulary(rows.vocabulary)
-    counts: Any = seqio.PassThroughVocabulary(1)
-    ids = {
-        name: seqio.Feature(counts if name == SIZES else words, add_eos=name == "targets", dtype=tf.int32)
-        for name in rows.outputs
-    }
+    ids = {name: seqio.Feature(words, add_eos=name == "targets", dtype=tf.int32) for name in rows.outputs}
+    if isinstance(rows, TextRows):  # all of them have it, so that conversations mix with what is none
+        counts: Any = seqio.PassThroughVocabulary(1)
+        ids[SIZES] = seqio.Feature(counts, add_eos=False, dtype=tf.int32, required=False)
     return {**ids, "media": MediaFeature(kind=media)}
 
 

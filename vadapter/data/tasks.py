@@ -20,9 +20,9 @@ from vadapter.data.reading.pairs import PairsSource
 from vadapter.data.reading.sources import RandomAccessSource
 from vadapter.data.rows import formats
 from vadapter.data.rows import vocabulary as vocabularies
-from vadapter.data.rows.converters import ConversationRows, Rows, TextRows
+from vadapter.data.rows.converters import Rows, TextRows
 from vadapter.data.rows.preprocessors import Caption, Chat, Preprocessor, Question
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 
 
 def _check_name(name: str, function: str) -> None:
@@ -299,4 +299,4 @@ def chat_task(
         max_bad_share=max_bad_share,
         media_folders=media_folders,
     )
-    return add_task(name, source, [Chat()], rows=ConversationRows(words, last_only=loss == "last"))
+    return add_task(name, source, [Chat()], rows=TextRows(words, last_only=loss == "last"))

@@ -6,7 +6,7 @@ from vadapter.base.batch import Batch
 from vadapter.data.rows import memory
 from vadapter.data.rows.memory import Media, Texts
 from vadapter.data.rows.sizes import Sizes
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 from vadapter.models.configuration import ModelConfig
 
 

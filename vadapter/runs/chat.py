@@ -16,7 +16,7 @@ from vadapter.data.reading.images import MediaError
 from vadapter.data.rows.converters import TextRows, stacked
 from vadapter.data.rows.preprocessors import Chat
 from vadapter.data.rows.sizes import Sizes, TooLong, layout_of
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 
 Read = Callable[[File, int, int], np.ndarray]
 _ANSWER = {"role": "assistant", "content": "."}  # in the place of the one to come
@@ -185,5 +185,8 @@ def _file(value: Any) -> Any:
     if not isinstance(value, Image.Image):
         return value
     buffer = io.BytesIO()
-    value.convert("RGB").save(buffer, "PNG")
+    try:
+        images.rgb(value).save(buffer, "PNG")
+    except MediaError as e:
+        raise UserError(f"Reading an image of the conversation: {e}. Replace it or leave it out.") from e
     return buffer.getvalue()

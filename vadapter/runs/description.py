@@ -14,6 +14,8 @@ from vadapter.base import files, json_text, resizing, typed
 from vadapter.base.errors import UserError
 from vadapter.base.paths import absolute, relative, resolve
 from vadapter.data.reading import tiles
+from vadapter.data.rows.preprocessors import CHAT
+from vadapter.data.rows.sizes import WHOLE, Views
 from vadapter.models.configuration import ModelConfig
 from vadapter.models.serialization import from_json, to_json
 from vadapter.models.vit import ViTConfig
@@ -67,6 +69,22 @@ class Description:
     clips: bool = dataclasses.field(default=False, kw_only=True)
     frozen_dtype: str = "bfloat16"
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def chats(self) -> bool:
+        """Whether it was trained on conversations."""
+        training = self.training  # facts for readers: a file may say anything there
+        tasks = training.get("preprocessors") if isinstance(training, Mapping) else None
+        found = [steps for steps in tasks.values() if isinstance(steps, list)] if isinstance(tasks, Mapping) else []
+        return any(isinstance(step, Mapping) and step.get("name") == "Chat" for steps in found for step in steps)
+
+    @property
+    def views(self) -> Views:
+        """How it sees pictures that a prompt asks about."""
+        if not self.max_tiles and not self.clips:
+            return WHOLE
+        prompts = self.text.prompts.values() if self.text else ()
+        return Views(self.max_tiles, self.clips, frozenset(prompts) - {CHAT})
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON-serialisable dict."""

@@ -12,7 +12,7 @@ from vadapter.base.errors import UserError
 from vadapter.data.rows import memory
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning.gather import local_rows
-from vadapter.runs.many import Item
+from vadapter.runs.many import Item, is_of_a_file
 from vadapter.runs.model import TrainedModel
 
 ROWS = 8  # records that the device reads at once
@@ -23,8 +23,8 @@ class Embedded:
     """What came of a record.
 
     Attributes:
-        values: [R, D], soft tokens, or [T, D], a whole prompt; in the dtype of the computation, as the layers of the
-            language model read them. None where there is an error.
+        values: [R, D], soft tokens, those of a picture's tiles last, or [T, D], a whole prompt; in the dtype of the
+            computation, as the layers of the language model read them. None where there is an error.
         error: why there are none.
     """
 
@@ -56,21 +56,20 @@ def embed(trained: TrainedModel, items: Iterable[Item], *, whole: bool = False) 
     prepared = ((item, *_prepared(trained, item, whole)) for item in items)
 
     def kind(found: Any) -> Any:
-        _, batch, _ = found
+        _, batch, _, _ = found
         return None if batch is None else jax.tree.map(np.shape, batch)
 
     for shape, group in itertools.groupby(prepared, kind):  # pictures beside pictures, clips beside clips
         if shape is None:
-            yield from (Embedded(error=error) for _, _, error in group)
+            yield from (Embedded(error=error) for _, _, _, error in group)
             continue
-        batches = (batch for _, batch, _ in group)
+        batches = ((batch, slots) for _, batch, slots, _ in group)
         while chunk := list(itertools.islice(batches, rows)):
             # The last is repeated, so that one program serves all.
             full = chunk + chunk[-1:] * (rows - len(chunk))
-            joined = jax.tree.map(lambda *parts: np.concatenate(parts), *full)
+            joined = jax.tree.map(lambda *parts: np.concatenate(parts), *(batch for batch, _ in full))
             found = local_rows(make(trained.params, trained.partitioner.put_batch(joined)))
-            for batch, values in zip(chunk, found, strict=False):
-                slots = int((batch.segment_ids > 0).sum()) if whole else len(values)
+            for (_, slots), values in zip(chunk, found, strict=False):
                 yield Embedded(np.asarray(values[:slots]))
 
 
@@ -89,22 +88,27 @@ def _maker(trained: TrainedModel, whole: bool) -> Callable[..., Any]:
     return run
 
 
-def _prepared(trained: TrainedModel, item: Item, whole: bool) -> tuple[Any, str | None]:
-    """One row on the host: a `Batch`, or the media alone; or why there is none."""
+def _prepared(trained: TrainedModel, item: Item, whole: bool) -> tuple[Any, int, str | None]:
+    """One row on the host, a `Batch` or the media alone, and how many of its slots are used; or why there is none."""
     if item.error is not None:
-        return None, item.error
+        return None, 0, item.error
     if item.chat is not None:
-        return None, "Conversations have no embeddings here. Give their pictures as records of their own."
+        return None, 0, "Conversations have no embeddings here. Give their pictures as records of their own."
+    # Pictures have room for all the tiles that one may have, so that one program serves them together.
+    room = 1 if memory.is_video(item.media) else 1 + trained.description.views.max_tiles
     try:
-        pixels = memory.read_each([item.media], trained.sizes, trained.description.resize)[0]
+        seen = trained.seen(item.media, item.question, prompt=item.prompt)
     except UserError as e:
-        return None, str(e)
+        if not item.own and not is_of_a_file(e):
+            raise
+        return None, 0, str(e)
     if not whole:
-        return pixels[None, None], None
-    seen = pixels if memory.is_video(item.media) else pixels[0]
+        rest = np.zeros((room - len(seen.frames), *seen.frames.shape[1:]), np.uint8)
+        return np.concatenate([seen.frames, rest])[None], trained.soft_tokens(seen), None
     try:
-        return trained.request(seen, item.question, prompt=item.prompt), None
+        row = trained.request(seen, item.question, prompt=item.prompt, num_media=room)
+        return row, int((row.segment_ids > 0).sum()), None
     except UserError as e:
         if not item.own:
             raise
-        return None, str(e)
+        return None, 0, str(e)

@@ -15,6 +15,7 @@ from vadapter.benchmarks import table
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.loader import Loader
 from vadapter.data.reading.features import Store
+from vadapter.data.rows.sizes import Sizes, Views
 from vadapter.evaluation import metrics
 from vadapter.evaluation.loss_evaluators import LossEvaluator, RelianceEvaluator
 from vadapter.evaluation.scoring import PLAIN, Scoring
@@ -116,10 +117,12 @@ class Parts:
     Attributes:
         experiment: its settings.
         resize: how pictures become square where a data set does not say it; None is the encoder's way.
+        views: how evaluations show pictures whose data set does not say it; None is as the training data have it.
     """
 
     experiment: Experiment
     resize: str | None = dataclasses.field(default=None, kw_only=True)
+    views: Views | None = dataclasses.field(default=None, kw_only=True)
 
     @functools.cached_property
     def partitioner(self) -> Partitioner:
@@ -138,21 +141,34 @@ class Parts:
         """The training data."""
         return self.make_loader(self.experiment.data, self.features)
 
-    def make_loader(self, data: LoaderConfig, features: Store | None = None) -> Loader:
+    @functools.cached_property
+    def eval_sizes(self) -> Sizes:
+        """What the model takes in evaluations."""
+        from vadapter.data import mixture_description
+
+        views = mixture_description.views(self.experiment.data.mixture) if self.views is None else self.views
+        return dataclasses.replace(self.sizes, views=views)
+
+    @property
+    def sizes(self) -> Sizes:
+        """What the model takes in training."""
+        sizes = for_model(self.experiment.model)
+        return dataclasses.replace(sizes, resize=self.resize or sizes.resize)
+
+    def make_loader(self, data: LoaderConfig, features: Store | None = None, sizes: Sizes | None = None) -> Loader:
         """Makes a loader whose sizes are the model's.
 
         Args:
             data: what it reads.
             features: a cache that training reads in place of media.
+            sizes: default those of training.
 
         Raises:
             UserError: its batch does not fit the mesh, or its vocabulary not the decoder's table.
         """
         self.partitioner.check_rows(data.batch_size)
         model = self.experiment.model
-        sizes = for_model(model)
-        sizes = dataclasses.replace(sizes, resize=self.resize or sizes.resize)
-        loader = Loader(data, sizes, *self.partitioner.host_share, features)
+        loader = Loader(data, sizes or self.sizes, *self.partitioner.host_share, features)
         if model.vocab_size is not None and loader.vocabulary.rows > model.vocab_size:
             raise UserError(
                 f"{loader.vocabulary} has ids up to {loader.vocabulary.rows - 1}; the decoder's table has "
@@ -230,7 +246,7 @@ class Parts:
                 f"Expected evaluation {evaluation.name!r} without packing, which is for training; found "
                 "LoaderConfig.packing. Set train/LoaderConfig.packing alone."
             )
-        loader = self.make_loader(evaluation.data)
+        loader = self.make_loader(evaluation.data, sizes=self.eval_sizes)
 
         def watched(batches: Callable[[], Iterator[Any]]) -> Callable[[], Iterator[Any]]:
             patience = self.experiment.train.data_patience

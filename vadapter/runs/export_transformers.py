@@ -89,14 +89,10 @@ def export_transformers(
         vocabulary = trained.vocabulary
         if vocabulary is None:
             raise UserError(f"{trained.folder} holds a model that does not read and write text. Export another.")
-        templates = {
-            kind + ("_question" if asked else ""): trained_prompt(trained, asked, kind == "video")
-            for kind in ("image", "video")
-            for asked in (False, True)
-        }
+        resize, views = trained.description.resize, trained.description.views
         if layout == "llava":
-            llava.check(model, trained.description.resize, trained.folder)
-        text = transformers_folder.text_of(vocabulary, templates, model.num_frames > 1)
+            llava.check(model, resize, views.max_tiles, trained.folder)
+        text = transformers_folder.text_of(vocabulary, templates_of(trained), model.num_frames > 1, views.whole)
         count = _write_model(partial, trained, model, params, text, layout)
         for name, content in (llava.files(model, text) if layout == "llava" else text.files).items():
             (partial / name).write_text(content, encoding="utf-8")
@@ -115,7 +111,7 @@ def _write_model(
     folder: Path, trained: TrainedModel, model: VLMConfig, params: dict[str, np.ndarray], text: Text, layout: str
 ) -> int:
     """Writes weights and configurations, and the code that the layout needs. Returns the number of weights."""
-    dtype, resize = str(model.decoder.dtype), trained.description.resize
+    dtype, resize, views = str(model.decoder.dtype), trained.description.resize, trained.description.views
     if layout == "llava":
         rows = llava.rows(model, text)
         count = transformers_folder.write_weights(folder, llava.tensors(model, params, rows))
@@ -123,7 +119,7 @@ def _write_model(
     else:
         count = transformers_folder.write_weights(folder, parameters.torch_tensors(model, params))
         contents = {"config.json": transformers_folder.config(model, text, dtype)}
-        contents |= transformers_folder.processor(model, trained.sizes, resize)
+        contents |= transformers_folder.processor(model, trained.sizes, resize, views)
         transformers_folder.write_code(folder)
     transformers_folder.write_json(folder, contents)
     return count
@@ -139,11 +135,17 @@ def _described(trained: TrainedModel, license: str | None) -> Description:
     return dataclasses.replace(description, training=training)
 
 
-def trained_prompt(trained: TrainedModel, question: bool, video: bool) -> str:
-    """Returns the template that `infer` asks with."""
+def templates_of(trained: TrainedModel) -> dict[str, str]:
+    """Returns the templates that `infer` asks with, as of `chat_template.make`."""
     from vadapter.data.rows import prompts
 
-    return prompts.resolve(trained.prompt(question, video), question)
+    found = {}
+    for kind in ("image", "video"):
+        for asked in (False, True):
+            template = trained.prompt(asked, kind == "video")
+            if template is not None:
+                found[kind + ("_question" if asked else "")] = prompts.resolve(template, asked)
+    return found
 
 
 def plain(trained: TrainedModel) -> tuple[VLMConfig, dict[str, np.ndarray]]:

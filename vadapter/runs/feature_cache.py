@@ -273,7 +273,7 @@ def _loaded(
         rows = {place: np.asarray(store.parts[name].rows(place[1]), np.int64) for place in some}
         chunks = [(place, x[i : i + most]) for place, x in rows.items() for i in range(0, len(x), most)]
         plans = ([loading.Share(0, np.arange(len(x)), x, np.zeros_like(x))] for _, x in chunks)
-        read = loading.load([task.records.resized(group.resize)], split, plans, group.media_shape)
+        read = loading.load([task.records.resized(group.sizes.resize)], split, plans, group.media_shape)
         yield from ((place, found) for (place, _), found in zip(chunks, loading.read_ahead(read, 2), strict=True))
 
 

@@ -137,12 +137,12 @@ def _one(trained: "TrainedModel", item: Item, decoding: "DecodingConfig") -> Sai
 
 
 def _failed(item: Item, error: UserError) -> Said:
-    if item.own or _is_of_a_file(error):
+    if item.own or is_of_a_file(error):
         return Said(error=str(error))
     raise error
 
 
-def _is_of_a_file(error: BaseException) -> bool:
+def is_of_a_file(error: BaseException) -> bool:
     """Whether an error is of the file that was read, so that others may be sound."""
     from vadapter.data.reading.images import MediaError
 

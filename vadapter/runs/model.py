@@ -11,11 +11,11 @@ import numpy as np
 from vadapter.base.batch import Batch
 from vadapter.base.errors import UserError
 from vadapter.data.reading.conversations import Conversation
-from vadapter.data.rows import memory
-from vadapter.data.rows.memory import Media
+from vadapter.data.rows import memory, prompts
+from vadapter.data.rows.memory import Media, Seen
 from vadapter.data.rows.prompts import OBJECT
-from vadapter.data.rows.sizes import Sizes
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.sizes import WHOLE, Sizes, Views
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 from vadapter.generation.config import DecodingConfig
 from vadapter.generation.continuous import ContinuousDecoder
 from vadapter.generation.decoding import make_generate
@@ -37,6 +37,10 @@ class TrainedModel:
 
     A picture is given as a PIL image, a uint8 array [h, w, 3] or the path of a file; a video as a list of pictures, an
     array [F, h, w, 3] or the path of a file. Several of them in a list are one batch.
+
+    All methods show pictures as the training did. Where that was on conversations, a picture has its tiles behind it
+    (`chat_task.max_tiles`), and a question is a turn of the user's; a prompt that another task was trained on shows the
+    picture as that task did.
 
     Attributes:
         model: the module; an implementation of attention that this machine lacks is replaced.
@@ -107,8 +111,6 @@ class TrainedModel:
     ) -> str:
         """Answers the last turn of a conversation with any number of images and videos.
 
-        Images have tiles behind them as in the training (`chat_task.max_tiles`).
-
         Args:
             messages: see `vadapter.runs.chat.batch`.
             decoding: how texts are chosen; default greedy, at most 32 tokens.
@@ -151,7 +153,7 @@ class TrainedModel:
             UserError: as `caption`; or a text is longer than the model's `targets`, or there are not as many texts as
                 images.
         """
-        images = self._read(images)
+        images = self._read(images, questions is not None, prompt)
         if len(texts) != len(images):
             raise UserError(f"Expected a text for each of {len(images)} images; found {len(texts)}. Give one each.")
         found = np.zeros(len(images), np.float32)
@@ -168,9 +170,9 @@ class TrainedModel:
             count: words of each soft token.
 
         Returns:
-            For each soft token a list of (text, cosine similarity with the word's embedding), the nearest first; for a
-            list of images, a list of these in its order. Of an id that the vocabulary does not have, the text is "#"
-            and the id.
+            For each soft token, those of tiles last, a list of (text, cosine similarity with the word's embedding), the
+            nearest first; for a list of images, a list of these in its order. Of an id that the vocabulary does not
+            have, the text is "#" and the id.
 
         Raises:
             UserError: as `caption`; or `count` is below 1, or more than the decoder's table has words.
@@ -179,21 +181,41 @@ class TrainedModel:
         if count not in self._words:
             self._words[count] = make_words(self.model, self.partitioner, vocabulary.word, count)
         many = isinstance(images, list)
-        given = self._read(images if many else [images])
+        given = self._read(images if many else [images], False, None)
         found: list[list[list[Word]]] = [[] for _ in given]
         for places in memory.by_kind(given):
             rows = self._words[count](self.params, self._batch(given, places, None, None, None))
             for place, row in zip(places, rows, strict=False):
-                found[place] = [list(token) for token in row]
+                found[place] = [list(token) for token in row[: self.soft_tokens(given[place])]]
         return found if many else found[0]
 
-    def request(self, image: Media, question: str | None = None, *, prompt: str | None = None) -> Batch:
+    def seen(self, image: Media, question: str | None = None, *, prompt: str | None = None) -> Seen:
+        """Reads a picture or video as the model is shown it where it is captioned or asked about.
+
+        Args:
+            image: as of `caption`.
+            question: None is for a caption.
+            prompt: as of `caption` or `answer`.
+
+        Raises:
+            UserError: as `caption`.
+        """
+        return self._read([image], question is not None, prompt)[0]
+
+    def soft_tokens(self, seen: Seen) -> int:
+        """Returns the number of soft tokens that a picture, with its tiles, or a video becomes."""
+        return len(seen.frames) * self.sizes.visual_tokens(seen.frames.shape[1])
+
+    def request(
+        self, image: Media, question: str | None = None, *, prompt: str | None = None, num_media: int = 0
+    ) -> Batch:
         """Makes the prompt of one picture or video, for a decoder of `continuous`.
 
         Args:
             image: as of `caption`.
             question: None asks for a caption.
             prompt: as of `caption` or `answer`.
+            num_media: room for a picture with its tiles; 0 is as much as it needs.
 
         Returns:
             One row on the host.
@@ -201,14 +223,15 @@ class TrainedModel:
         Raises:
             UserError: as `caption`.
         """
-        return self._rows(self._read([image]), [0], prompt, question, None)
+        given = self._read([image], question is not None, prompt)
+        return self._rows(given, [0], prompt, question, None, num_media)
 
     def conversation(self, found: Conversation, read: Read | None = None) -> Batch:
         """Makes the prompt of a conversation, for a decoder of `continuous`.
 
-        One picture or video without a word asks for a caption, and one with words is a question about it, in the
-        prompts of the training: the texts are then those of `caption` and `answer`. All other conversations, and all
-        of a model that was trained on chats, are laid out as `chat` does it.
+        One picture or video without a word asks for a caption, and one with words is a question about it, as `caption`
+        and `answer` have it: the texts are then theirs. All other conversations, and all words to a model that was
+        trained on chats, are laid out as `chat` does it.
 
         Args:
             found: as `vadapter.runs.chat.parse` gives it, without tiles.
@@ -222,9 +245,13 @@ class TrainedModel:
         """
         text, vocabulary = self._speech()
         known, asked = self.description, found.turns[0][1].replace(OBJECT, "").strip()
-        one = len(found.turns) == 2 and len(found.media) == 1
-        if one and not (self.chats and (asked or "caption" not in text.prompts)):
-            return self._rows(chat.read_media(found, self.sizes, known.resize, read), [0], None, asked or None, None)
+        if len(found.turns) == 2 and len(found.media) == 1 and not (known.chats and asked):
+            views = self._views(bool(asked), None)
+            shown = chat.read_media(chat.tiled(found, views.max_tiles), self.sizes, known.resize, read)
+            video = shown[0].ndim == 4
+            frames = self.sizes.num_frames if views.clips else 1
+            seen = Seen(shown[0][None], video=True) if video else memory.still(shown, frames)
+            return self._rows([seen], [0], None, asked or None, None)
         found = chat.tiled(found, known.max_tiles)
         media = chat.read_media(found, self.sizes, known.resize, read)
         return chat.lay_out(found.turns, media, vocabulary, text.lengths, self.sizes, clips=known.clips)
@@ -259,23 +286,28 @@ class TrainedModel:
         )
 
     @property
-    def chats(self) -> bool:
-        """Whether it was trained on conversations."""
-        training = self.description.training  # facts for readers: a file may say anything there
-        tasks = training.get("preprocessors") if isinstance(training, Mapping) else None
-        found = [steps for steps in tasks.values() if isinstance(steps, list)] if isinstance(tasks, Mapping) else []
-        return any(isinstance(step, Mapping) and step.get("name") == "Chat" for steps in found for step in steps)
-
-    @property
     def sizes(self) -> Sizes:
         """What the model takes: resolution, frames, visual tokens."""
         return for_model(self.description.model)
 
-    def prompt(self, question: bool, video: bool) -> str:
-        """Returns the template that the model was trained on, or else the name of the shipped one."""
-        prompts = self.description.text.prompts if self.description.text else {}
+    def prompt(self, question: bool, video: bool) -> str | None:
+        """Returns the template that the model was trained on, or else the name of the shipped one.
+
+        None is a turn of a conversation: so is every question to a model that was trained on these.
+        """
+        if question and self.description.chats:
+            return None
+        trained = self.description.text.prompts if self.description.text else {}
         names = _PROMPTS[question][:: -1 if video else 1]
-        return next((prompts[name] for name in names if name in prompts), _PROMPTS[question][0])
+        return next((trained[name] for name in names if name in trained), _PROMPTS[question][0])
+
+    def _views(self, question: bool, prompt: str | None) -> Views:
+        """How a picture is seen where it is asked about by this prompt, or by that of the training."""
+        views = self.description.views
+        template = prompt or self.prompt(question, video=False)
+        if views == WHOLE or template is None:
+            return views
+        return views.of(prompts.resolve(template, question))
 
     def check_data(self, mixture: str) -> None:
         """Raises `UserError` unless the data of a registered mixture have the vocabulary of the model."""
@@ -300,7 +332,7 @@ class TrainedModel:
     def _ask(self, images: Any, question: Any, prompt: str | None, decoding: DecodingConfig | None) -> Any:
         _, vocabulary = self._speech()
         many = isinstance(images, list)
-        given = self._read(images if many else [images])
+        given = self._read(images if many else [images], question is not None, prompt)
         texts = [""] * len(given)
         for places in memory.by_kind(given):
             batch = self._batch(given, places, prompt, question, None)
@@ -309,19 +341,19 @@ class TrainedModel:
                 texts[place] = vocabulary.decode(row.tolist()).strip()
         return texts if many else texts[0]
 
-    def _read(self, images: Sequence[Media]) -> list[np.ndarray]:
-        """Pictures as [h, w, 3] and videos as [F, h, w, 3], of the model's size."""
+    def _read(self, images: Sequence[Media], question: bool, prompt: str | None) -> list[Seen]:
         self._speech()
-        found = memory.read_each(images, self.sizes, self.description.resize)
-        return [x if memory.is_video(image) else x[0] for x, image in zip(found, images, strict=True)]
+        return memory.read(images, self.sizes, self.description.resize, self._views(question, prompt))
 
-    def _batch(self, images: list[Any], places: list[int], prompt: str | None, questions: Any, texts: Any) -> Batch:
+    def _batch(self, images: list[Seen], places: list[int], prompt: str | None, questions: Any, texts: Any) -> Batch:
         """The images at these places as a batch on devices; the last is repeated until the mesh divides the rows."""
         ways = self.partitioner.batch_ways // self.partitioner.host_share[1]
         rows = places + places[-1:] * (-len(places) % ways)
         return self.partitioner.put_batch(self._rows(images, rows, prompt, questions, texts))
 
-    def _rows(self, images: list[Any], rows: list[int], prompt: str | None, questions: Any, texts: Any) -> Batch:
+    def _rows(
+        self, images: list[Seen], rows: list[int], prompt: str | None, questions: Any, texts: Any, num_media: int = 0
+    ) -> Batch:
         """The images at these places as a batch on the host."""
         text, vocabulary = self._speech()
 
@@ -336,13 +368,13 @@ class TrainedModel:
 
         return memory.batch(
             [images[i] for i in rows],
-            prompt or self.prompt(questions is not None, memory.is_video(images[rows[0]])),
+            prompt or self.prompt(questions is not None, images[rows[0]].video),
             chosen(texts),
             chosen(questions),
             vocabulary=vocabulary,
             lengths=text.lengths,
             sizes=self.sizes,
-            resize="stretch",  # `_read` made them square: a centre crop would cut once more
+            num_media=num_media,
         )
 
     def _generate(self, decoding: DecodingConfig) -> Any:

@@ -12,7 +12,7 @@ from vadapter.base.errors import UserError
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.loader import Loader
 from vadapter.data.rows.sizes import Sizes
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 
 TEXT_LENGTH = 64  # tokens of a text that are read
 _PATIENCE = 20  # batches without a new text, after which the training data have been seen

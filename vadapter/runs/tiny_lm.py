@@ -10,7 +10,7 @@ from vadapter.base.errors import UserError
 from vadapter.base.paths import resolve
 from vadapter.data.rows import prompts
 from vadapter.data.rows import vocabulary as vocabularies
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 from vadapter.runs import description
 from vadapter.runs.load import find_vocabulary
 from vadapter.training import checkpoints

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 
 _PART = "\ufffd"  # what the bytes of a letter are until its last token is there
 

@@ -49,7 +49,7 @@ class Lane:
 
     def __init__(self, trained: TrainedModel, limits: Limits):
         self.trained = trained
-        self.media = limits.media or (_CHAT_MEDIA if trained.chats else 1)
+        self.media = limits.media or (_CHAT_MEDIA if trained.description.chats else 1)
         decoding = DecodingConfig(method="sample", max_new_tokens=limits.new_tokens)
         self.decoder = trained.continuous(decoding, limits.rows, most_media=self.media)
         self.tells: dict[int, tuple[Tell, bool]] = {}

@@ -1,20 +1,21 @@
 """The prompts of a model as a chat template of transformers: the very text that vadapter writes.
 
 One picture or video is asked about as `vadapter infer` does it, with the prompt of the training: that of captions where
-the turn has no text, else that of questions. Longer conversations are written as `TrainedModel.chat` writes them.
+the turn has no text, else that of questions, if there is one. All else is written as `TrainedModel.chat` writes it.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jinja2.sandbox
 
 from vadapter.data.rows import prompts
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 
 IMAGE, VIDEO = "<image>", "<video>"
+WHOLE_IMAGE = "<whole image>"  # a picture without the tiles that pictures of conversations have
 
 _TEMPLATE = """\
 {%- set start = START -%}{%- set format = FORMAT -%}{%- set prompts = PROMPTS -%}
@@ -35,12 +36,12 @@ _TEMPLATE = """\
 {%- set media.kinds = media.kinds + [part.type | replace('_url', '')] -%}
 {%- endfor -%}{%- endfor -%}
 {{- start -}}
-{%- if messages | length == 1 and media.kinds | length == 1 -%}
 {%- set question = text_of(messages[0].content) | trim -%}
-{%- set kind = media.kinds[0] -%}
-{%- set prompt = prompts[kind + ('_question' if question else '')] -%}
+{%- set kind = (media.kinds[0] if media.kinds else '') + ('_question' if question else '') -%}
+{%- if messages | length == 1 and media.kinds | length == 1 and kind in prompts -%}
+{%- set prompt = prompts[kind] -%}
 {{- format.before -}}
-{{- (' ' if format.before and prompt.before and format.space else '') + prompt.before + marks[kind] -}}
+{{- (' ' if format.before and prompt.before and format.space else '') + prompt.before + prompt.mark -}}
 {{- prompt.after.replace('<question>', question.rstrip('?').rstrip()) + format.between -}}
 {%- else -%}
 {%- set seen = namespace(first=true, system='') -%}
@@ -68,16 +69,24 @@ _TEMPLATE = """\
 """
 
 
-def make(vocabulary: TextVocabulary, templates: Mapping[str, str], start: str, end: str, leads: bool) -> str:
+def make(
+    vocabulary: TextVocabulary,
+    templates: Mapping[str, str],
+    start: str,
+    end: str,
+    leads: bool,
+    whole: Collection[str] = (),
+) -> str:
     """Returns the template as Jinja.
 
     Args:
         vocabulary: of the model.
         templates: prompts with `<media>`, and `<question>` where the name says so: of `image`, `image_question`,
-            `video`, `video_question`.
+            `video`, `video_question`. What is not there is asked as a turn of a conversation.
         start: text of the token that begins a row.
         end: text of the token that ends an answer.
         leads: whether a row's first text has a space before it (Llama 2).
+        whole: templates whose pictures have no tiles, where others have them.
     """
     form = vocabulary.format
     opens = form.before.startswith(form.tokens) if form.before and form.tokens else False
@@ -86,7 +95,8 @@ def make(vocabulary: TextVocabulary, templates: Mapping[str, str], start: str, e
     told: dict[str, Any] = {}
     for name, template in templates.items():
         first, after = prompts.split(prompts.without_examples(template))
-        told[name] = {"before": f"{lead}{first}" if first and not form.before else first, "after": after}
+        mark = VIDEO if name.startswith("video") else WHOLE_IMAGE if template in whole else IMAGE
+        told[name] = {"before": f"{lead}{first}" if first and not form.before else first, "after": after, "mark": mark}
     system = (f"{lead}{form.system[0]}" if not form.system[0].startswith(form.tokens or ("\0",)) else form.system[0],)
     content = {
         "FORMAT": {

@@ -88,12 +88,13 @@ _PLAIN = {
 }
 
 
-def check(model: VLMConfig, resize: str, where: str) -> None:
+def check(model: VLMConfig, resize: str, max_tiles: int, where: str) -> None:
     """Refuses a model that LLaVA's classes cannot compute.
 
     Args:
         model: that `transformers_folder.check` lets in, without LoRA.
         resize: of its pictures.
+        max_tiles: most tiles behind one.
         where: the folder, for the message.
 
     Raises:
@@ -102,6 +103,8 @@ def check(model: VLMConfig, resize: str, where: str) -> None:
     reasons = [*_adapter_reasons(model), *_encoder_reasons(model.encoder), *_decoder_reasons(model.decoder)]
     if resizing.parse(resize).mode not in ("stretch", "center_crop"):
         reasons.append(f"pictures are resized by {resize!r}, and not by 'stretch' or 'center_crop'")
+    if max_tiles:
+        reasons.append(f"pictures have up to {max_tiles} tiles behind them")
     if model.num_frames > 1:
         reasons.append("it reads videos")
     if model.quantization is not None:

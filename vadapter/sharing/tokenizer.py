@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from vadapter.base import local_files
 from vadapter.base.errors import UserError
 from vadapter.data.rows import vocabulary as vocabularies
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 from vadapter.sharing.chat_template import IMAGE, VIDEO
 
 _SPACE = "\u2581"

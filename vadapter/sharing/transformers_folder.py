@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import safetensors.numpy
 
 from vadapter.base.errors import UserError
 from vadapter.data.rows import prompts
-from vadapter.data.rows.sizes import Sizes
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.preprocessors import chat_prompt
+from vadapter.data.rows.sizes import Sizes, Views
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 from vadapter.models.adapters import LMAdapterConfig, MlpConfig
 from vadapter.models.decoder import DecoderConfig
 from vadapter.models.resampler import PerceiverConfig, PoolerConfig
@@ -77,19 +78,22 @@ class Text:
     files: Mapping[str, str]
 
 
-def text_of(vocabulary: TextVocabulary, templates: Mapping[str, str], has_videos: bool) -> Text:
+def text_of(
+    vocabulary: TextVocabulary, templates: Mapping[str, str], has_videos: bool, whole: Collection[str] = ()
+) -> Text:
     """Makes tokenizer and chat template, and compares the ids that they give with the vocabulary's.
 
     Args:
         vocabulary: of the model.
         templates: see `chat_template.make`.
         has_videos: whether the model was made for videos.
+        whole: see `chat_template.make`.
 
     Raises:
         UserError: the ids differ, or as `tokenizer.make`.
     """
     made = tokenizer.make(vocabulary)
-    template = chat_template.make(vocabulary, templates, made.start, made.end, made.leads)
+    template = chat_template.make(vocabulary, templates, made.start, made.end, made.leads, whole)
     kinds = ("image", "video") if has_videos else ("image",)
     for kind in kinds:
         for question in (None, _QUESTION, "Ünïcode 中文 🙂?"):
@@ -108,8 +112,12 @@ def _compare(
     said = [{"type": "text", "text": question}] if question else []
     content = [{"type": kind}, *said]
     text = chat_template.render(template, [{"role": "user", "content": content}])
+    text = text.replace(chat_template.WHOLE_IMAGE, chat_template.IMAGE)
     found = made.tokenizer.encode(text, add_special_tokens=False).ids
-    ours, _ = prompts.write(templates[kind + ("_question" if question else "")], vocabulary, question)
+    asked = templates.get(kind + ("_question" if question else ""))
+    ours: Any = chat_prompt(prompts.OBJECT + (question or ""), vocabulary)
+    if asked is not None:
+        ours, _ = prompts.write(asked, vocabulary, question)
     mark = made.image_id if kind == "image" else made.video_id
     expected = [max(vocabulary.bos_id or 0, 0), *(mark if i == prompts.MEDIA_ID else int(i) for i in ours)]
     if found != expected:
@@ -164,7 +172,7 @@ def _described(record: Any, config: Any) -> Any:
     return kept
 
 
-def processor(model: VLMConfig, sizes: Sizes, resize: str) -> dict[str, dict[str, Any]]:
+def processor(model: VLMConfig, sizes: Sizes, resize: str, views: Views) -> dict[str, dict[str, Any]]:
     """Returns the contents of `preprocessor_config.json` and `processor_config.json`."""
     encoder = model.encoder
     assert isinstance(encoder, ViTConfig)
@@ -181,6 +189,7 @@ def processor(model: VLMConfig, sizes: Sizes, resize: str) -> dict[str, dict[str
             "resize": resize,
             "image_mean": list(encoder.mean),
             "image_std": list(encoder.std),
+            "max_tiles": views.max_tiles,
         },
         "processor_config.json": {
             "processor_class": "VAdapterProcessor",
@@ -190,6 +199,8 @@ def processor(model: VLMConfig, sizes: Sizes, resize: str) -> dict[str, dict[str
             "num_image_tokens": sizes.visual_tokens(1),
             "num_video_tokens": sizes.visual_tokens(model.num_frames),
             "num_frames": model.num_frames,
+            "whole_token": chat_template.WHOLE_IMAGE,
+            "stills_are_clips": views.clips,
         },
     }
 

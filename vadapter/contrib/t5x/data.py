@@ -19,7 +19,7 @@ from vadapter.data.order.groups import tasks_with_records
 from vadapter.data.order.loader import Loader
 from vadapter.recipes import experiments
 from vadapter.runs.batches import for_model
-from vadapter.runs.experiment import Experiment
+from vadapter.runs.experiment import Experiment, Parts
 
 Arrays = dict[str, np.ndarray]
 
@@ -125,7 +125,7 @@ def get_training_eval_datasets(
     """
     del cfg, feature_converter_cls, rest
     experiment: Experiment = experiments.made()
-    sizes = for_model(experiment.model)
+    sizes = Parts(experiment).eval_sizes
     return {
         each.name: _Pass(Loader(each.data, sizes, shard_id, num_shards), eval_steps)
         for each in experiment.evaluations

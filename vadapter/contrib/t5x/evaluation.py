@@ -20,7 +20,6 @@ from vadapter.data.order.loader import Loader
 from vadapter.evaluation.text_evaluator import GenerationEvaluator
 from vadapter.models.losses import LossSums
 from vadapter.recipes import experiments
-from vadapter.runs.batches import for_model
 from vadapter.runs.evaluate import evaluate
 from vadapter.runs.experiment import Evaluation, Parts
 
@@ -63,7 +62,7 @@ class Evaluator:
             )
         example = experiment.model.example_batch(1, experiment.data.lengths)
         self.model_feature_shapes = {name: tuple(getattr(example, name).shape[1:]) for name in FIELDS}
-        sizes = for_model(experiment.model)
+        sizes = parts.eval_sizes
         # t5x gives each process its share of the rows, so all processes read all.
         self._pairs = [
             (e, parts.evaluator(e), Loader(e.data, sizes, 0, 1)) for e in self.eval_tasks if e.kind != "loss"

@@ -17,7 +17,7 @@ import seqio
 from vadapter.base import pictures, terminal
 from vadapter.data.check import findings
 from vadapter.data.check.findings import Example, Lengths, Report, TaskFigures
-from vadapter.data.order import packing
+from vadapter.data.order import groups, packing
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.groups import Group
 from vadapter.data.reading.sources import Medium
@@ -196,7 +196,7 @@ class _TaskScan:
         config, source = part.config, task.records
         self._words = task.rows.vocabulary
         self._asks = any("question" in name for step in task.ours for name in step.templates(source.media))
-        self._group = Group(part.sizes.media_shape(source.media, source.max_media), (task,), (1.0,), part.sizes.resize)
+        self._group = Group(groups.media_shape_of(task, part.sizes), (task,), (1.0,), part.sizes)
         self._layout = layout_of(config.lengths, part.sizes, self._group.media_shape)
         task.rows.check(self._layout)
         if part.training and config.packing:

@@ -10,9 +10,11 @@ import seqio
 from vadapter.base.errors import UserError
 from vadapter.data.reading.features import Store
 from vadapter.data.reading.loading import Share, load
-from vadapter.data.reading.sources import Medium
+from vadapter.data.reading.sources import Medium, RandomAccessSource
+from vadapter.data.reading.views_source import ViewsSource
 from vadapter.data.rows.converters import Arrays, Example, Rows, stacked
-from vadapter.data.rows.sizes import Layout, Shape, Sizes, layout_of
+from vadapter.data.rows.preprocessors import Chat
+from vadapter.data.rows.sizes import WHOLE, Layout, Shape, Sizes, layout_of
 from vadapter.data.seqio_tasks import Task, provider, tasks_of
 
 
@@ -35,12 +37,12 @@ class RowBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Tasks whose examples have one shape, their rates, and how pictures become square where a task does not say it."""
+    """Tasks whose examples have one shape, their rates, and how a model sees pictures where a task does not say it."""
 
     media_shape: Shape
     tasks: tuple[Task, ...]
     rates: tuple[float, ...]
-    resize: str
+    sizes: Sizes
 
     @property
     def rows(self) -> Rows:
@@ -68,7 +70,7 @@ class Group:
         """
         lengths = {**layout.lengths, "media": self.media_shape}
         prepare = [task.examples_of(lengths) for task in self.tasks]
-        sources: list[Any] = [task.records.resized(self.resize) for task in self.tasks]
+        sources: list[Any] = [records_of(task, self.sizes).resized(self.sizes.resize) for task in self.tasks]
         shape, dtype = self.media_shape, np.dtype(np.uint8)
         if features is not None:
             names = [task.name for task in self.tasks]
@@ -79,6 +81,21 @@ class Group:
             examples = [prepare[which](x) for which, x in zip(loaded.which, loaded.records, strict=True)]
             rows = [self.tasks[i].rows.row(x, layout) for i, x in zip(loaded.which, examples, strict=True)]
             yield RowBatch(examples, stacked(rows), loaded.media, loaded.mediums)
+
+
+def records_of(task: Task, sizes: Sizes) -> RandomAccessSource:
+    """Returns a task's records as a model sees them: see `Views`. Those of a `chat_task` say it themselves."""
+    if sizes.views == WHOLE or task.records.media != "image" or any(isinstance(step, Chat) for step in task.ours):
+        return task.records
+    templates = [template for step in task.ours for template in step.templates("image").values()]
+    views = sizes.views.of(templates[0]) if templates else sizes.views
+    return task.records if views == WHOLE else ViewsSource(task.records, views)
+
+
+def media_shape_of(task: Task, sizes: Sizes) -> Shape:
+    """Returns (M, F, h, w, 3) of a task's records."""
+    records = records_of(task, sizes)
+    return sizes.media_shape(records.media, records.max_media)
 
 
 def tasks_with_records(mixture: str, split: str) -> list[Task]:
@@ -103,14 +120,11 @@ def grouped(mixture: str, tasks: Sequence[Task], lengths: Mapping[str, int], siz
     """
     found: dict[tuple, list[Task]] = {}
     for task in tasks:
-        shape = sizes.media_shape(task.records.media, task.records.max_media)
+        shape = media_shape_of(task, sizes)
         if shape[0]:
             sizes.check_frames(shape[1])
         task.rows.check(layout_of(lengths, sizes, shape))
         found.setdefault((task.rows.batch_type, shape), []).append(task)
     whole = provider(mixture)
     rates = {t.name: float(whole.get_rate(t)) if isinstance(whole, seqio.Mixture) else 1.0 for t in tasks}
-    return [
-        Group(shape, tuple(some), tuple(rates[t.name] for t in some), sizes.resize)
-        for (_, shape), some in found.items()
-    ]
+    return [Group(shape, tuple(some), tuple(rates[t.name] for t in some), sizes) for (_, shape), some in found.items()]

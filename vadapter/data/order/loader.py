@@ -23,7 +23,7 @@ from vadapter.data.order.schedule import Schedule, mix, shuffled
 from vadapter.data.reading import features
 from vadapter.data.reading.loading import Share, read_ahead
 from vadapter.data.rows.sizes import Layout, Sizes, layout_of
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 from vadapter.data.seqio_tasks import Task
 
 AnyBatch: TypeAlias = Batch | LabelledImages
@@ -323,7 +323,7 @@ class Loader:
             )
         for group in self._groups:
             for task in group.tasks:
-                yield from self._eval_task(Group(group.media_shape, (task,), (1.0,), group.resize), for_decoding)
+                yield from self._eval_task(Group(group.media_shape, (task,), (1.0,), group.sizes), for_decoding)
 
     def _eval_task(self, group: Group, for_decoding: bool) -> Iterator[tuple[AnyBatch, list[dict]]]:
         (task,), size = group.tasks, self.config.batch_size

@@ -75,11 +75,15 @@ class ArrayRecordSource(RandomAccessSource):
         return {**found, "id": found[self._id]}
 
     def read_media(self, record: Any, shape: Shape, choice: int = 0) -> np.ndarray:
-        encoded = record.features.feature[self._media_key].bytes_list.value
+        encoded = self.contents(record)
         return video.from_images(encoded, shape[1], shape[2], self.resize, self.frame_sampling, choice)[None]
 
+    def contents(self, record: Any) -> list[bytes]:
+        """The encoded image, or encoded frames."""
+        return list(record.features.feature[self._media_key].bytes_list.value)
+
     def medium(self, record: Any) -> Medium:
-        return Medium.of_bytes(record.features.feature[self._media_key].bytes_list.value)
+        return Medium.of_bytes(self.contents(record))
 
 
 def _value(feature: Any, stored: Any) -> Any:

@@ -186,7 +186,7 @@ def _center_crop(image: Image.Image, size: int, shorter: int, filter: Image.Resa
     return np.asarray(image.resize((size, size), filter, box=box))
 
 
-def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.ndarray:
+def decode(data: bytes, size: int | None = None, mode: str | None = None, *, reduced: bool = False) -> np.ndarray:
     """Decodes the bytes of an image file of one of `TYPES`, found by its content.
 
     A JPEG that lacks its end mark alone is read: many cameras and copies leave it out.
@@ -195,6 +195,7 @@ def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.
         data: the whole file.
         size: width and height of the result; None keeps the image's own.
         mode: see `resize`.
+        reduced: without `size`, a JPEG of more than `MAX_PIXELS` is decoded at a fraction of its size.
 
     Returns:
         uint8 [h, w, 3].
@@ -204,7 +205,7 @@ def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.
             than twice that).
     """
     try:
-        return _decode(data, size, mode)
+        return _decode(data, size, mode, reduced)
     except MediaError:
         if not data.startswith(_JPEG) or data.endswith(_JPEG_END):
             raise
@@ -212,14 +213,15 @@ def decode(data: bytes, size: int | None = None, mode: str | None = None) -> np.
         # taken for them, and the pictures would differ.
         body = data.removesuffix(_JPEG_END[:1])
         found = [
-            _decode(body + filling * 256 + _JPEG_END, size, mode) for filling in (b"\x55", b"\xaa", b"\0", b"\xc6")
+            _decode(body + filling * 256 + _JPEG_END, size, mode, reduced)
+            for filling in (b"\x55", b"\xaa", b"\0", b"\xc6")
         ]
         if any(not np.array_equal(found[0], other) for other in found[1:]):
             raise
         return found[0]
 
 
-def _decode(data: bytes, size: int | None, mode: str | None) -> np.ndarray:
+def _decode(data: bytes, size: int | None, mode: str | None, reduced: bool) -> np.ndarray:
     """`decode`, as Pillow does it."""
     if len(data) > MAX_BYTES:
         raise MediaError(f"it has {len(data)} bytes, and at most {MAX_BYTES} are read")
@@ -234,7 +236,7 @@ def _decode(data: bytes, size: int | None, mode: str | None) -> np.ndarray:
             long = max(width, height)
             needed = (size * width // long, size * height // long) if how.mode == "pad" else (size, size)
             image.draft("RGB", (max(needed[0], 1), max(needed[1], 1)))
-        if size and image.format in ("JPEG", "MPO"):
+        if (size or reduced) and image.format in ("JPEG", "MPO"):
             _draft_within(image)
         if image.width * image.height > MAX_PIXELS:
             raise MediaError(
@@ -259,7 +261,8 @@ def size_of(data: bytes) -> tuple[int, int]:
     """
     try:
         image = Image.open(io.BytesIO(_without_texts(data)), formats=_KNOWN)
-        lies = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        turned = image.format != "PNG" or "exif" in image.info  # as `_to_rgb` has it
+        lies = turned and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except Exception as e:  # Pillow's decoders raise many types on damaged data
         raise MediaError(f"not a readable image ({type(e).__name__}: {e})") from e
     width, height = image.size
@@ -274,20 +277,28 @@ def from_pil(image: Image.Image, size: int, mode: str | None = None) -> np.ndarr
     Raises:
         MediaError: its file turns out to be damaged.
     """
+    return resize(rgb(image), size, mode)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Returns a picture that Pillow has opened or made upright, as 8-bit RGB.
+
+    Raises:
+        MediaError: its file turns out to be damaged.
+    """
     try:
-        rgb = _to_rgb(image)
+        return _to_rgb(image)
     except Exception as e:  # Pillow's decoders raise many types on damaged data
         raise MediaError(f"not a readable image ({type(e).__name__}: {e})") from e
-    return resize(rgb, size, mode)
 
 
-def load(path: str | Path, size: int | None = None, mode: str | None = None) -> np.ndarray:
+def load(path: str | Path, size: int | None = None, mode: str | None = None, *, reduced: bool = False) -> np.ndarray:
     """Decodes an image file: uint8 [h, w, 3]. See `decode`.
 
     Raises:
         UserError: the file is missing or not a readable image.
     """
     try:
-        return decode(storage.read_file(str(path), MAX_BYTES), size, mode)
+        return decode(storage.read_file(str(path), MAX_BYTES), size, mode, reduced=reduced)
     except (OSError, MediaError) as e:
         raise UserError(f"Expected an image (JPEG, PNG, WebP) in {path}; {e}. Replace the file or leave it out.") from e

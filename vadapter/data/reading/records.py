@@ -59,13 +59,7 @@ class RecordSource(RandomAccessSource):
         return {"id": record.id, "path": record.path, **texts, **lists}
 
     def read_media(self, record: Record, shape: Shape, choice: int = 0) -> np.ndarray:
-        if record.error:
-            raise MediaError(record.error)
-        media = record.media
-        if record.path and self.folders is not None:
-            self.folders.check(record.path)
-        if record.path and (self.media == "image" or is_remote(record.path)):
-            media = (storage.read_file(record.path, images.MAX_BYTES if self.media == "image" else MAX_REMOTE_BYTES),)
+        media = self.contents(record)
         if self.media == "image":
             if len(media) != 1:
                 raise MediaError(_SEVERAL.format(len(media)))
@@ -75,6 +69,16 @@ class RecordSource(RandomAccessSource):
             return video.from_images(media, shape[1], shape[2], self.resize, self.frame_sampling, choice)[None]
         source = media[0] if media else record.path
         return video.decode(source, shape[1], shape[2], self.resize, self.frame_sampling, choice)[None]
+
+    def contents(self, record: Record) -> list[bytes]:
+        """The encoded file, or encoded frames; none of a local video, which is read in parts."""
+        if record.error:
+            raise MediaError(record.error)
+        if record.path and self.folders is not None:
+            self.folders.check(record.path)
+        if record.path and (self.media == "image" or is_remote(record.path)):
+            return [storage.read_file(record.path, images.MAX_BYTES if self.media == "image" else MAX_REMOTE_BYTES)]
+        return list(record.media)
 
     def medium(self, record: Record) -> Medium:
         if record.path and not record.media:

@@ -19,6 +19,8 @@ from vadapter.base.errors import UserError
 from vadapter.data.reading import storage
 from vadapter.data.rows.sizes import Shape
 
+_SHOWN = 300  # characters of what is wrong with a record
+
 
 @dataclasses.dataclass(frozen=True)
 class Medium:
@@ -118,6 +120,10 @@ class RandomAccessSource(abc.ABC):
         """
         return np.zeros(shape, np.uint8)
 
+    def contents(self, record: Any) -> list[bytes]:
+        """Returns the encoded images of a record, for sources of images. Raises `MediaError` as `read_media`."""
+        raise NotImplementedError(f"{type(self).__name__} has no images")
+
     def medium(self, record: Any) -> Medium:
         """Returns what tells the medium of a record from others. A source that does not say finds no copies."""
         return Medium()
@@ -151,11 +157,13 @@ class RandomAccessSource(abc.ABC):
         return [good if r is None else r for r in found], errors
 
     def _any_record(self, split: str) -> Any:
+        why = "there are none"
         for i in range(self.num_examples(split)):
             try:
                 return self.read(split, np.asarray([i]))[0]
-            except Exception:
-                continue
+            except Exception as e:
+                why = f"the last one {e}"[:_SHOWN]
         raise UserError(
-            f"Expected records in split {split!r} of {self}; not one can be read. Write the data set again."
+            f"Expected records in split {split!r} of {self}; not one can be read: {why}. Correct them, or write the "
+            "data set again."
         )

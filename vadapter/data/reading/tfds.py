@@ -78,6 +78,9 @@ class TfdsSource(RandomAccessSource):
     def read_media(self, record: Record, shape: Shape, choice: int = 0) -> np.ndarray:
         return images.decode(record[self._image], shape[2], self.resize)[None, None]
 
+    def contents(self, record: Record) -> list[bytes]:
+        return [record[self._image]]
+
     def medium(self, record: Record) -> Medium:
         return Medium.of_bytes([record[self._image]])
 

@@ -37,15 +37,36 @@ def grid_for(width: int, height: int, most: int) -> Grid:
     return min(grids, key=lambda grid: (-pixels(grid), grid[0] * grid[1]))
 
 
-def cut(content: bytes, grid: Grid, size: int) -> Iterator[np.ndarray]:
-    """Yields the tiles of an encoded image, row by row: uint8 [size, size, 3].
+def tiles_of(image: bytes | Image.Image, most: int, size: int) -> list[np.ndarray]:
+    """Returns the tiles of an image, row by row, each uint8 [size, size, 3]; none where its grid has but one.
 
-    The whole picture keeps its aspect ratio, as large as it fits the grid, in the middle of black.
+    Args:
+        image: encoded, or an upright picture.
+        most: tiles.
+        size: width and height of a tile.
 
     Raises:
         MediaError: as `images.decode`.
     """
-    picture, (columns, rows) = Image.fromarray(images.decode(content)), grid
+    if not most:
+        return []
+    grid = grid_for(*(images.size_of(image) if isinstance(image, bytes) else image.size), most)
+    if grid == (1, 1):
+        return []
+    return list(cut(opened(image) if isinstance(image, bytes) else image, grid, size))
+
+
+def opened(content: bytes) -> Image.Image:
+    """Returns an encoded image as it is cut. Raises `MediaError` as `images.decode`."""
+    return Image.fromarray(images.decode(content, reduced=True))
+
+
+def cut(picture: Image.Image, grid: Grid, size: int) -> Iterator[np.ndarray]:
+    """Yields the tiles of an upright picture, row by row: uint8 [size, size, 3].
+
+    The whole picture keeps its aspect ratio, as large as it fits the grid, in the middle of black.
+    """
+    columns, rows = grid
     scale = min(columns * size / picture.width, rows * size / picture.height)
     width = min(max(round(picture.width * scale), 1), columns * size)
     height = min(max(round(picture.height * scale), 1), rows * size)
@@ -110,5 +131,5 @@ def decoded(
             parts = None
             yield whole(file)
         else:  # tiles of the image before
-            parts = parts or cut(content(file), file.grid, size)
+            parts = parts or cut(opened(content(file)), file.grid, size)
             yield next(parts)

@@ -15,7 +15,7 @@ import numpy as np
 from vadapter.base.batch import Batch
 from vadapter.data.rows.prompts import MEDIA_ID
 from vadapter.data.rows.sizes import Layout, check_lengths
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 
 SIZES = "sizes"
 """The feature of a conversation that says how many ids each of its turns has, see `lay_out`."""
@@ -239,13 +239,6 @@ class TextRows:
         """A token by its own text; control tokens by their names."""
         text, special = self.vocabulary.written(int(i))
         return Token(text, kind="special" if special else "text")
-
-
-@dataclasses.dataclass(frozen=True)
-class ConversationRows(TextRows):
-    """Rows of conversations: examples have `sizes` too."""
-
-    outputs: ClassVar[tuple[str, ...]] = ("inputs", "targets", SIZES)
 
 
 def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> Arrays:

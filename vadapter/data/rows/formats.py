@@ -1,7 +1,7 @@
 """How prompts and answers are written in a row: as plain text, or as the turns of a chat.
 
 The turns are those of the official chat templates, without system prompts that hold a date. Special tokens are written
-out; `vocabulary.TextVocabulary.symbols` turns each into its one id.
+out; `text_vocabulary.TextVocabulary.symbols` turns each into its one id.
 """
 
 import dataclasses

@@ -32,7 +32,7 @@ from vadapter.base.registry import Registry
 from vadapter.data.rows import prompts
 from vadapter.data.rows.converters import Example
 from vadapter.data.rows.few_shot import Examples
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 
 
 class Preprocessor(abc.ABC):
@@ -79,6 +79,8 @@ def _plain(settings: Any) -> dict[str, Any]:
 
 
 REGISTRY = Registry("preprocessor")
+CHAT = "<media> <question>?"
+"""What stands for a turn of a conversation among the templates of a trained model, for readers."""
 _Class = TypeVar("_Class", bound=type[Any])
 
 
@@ -235,7 +237,7 @@ class Chat(Preprocessor):
         }
 
     def templates(self, media: str) -> Mapping[str, str]:
-        return {f"{media}_question": "<media> <question>?"} if media != "none" else {}
+        return {f"{media}_question": CHAT} if media != "none" else {}
 
 
 def chat_prompt(text: str, vocabulary: TextVocabulary, system: str = "", later: bool = False) -> list[int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from vadapter.base import resources
 from vadapter.base.errors import UserError
-from vadapter.data.rows.vocabulary import TextVocabulary
+from vadapter.data.rows.text_vocabulary import TextVocabulary
 
 MEDIA_ID = -1  # stands among a prompt's ids where its visual tokens go
 MEDIA = "<media>"

@@ -11,6 +11,29 @@ MEDIA_KINDS = ("none", "image", "video")
 
 
 @dataclasses.dataclass(frozen=True)
+class Views:
+    """How a model that was trained on conversations sees a picture: `chat_task` says what it is.
+
+    Attributes:
+        max_tiles: most tiles that follow a picture, each a medium of its own.
+        clips: whether pictures are clips that stand still.
+        whole: prompts that it was trained on with whole pictures, by other tasks. They are asked so.
+    """
+
+    max_tiles: int = 0
+    clips: bool = False
+    whole: frozenset[str] = frozenset()
+
+    def of(self, template: str) -> "Views":
+        """Returns how a picture is seen where it is asked about by a prompt."""
+        return WHOLE if template in self.whole else self
+
+
+WHOLE = Views()
+"""The picture alone."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Sizes:
     """What a model takes. `vadapter.runs.batches.for_model` gives a model's.
 
@@ -20,12 +43,14 @@ class Sizes:
         num_visual_tokens: visual tokens a medium, R: what the model's adapter emits; `{frames: R}` where that depends
             on the number of frames.
         resize: how pictures become square where a task does not say it, see `resizing.parse`.
+        views: how pictures are seen where a task that is no `chat_task` asks about them.
     """
 
     image_size: int = 1
     num_frames: int = 1
     num_visual_tokens: int | Mapping[int, int] = 0
     resize: str = resizing.DEFAULT
+    views: Views = WHOLE
 
     def media_shape(self, kind: str, most: int = 1) -> Shape:
         """Returns (M, F, h, w, 3) of a record that shows `kind`: none (M = 0), image (F = 1) or video; M is `most`."""

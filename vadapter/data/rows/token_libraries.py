@@ -11,7 +11,7 @@ import tokenizers
 from vadapter.base import local_files
 from vadapter.base.errors import UserError
 from vadapter.data.rows import formats, token_files
-from vadapter.data.rows.vocabulary import TextVocabulary, locate
+from vadapter.data.rows.text_vocabulary import TextVocabulary, locate
 
 # What families call their tokens, for tokenisers that do not say.
 _BOS = ("<bos>", "<s>", "<|begin_of_text|>")

@@ -53,13 +53,13 @@ def config(sizes: str, dtype: str = "float32", remat: str = "none"):
     return VLMConfig(decoder, encoder, MlpConfig(depth=1, dtype=dtype))
 
 
-def inputs(model: Any, rows: int) -> Any:
-    """Makes rows of a picture, a prompt and a caption."""
+def inputs(model: Any, rows: int, targets: int = TARGETS, frames: int = 1) -> Any:
+    """Makes rows of a picture or a video, a prompt and a caption."""
     from vadapter.base.batch import Batch
 
     rng = np.random.default_rng(0)
-    visual, vocab_size, size = model.num_visual_tokens(1), model.decoder.vocab_size, model.encoder.image_size
-    slots = np.tile(np.arange(visual + PROMPT + TARGETS, dtype=np.int32), (rows, 1))
+    visual, vocab_size, size = model.num_visual_tokens(frames), model.decoder.vocab_size, model.encoder.image_size
+    slots = np.tile(np.arange(visual + PROMPT + targets, dtype=np.int32), (rows, 1))
     index = np.where(slots < visual, slots, -1)
     tokens = np.where(index < 0, rng.integers(1, vocab_size, slots.shape, np.int32), 0)
     return Batch(
@@ -67,14 +67,16 @@ def inputs(model: Any, rows: int) -> Any:
         segment_ids=np.ones_like(slots),
         positions=slots,
         media_index=index,
-        media=rng.integers(0, 256, (rows, 1, 1, size, size, 3), np.uint8),
-        target_positions=slots[:, -TARGETS - 1 : -1],
-        target_ids=tokens[:, -TARGETS:],
-        target_weights=np.ones((rows, TARGETS), np.float32),
+        media=rng.integers(0, 256, (rows, 1, frames, size, size, 3), np.uint8),
+        target_positions=slots[:, -targets - 1 : -1],
+        target_ids=tokens[:, -targets:],
+        target_weights=np.ones((rows, targets), np.float32),
     )
 
 
-def ours(model: Any, rows: int) -> tuple[Callable[[], None], dict[str, Any]]:
+def ours(
+    model: Any, rows: int, batch: Any = None, trainable: tuple[str, ...] = ("adapter/.*", "decoder/.*")
+) -> tuple[Callable[[], None], dict[str, Any]]:
     """Returns a function that makes one update and waits for it, and facts: parameters, useful and compiled FLOPs."""
     import jax
     from flax import linen as nn
@@ -83,9 +85,9 @@ def ours(model: Any, rows: int) -> tuple[Callable[[], None], dict[str, Any]]:
     from vadapter.models.vlm import VLM
     from vadapter.training.program import Program
 
-    network, batch = VLM(model), inputs(model, rows)
+    network, batch = VLM(model), inputs(model, rows) if batch is None else batch
     dtype = model.decoder.dtype
-    program = Program(network, batch, trainable=("adapter/.*", "decoder/.*"), frozen_dtype=dtype, steps=20_000)
+    program = Program(network, batch, trainable=trainable, frozen_dtype=dtype, steps=20_000)
     params = nn.unbox(jax.jit(network.init)(jax.random.key(0), batch)["params"])
     state, frozen = program.start(params)
     del params
@@ -95,7 +97,7 @@ def ours(model: Any, rows: int) -> tuple[Callable[[], None], dict[str, Any]]:
     trained, kept = (sum(x.size for x in trees.flatten(tree).values()) for tree in program.abstract_params)
     facts = {
         "parameters": {"trained": trained, "frozen": kept},
-        "useful_tflop": round(sum(needed.values()) / 1e12, 4),
+        "useful_tflop": round(sum(needed.values()) / 1e12, 6),
         "compiled_tflop": round(float((compiled.cost_analysis() or {}).get("flops", 0)) / 1e12, 4),
         "planned_gib": round((memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30, 3),
     }

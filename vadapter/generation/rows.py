@@ -86,11 +86,14 @@ class Programs:
         self.admit = jax.jit(self._admit, donate_argnums=1)
         self.advance = jax.jit(self.go_on, donate_argnums=1)
         self._key = jax.jit(row_keys)
+        # One program each: a leaf at a time they would be a dozen, which a process that says one text waits for.
+        self.empty = jax.jit(self._empty, static_argnums=0)
+        self._one_key = jax.jit(lambda: _keys(1))
 
     def key(self, prompt: Batch, choice: Choice) -> Array:
         """The random key of a row; all alike where nothing is drawn."""
         if choice.temperature == 0:
-            return jax.random.split(jax.random.key(0, impl="threefry2x32"), 1)
+            return self._one_key()
         length = prompt.tokens.shape[1]
         pad = [(0, 0), (0, bucket(length) - length)]
         padded = prompt.replace(**{name: np.pad(getattr(prompt, name), pad) for name in SLOTS})
@@ -99,19 +102,17 @@ class Programs:
     @functools.cached_property
     def nothing(self) -> KVCache:
         """The cache of one row that has read nothing."""
-        return self._empty_cache(1)
+        return jax.jit(self._empty_cache, static_argnums=0)(1)
 
-    def empty(self, rows: int) -> Rows:
+    def _empty(self, rows: int) -> Rows:
         """Rows that are all free."""
-        cache = self._empty_cache(rows)
-        # Every leaf is an array of its own, since all of them are donated.
         return Rows(
-            cache=jax.tree.map(jnp.copy, cache.replace(length=jnp.zeros((rows,), jnp.int32))),
+            cache=self._empty_cache(rows).replace(length=jnp.zeros((rows,), jnp.int32)),
             token=jnp.zeros((rows,), jnp.int32),
             ids=jnp.full((rows, self._config.max_new_tokens), EMPTY, jnp.int32),
             count=jnp.zeros((rows,), jnp.int32),
             limit=jnp.zeros((rows,), jnp.int32),
-            keys=jax.random.split(jax.random.key(0, impl="threefry2x32"), rows),
+            keys=_keys(rows),
             temperature=jnp.zeros((rows,), jnp.float32),
             top_p=jnp.ones((rows,), jnp.float32),
             ended=jnp.ones((rows,), bool),
@@ -286,3 +287,8 @@ class Programs:
         if draft.shape[1]:
             cache = cache.cut(start + entered.count - rows.count)
         return entered.replace(cache=cache)
+
+
+def _keys(rows: int) -> Array:
+    """Keys of rows that draw nothing."""
+    return jax.random.split(jax.random.key(0, impl="threefry2x32"), rows)

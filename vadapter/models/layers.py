@@ -1,5 +1,6 @@
 """Projections, norms and gated MLPs whose parameters carry logical axis names."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,7 @@ from vadapter.base.array_types import Array, Float
 from vadapter.base.errors import UserError
 from vadapter.models import lora as lora_lib
 from vadapter.models.lora import LoraConfig
-from vadapter.partitioning import constrain
+from vadapter.partitioning import constrain, platform
 
 NormKind = Literal["rms", "rms_plus_one", "layer", "layer_no_bias"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
@@ -76,11 +77,14 @@ def _dot_general(x: Array, kernel: Any, dims: Any, precision: Any = None) -> Arr
     if not quantization.is_quantized(kernel):
         # As a matrix: of [embed, heads, kv] the TPU compiler gathers what fsdp splits while nothing else runs.
         (over, inputs), _ = dims
-        outputs = kernel.shape[len(inputs) :]
-        x = x.reshape(*x.shape[: x.ndim - len(over)], -1)
+        rows, outputs = x.shape[: x.ndim - len(over)], kernel.shape[len(inputs) :]
+        x = x.reshape(*rows, -1)
         kernel = kernel.reshape(x.shape[-1], -1)
+        if platform() == "cpu":
+            # To sum a kernel's gradient over two axes, batch and length, XLA on a CPU turns both factors over first.
+            x = x.reshape(math.prod(rows), x.shape[-1])
         y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=precision)
-        return y.reshape(*y.shape[:-1], *outputs)
+        return y.reshape(*rows, *outputs)
 
     def product(x: Array, kernel: Any) -> Array:
         return jax.lax.dot_general(x, quantization.dequantize(kernel, x.dtype), dims, precision=precision)

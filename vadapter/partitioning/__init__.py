@@ -3,7 +3,7 @@
 from vadapter.partitioning.initialization import abstract_params, init_params
 from vadapter.partitioning.mesh import MeshConfig, make_mesh
 from vadapter.partitioning.partitioner import Partitioner
-from vadapter.partitioning.rules import DEFAULT_RULES, Rules, constrain, ways
+from vadapter.partitioning.rules import DEFAULT_RULES, Rules, constrain, platform, ways
 
 __all__ = [
     "DEFAULT_RULES",
@@ -14,5 +14,6 @@ __all__ = [
     "constrain",
     "init_params",
     "make_mesh",
+    "platform",
     "ways",
 ]

@@ -18,7 +18,7 @@ def abstract_params(model: nn.Module, example: Any) -> PyTree:
         model: a module called on one batch.
         example: a batch of arrays or shape structs.
     """
-    return jax.eval_shape(model.init, jax.random.key(0), example)["params"]
+    return jax.eval_shape(lambda example: model.init(jax.random.key(0), example), example)["params"]
 
 
 def init_params(

@@ -117,3 +117,9 @@ def constrain(x: Array, *names: str | None) -> Array:
     mesh, rules = state
     spec = partition_spec(names, x.shape, mesh, rules, f"activation {names}")
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def platform() -> str:
+    """Returns what a program is traced for: `cpu`, `gpu` or `tpu`, the active mesh's or else jax's default."""
+    state = _active.get()
+    return jax.default_backend() if state is None else state[0].devices.flat[0].platform

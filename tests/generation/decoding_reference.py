@@ -13,6 +13,8 @@ from vadapter.models.vlm import VLM
 from vadapter.partitioning import MeshConfig, Partitioner, init_params, make_mesh
 
 NEW = 6
+GREEDY = DecodingConfig(max_new_tokens=NEW)
+SAMPLE = DecodingConfig(method="sample", max_new_tokens=NEW, temperature=1.3, top_k=12, top_p=0.9, seed=3)
 ONE = Partitioner(make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
@@ -97,9 +99,6 @@ class Setup:
             return model.decoder.logits(jnp.take_along_axis(hidden, at[:, None, None], axis=1))[:, 0]
 
         return self.model.apply({"params": params}, method=read)
-
-
-shared = functools.cache(Setup)
 
 
 def padded(texts: dict[int, list[int]], rows: int) -> np.ndarray:

@@ -6,23 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.generation.decoding_reference import NEW, many, shared, slow_beam
+from tests.generation.decoding_reference import NEW, many, slow_beam
 from vadapter.base.errors import UserError
 from vadapter.generation.beam import Search, advance
 from vadapter.generation.decoding import EMPTY, DecodingConfig, decode
 from vadapter.generation.top_k import make_top_k
 
 EOS = 0
-
-
-@pytest.fixture(scope="module")
-def setup():
-    return shared()
-
-
-@pytest.fixture(scope="module")
-def eos(setup):
-    return setup.some_end()
 
 
 def beam(beams, alpha=0.6, new=NEW):

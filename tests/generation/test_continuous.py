@@ -6,25 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from tests.generation.decoding_reference import NEW, ONE, many, shared
+from tests.generation.decoding_reference import GREEDY, NEW, ONE, SAMPLE, many
 from vadapter.base.errors import UserError
 from vadapter.generation.continuous import ContinuousDecoder
 from vadapter.generation.decoding import EMPTY, DecodingConfig
 from vadapter.generation.rows import bucket
 from vadapter.generation.stream import make_stream
-
-GREEDY = DecodingConfig(max_new_tokens=NEW)
-SAMPLE = DecodingConfig(method="sample", max_new_tokens=NEW, temperature=1.3, top_k=12, top_p=0.9, seed=3)
-
-
-@pytest.fixture(scope="module")
-def setup():
-    return shared()
-
-
-@pytest.fixture(scope="module")
-def eos(setup):
-    return setup.some_end()
 
 
 def make(setup, config=GREEDY, ends=(), **settings):

@@ -5,24 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.generation.decoding_reference import NEW, many, shared, slow_one_by_one
+from tests.generation.decoding_reference import GREEDY, NEW, SAMPLE, many, slow_one_by_one
 from vadapter.base.errors import UserError
 from vadapter.generation import decoding
 from vadapter.generation.decoding import EMPTY, DecodingConfig, make_generate
 from vadapter.generation.sampling import keep_top_p, row_keys, sample
-
-GREEDY = DecodingConfig(max_new_tokens=NEW)
-SAMPLE = DecodingConfig(method="sample", max_new_tokens=NEW, temperature=1.3, top_k=12, top_p=0.9, seed=3)
-
-
-@pytest.fixture(scope="module")
-def setup():
-    return shared()
-
-
-@pytest.fixture(scope="module")
-def eos(setup):
-    return setup.some_end()
 
 
 def plain_top_p(logits, p):

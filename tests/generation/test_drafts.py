@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.generation.decoding_reference import NEW, ONE, many, shared
+from tests.generation.decoding_reference import GREEDY, NEW, ONE, SAMPLE, many
 from tests.models import small
 from vadapter.base.batch import Features
 from vadapter.base.errors import UserError
@@ -20,23 +20,11 @@ from vadapter.models.vlm import VLM
 from vadapter.partitioning import init_params
 
 K = 3
-GREEDY = DecodingConfig(max_new_tokens=NEW)
-SAMPLE = DecodingConfig(method="sample", max_new_tokens=NEW, temperature=1.3, top_k=12, top_p=0.9, seed=3)
 BEYOND = NEW + K + 1  # what a good guess knows: the limit comes inside of a draft
 
 
 def drafting(config, draft="prompt_lookup"):
     return dataclasses.replace(config, draft=draft, num_draft_tokens=K)
-
-
-@pytest.fixture(scope="module")
-def setup():
-    return shared()
-
-
-@pytest.fixture(scope="module")
-def eos(setup):
-    return setup.some_end()
 
 
 def known(setup, config):

@@ -28,6 +28,7 @@ STAGES = {
     "peer_vitg_8b": (60, 110),
     "decode": (45, 75),
     "words": (60, 120),
+    "packing": (30, 60),
     "int8": (80, 110),
     "tests": (90, 150),
     "step_vitl_1b": (80, 150),
@@ -177,6 +178,10 @@ def _stage(name: str):
         from gpu_stages import words
 
         return words.words
+    if name == "packing":
+        from gpu_stages import rows
+
+        return rows.packed
     if name == "decode":
         from gpu_stages import decoding
 

@@ -61,14 +61,8 @@ def interval(values: list[float], rng: np.random.Generator) -> list[float]:
     return [round(float(x), 3) for x in np.percentile(medians, [2.5, 97.5])]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--rows", type=int, default=4, help="packed rows a step")
-    parser.add_argument("--samples", type=int, default=4, help="samples a row")
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--depth", type=int, default=6)
-    args = parser.parse_args()
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Times both arms; `args` are those of `main`."""
     rng = np.random.default_rng(0)
     config = model(args.width, args.depth)
     plain = captions(config, args.rows * args.samples, rng)
@@ -77,7 +71,7 @@ def main() -> None:
     budgets = packing.budgets(settings, layout(config), args.rows)
     packed, left_over = packing.pack(budgets, plain, config.num_visual_tokens(1))
     if left_over:
-        raise SystemExit(f"{left_over} samples found no room: the arms would not do the same work.")
+        raise ValueError(f"{left_over} samples found no room: the arms would not do the same work.")
     arms = {}
     for name, batch in {"unpacked": plain, "packed": packed}.items():
         program = Program(config.make(), example=batch, trainable=("adapter/.*",), steps=10000)
@@ -94,7 +88,7 @@ def main() -> None:
     targets = float(plain.target_weights.sum())
     times = {name: values[1:] for name, values in seconds.items()}  # the first compiles
     ratios = [a / b for a, b in zip(times["unpacked"], times["packed"], strict=True)]
-    report = {
+    return {
         "device": jax.devices()[0].device_kind,
         "samples": args.rows * args.samples,
         "slots": {"unpacked": plain.tokens.size, "packed": packed.tokens.size},
@@ -105,7 +99,16 @@ def main() -> None:
         "ratio": round(float(np.median(ratios)), 3),
         "ratio_95": interval(ratios, rng),
     }
-    print(json.dumps(report, indent=2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rows", type=int, default=4, help="packed rows a step")
+    parser.add_argument("--samples", type=int, default=4, help="samples a row")
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--depth", type=int, default=6)
+    print(json.dumps(measure(parser.parse_args()), indent=2))
 
 
 if __name__ == "__main__":

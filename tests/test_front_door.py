@@ -13,6 +13,7 @@ from PIL import Image
 
 import vadapter
 from tests.tiny_bundle import write_bundle
+from vadapter.base import terminal
 from vadapter.cli.main import main
 
 
@@ -86,7 +87,7 @@ def test_a_question_and_its_command_give_the_same_answer(folder, model, capsys):
     assert (
         main(["infer", f"--bundle={folder / 'bundle'}", f"--media={path}", f"--media={path}", "--question=what ?"]) == 0
     )
-    assert capsys.readouterr().out.splitlines() == [f"{path}: {said[0]}"] * 2
+    assert capsys.readouterr().out == f"{terminal.line(f'{path}: {said[0]}')}\n" * 2
 
 
 def test_sampling_and_beams_are_settings(folder, model):

@@ -35,7 +35,7 @@ def of_run(*files: str, bindings: tuple[str, ...] = ()) -> dict[str, settings.Se
 
 def test_every_setting_has_its_value_its_place_and_its_meaning(capsys, tmp_path):
     (tmp_path / "mine.gin").write_text("\nOptimizerConfig.learning_rate = 1e-4\n")
-    given = [f"--gin_file={tmp_path / 'mine.gin'}", "--gin.BATCH_SIZE=64", "--gin.large/decoder.remat='full'"]
+    given = [f"--gin_file={tmp_path / 'mine.gin'}", "--gin.BATCH_SIZE=64", "--gin.large/decoder.norm_eps=1e-5"]
     assert main(["train", *RUN, *given]) == 0
     found = lines(capsys)
     assert found["BATCH_SIZE"] == (
@@ -46,8 +46,8 @@ def test_every_setting_has_its_value_its_place_and_its_meaning(capsys, tmp_path)
     assert rate.startswith(f"0.0001 {tmp_path / 'mine.gin'}:2 the highest") and group == "Training"
     assert found["TRAIN_STEPS"][0].startswith("200 experiments/own_stage2.gin:")
     assert found["OptimizerConfig.eps"][0].startswith("1e-08 default added to")
-    assert found["large/decoder.remat"][0].startswith("'full' --gin.large/decoder.remat")
-    assert found["tiny/decoder.remat"][0].startswith("'none' default")
+    assert found["large/decoder.norm_eps"][0].startswith("1e-05 --gin.large/decoder.norm_eps")
+    assert found["tiny/decoder.norm_eps"][0].startswith("1e-06 default")
     assert found["SEED"][0].endswith("(LoaderConfig.seed, Experiment.seed)")
     assert {group for _, group in found.values()} == set(settings.GROUPS)
 

@@ -14,7 +14,7 @@ from vadapter.base.array_types import Array, Float
 from vadapter.base.errors import UserError
 from vadapter.models import lora as lora_lib
 from vadapter.models.lora import LoraConfig
-from vadapter.partitioning import constrain, platform
+from vadapter.partitioning import constrain, is_one_cpu
 
 NormKind = Literal["rms", "rms_plus_one", "layer", "layer_no_bias"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
@@ -80,7 +80,7 @@ def _dot_general(x: Array, kernel: Any, dims: Any, precision: Any = None) -> Arr
         rows, outputs = x.shape[: x.ndim - len(over)], kernel.shape[len(inputs) :]
         x = x.reshape(*rows, -1)
         kernel = kernel.reshape(x.shape[-1], -1)
-        if platform() == "cpu":
+        if is_one_cpu():
             # To sum a kernel's gradient over two axes, batch and length, XLA on a CPU turns both factors over first.
             x = x.reshape(math.prod(rows), x.shape[-1])
         y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=precision)

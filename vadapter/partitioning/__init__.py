@@ -3,7 +3,7 @@
 from vadapter.partitioning.initialization import abstract_params, init_params
 from vadapter.partitioning.mesh import MeshConfig, make_mesh
 from vadapter.partitioning.partitioner import Partitioner
-from vadapter.partitioning.rules import DEFAULT_RULES, Rules, constrain, platform, ways
+from vadapter.partitioning.rules import DEFAULT_RULES, Rules, constrain, is_one_cpu, ways
 
 __all__ = [
     "DEFAULT_RULES",
@@ -13,7 +13,7 @@ __all__ = [
     "abstract_params",
     "constrain",
     "init_params",
+    "is_one_cpu",
     "make_mesh",
-    "platform",
     "ways",
 ]

@@ -119,7 +119,10 @@ def constrain(x: Array, *names: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
-def platform() -> str:
-    """Returns what a program is traced for: `cpu`, `gpu` or `tpu`, the active mesh's or else jax's default."""
+def is_one_cpu() -> bool:
+    """Returns whether a program is traced for one CPU device: the active mesh's, or else jax's default."""
     state = _active.get()
-    return jax.default_backend() if state is None else state[0].devices.flat[0].platform
+    if state is None:
+        return jax.default_backend() == "cpu"
+    devices = state[0].devices
+    return devices.size == 1 and devices.flat[0].platform == "cpu"

@@ -9,13 +9,14 @@ Prints JSON: medians, and an interval of 95% of the median of the ratios (bootst
 
 import argparse
 import json
-import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
 
+import paired
 from vadapter.base.batch import Batch
 from vadapter.data.order import packing
 from vadapter.data.order.config import PackingConfig
@@ -55,10 +56,19 @@ def captions(config: VLMConfig, count: int, rng: np.random.Generator) -> Batch:
     return Batch(**arrays)
 
 
-def interval(values: list[float], rng: np.random.Generator) -> list[float]:
-    """Returns a bootstrap interval of 95% of the median."""
-    medians = np.median(rng.choice(values, (2000, len(values))), axis=1)
-    return [round(float(x), 3) for x in np.percentile(medians, [2.5, 97.5])]
+def _update(config: VLMConfig, batch: Batch) -> Callable[[], None]:
+    """One update after the other, of parameters of its own."""
+    program = Program(config.make(), example=batch, trainable=("adapter/.*",), steps=10000)
+    params = nn.unbox(jax.jit(program.model.init)(jax.random.key(0), batch)["params"])
+    state, frozen = program.start(params)
+    given = program.put(batch)
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = program.step(state, frozen, given)
+        jax.block_until_ready(metrics)
+
+    return run
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -72,22 +82,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     packed, left_over = packing.pack(budgets, plain, config.num_visual_tokens(1))
     if left_over:
         raise ValueError(f"{left_over} samples found no room: the arms would not do the same work.")
-    arms = {}
-    for name, batch in {"unpacked": plain, "packed": packed}.items():
-        program = Program(config.make(), example=batch, trainable=("adapter/.*",), steps=10000)
-        params = nn.unbox(jax.jit(program.model.init)(jax.random.key(0), batch)["params"])
-        arms[name] = [program, *program.start(params), program.put(batch)]
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(args.rounds + 1):
-        for name, arm in arms.items():
-            program, state, frozen, batch = arm
-            start = time.perf_counter()
-            arm[1], metrics = program.step(state, frozen, batch)
-            jax.block_until_ready(metrics)
-            seconds[name].append(time.perf_counter() - start)
+    seconds = paired.rounds({"unpacked": _update(config, plain), "packed": _update(config, packed)}, args.rounds)
     targets = float(plain.target_weights.sum())
-    times = {name: values[1:] for name, values in seconds.items()}  # the first compiles
-    ratios = [a / b for a, b in zip(times["unpacked"], times["packed"], strict=True)]
     return {
         "device": jax.devices()[0].device_kind,
         "samples": args.rows * args.samples,
@@ -95,9 +91,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "efficiency": {
             name: round(float((x.segment_ids > 0).mean()), 3) for name, x in (("unpacked", plain), ("packed", packed))
         },
-        "targets_per_s": {name: round(targets / float(np.median(values)), 1) for name, values in times.items()},
-        "ratio": round(float(np.median(ratios)), 3),
-        "ratio_95": interval(ratios, rng),
+        "targets_per_s": {name: round(targets / float(np.median(values)), 1) for name, values in seconds.items()},
+        "times_unpacked": paired.ratio(seconds["unpacked"], seconds["packed"]),
     }
 
 

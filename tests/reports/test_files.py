@@ -147,15 +147,15 @@ def test_stages_of_one_line_are_no_rivals_and_the_seed_is_there(tmp_path):
     [
         ("runs/second", "runs/first"),
         ("./runs/second/", "runs/x/../first"),
-        ("../work/runs/second", "../work/runs/first"),
+        ("../project/runs/second", "../project/runs/first"),
         ("second", "first/checkpoint_20"),
-        ("{}/work/runs/second", "runs/first"),
-        ("{}/work/runs/second", "first"),
+        ("{}/project/runs/second", "runs/first"),
+        ("{}/project/runs/second", "first"),
         ("runs/renamed_since", "runs/first"),
     ],
 )
 def test_stages_are_known_from_relative_paths_in_any_working_folder(tmp_path, monkeypatch, run_folder, named):
-    runs = tmp_path / "work" / "runs"
+    runs = tmp_path / "project" / "runs"
     for name in ("first", "second"):
         make_run(runs / name)
     (runs / "second" / "config.gin").write_text(
@@ -164,7 +164,7 @@ def test_stages_are_known_from_relative_paths_in_any_working_folder(tmp_path, mo
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    assert comparison_of_runs([runs / "first", "../work/runs/second"]).runs[1].begins_with == ["first"]
+    assert comparison_of_runs([runs / "first", "../project/runs/second"]).runs[1].begins_with == ["first"]
 
 
 def test_a_run_whose_settings_have_the_name_of_another_is_its_rival(tmp_path):

@@ -27,6 +27,7 @@ from flax import linen as nn
 
 import paired
 from vadapter.base.batch import Batch, Features
+from vadapter.base.host_memory import keep_freed_memory
 from vadapter.data.reading import features, images
 from vadapter.models import variants
 from vadapter.models.adapters import LMAdapterConfig, MlpConfig
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
     args = parser.parse_args()
+    keep_freed_memory()  # as training on a CPU does
     config = model(args)
     steps, encode = arms(config, args)
     clock = time.process_time if args.clock == "cpu" else time.perf_counter

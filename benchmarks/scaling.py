@@ -28,6 +28,7 @@ import train_step
 
 import paired
 from gpu_stages import record
+from vadapter.base.host_memory import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 ROWS_A_CHIP = 8
@@ -178,6 +179,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/cpu/scaling.json")
     parser.add_argument("--figure", type=Path, default=ROOT / "docs/scaling.svg")
     args = parser.parse_args()
+    keep_freed_memory()  # as training on a CPU does
     found: dict[str, Any] = json.loads(args.json.read_text()) if args.json.is_file() else {"sweeps": {}}
 
     def keep(name: str, result: dict[str, Any]) -> None:

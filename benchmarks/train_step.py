@@ -28,6 +28,7 @@ import numpy as np
 
 import paired
 from gpu_stages import record
+from vadapter.base.host_memory import keep_freed_memory
 
 PROMPT, TARGETS = 16, 32
 ARMS = ("f32_none", "f32_dots", "bf16_none", "torch_f32", "torch_bf16")
@@ -180,6 +181,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    keep_freed_memory()  # as training on a CPU does
     arms, facts = {}, {}
     for name in args.arms:
         arms[name], facts[name] = make(name, args.sizes, args.rows)

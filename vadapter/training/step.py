@@ -12,7 +12,7 @@ from vadapter.base import trees
 from vadapter.base.array_types import Array, PyTree
 from vadapter.base.errors import UserError
 from vadapter.models.losses import LossSums
-from vadapter.partitioning import slices
+from vadapter.partitioning import is_one_cpu, slices
 from vadapter.training.objectives import Objective, at_step
 from vadapter.training.optimizers import Optimizer, norm_by_part, total_norm
 from vadapter.training.state import TrainState
@@ -43,37 +43,44 @@ def loss_and_gradients(
         sums = objective(trees.merge(params, frozen), part)
         return sums.loss_sum + sums.z_sum, sums
 
-    gradients_of = jax.grad(total, has_aux=True)
+    def mean(params: PyTree, part: Any) -> tuple[Array, LossSums]:
+        summed, sums = total(params, part)
+        return summed / _weight(sums), sums
+
     if accumulate == 1:
-        gradients, sums = gradients_of(params, batch)
+        # To divide the loss costs nothing; to divide the gradients reads and writes all of them once more.
+        gradients, sums = jax.grad(mean, has_aux=True)(params, batch)
+        return sums, gradients
+    gradients_of = jax.grad(total, has_aux=True)
+    # Part i has the rows i, i + n, i + 2n, ...: no row moves to another device.
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    if rows % accumulate:
+        raise UserError(
+            f"A batch of {rows} rows cannot be computed in {accumulate} equal parts. Change the batch size or "
+            "OptimizerConfig.accumulate."
+        )
+    by_slice = slices.num_slices() > 1
+    if by_slice:
+        parts, compute = slices.split_rows(batch, accumulate), slices.per_slice(gradients_of)
     else:
-        # Part i has the rows i, i + n, i + 2n, ...: no row moves to another device.
-        rows = jax.tree.leaves(batch)[0].shape[0]
-        if rows % accumulate:
-            raise UserError(
-                f"A batch of {rows} rows cannot be computed in {accumulate} equal parts. Change the batch size or "
-                "OptimizerConfig.accumulate."
-            )
-        by_slice = slices.num_slices() > 1
-        if by_slice:
-            parts, compute = slices.split_rows(batch, accumulate), slices.per_slice(gradients_of)
-        else:
-            compute = gradients_of
-            parts = jax.tree.map(
-                lambda x: x.reshape(rows // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-            )
+        compute = gradients_of
+        parts = jax.tree.map(lambda x: x.reshape(rows // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
-        def add(carry: PyTree, part: Any) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, carry, compute(params, part)), None
+    def add(carry: PyTree, part: Any) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, carry, compute(params, part)), None
 
-        first = jax.eval_shape(compute, params, jax.tree.map(lambda x: x[0], parts))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-        (gradients, sums), _ = jax.lax.scan(add, zeros, parts)
-        if by_slice:
-            gradients, sums = jax.tree.map(lambda x: x.sum(axis=0), (gradients, sums))
-    # A batch of skipped rows has weight 0, loss 0 and gradient 0.
-    weight = jnp.maximum(sums.weight_sum, 1e-6)
+    first = jax.eval_shape(compute, params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+    (gradients, sums), _ = jax.lax.scan(add, zeros, parts)
+    if by_slice:
+        gradients, sums = jax.tree.map(lambda x: x.sum(axis=0), (gradients, sums))
+    weight = _weight(sums)
     return sums, jax.tree.map(lambda g: g / weight, gradients)
+
+
+def _weight(sums: LossSums) -> Array:
+    """What sums are divided by. A batch of skipped rows has weight 0, loss 0 and gradient 0."""
+    return jnp.maximum(sums.weight_sum, 1e-6)
 
 
 def moving_average(average: PyTree, params: PyTree, step: Any, decay: float) -> PyTree:
@@ -130,19 +137,24 @@ def make_train_step(
         here = at_step(objective, state.step)
         sums, gradients = loss_and_gradients(here, state.params, frozen, batch, accumulate)
         norms = norm_by_part(gradients)
-        weight = jnp.maximum(sums.weight_sum, 1e-6)
+        weight = _weight(sums)
         loss, grad_norm = sums.loss_sum / weight, total_norm(norms)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        updates, opt_state = optimizer.transform.update(gradients, state.opt_state, state.params)
-        updated = optax.apply_updates(state.params, updates), opt_state
-        # Elementwise, so it is a part of the update and happens in place.
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state)
-        )
-        ema = state.ema
-        if ema_decay is not None:
-            average = moving_average(ema, params, state.step, ema_decay)
-            ema = jax.tree.map(lambda new, old: jnp.where(finite, new, old), average, ema)
+        before = state.params, state.opt_state, state.ema
+
+        def update(params: PyTree, opt_state: PyTree, ema: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+            updates, opt_state = optimizer.transform.update(gradients, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            average = ema if ema_decay is None else moving_average(ema, params, state.step, ema_decay)
+            return params, opt_state, average
+
+        if is_one_cpu():
+            # XLA's CPU compiler writes one array a loop: to choose elements it would copy the optimizer's state first.
+            after = jax.lax.cond(finite, update, lambda *kept: kept, *before)
+        else:
+            # Elementwise, so it is a part of the update and happens in place.
+            after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(*before), before)
+        params, opt_state, ema = after
         metrics = {
             "loss": loss,
             "accuracy": sums.correct_sum / weight,

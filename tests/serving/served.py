@@ -68,10 +68,10 @@ class Client:
 
 
 @contextlib.contextmanager
-def serving(models, limits=None, **settings):
+def serving(models, limits=None, decoding=None, **settings):
     """Yields a `Client` of a server of these models."""
     limits = limits or Limits()
-    made = app.make(Engine(models, limits), limits, **settings)
+    made = app.make(Engine(models, limits, decoding), limits, **settings)
     found = server.bind("127.0.0.1", 0)
     found.listen()  # who comes before the server runs is let in when it does
     config = uvicorn.Config(made, http=server.Protocol, ws="none", log_level="error", timeout_graceful_shutdown=60)

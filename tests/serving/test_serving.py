@@ -383,6 +383,19 @@ def test_no_caption_waits_for_a_compiler(model, caplog, monkeypatch):
     assert compiled(engine.warm_up) and not compiled(caption)
 
 
+def test_drafts_give_the_same_texts_in_fewer_calls(model, client, monkeypatch):
+    made = []
+    monkeypatch.setattr(served, "Engine", lambda *args: made.append(Engine(*args)) or made[-1])
+    asked = [({}, shown(seed)) for seed in range(3)] + [({"temperature": 0.7, "seed": 4}, shown(0))]
+    expected = [client.text(image, max_tokens=40, **choice) for choice, image in asked]
+    limits, calls = Limits(rows=2, new_tokens=40), []
+    for decoding in (DecodingConfig(), DecodingConfig(draft="prompt_lookup")):
+        with served.serving({"tiny": model}, limits, decoding) as drafting:
+            assert [drafting.text(image, max_tokens=40, **choice) for choice, image in asked] == expected
+        calls.append(made[-1].lanes["tiny"].decoder.calls)
+    assert calls[1] < calls[0]
+
+
 def test_a_step_that_fails_costs_the_others_nothing(model, monkeypatch, caplog):
     with served.serving({"tiny": model}) as client:
         expected = client.text(shown(), max_tokens=3)

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vadapter.base.errors import UserError
 
@@ -40,6 +40,30 @@ def add_media_argument(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JPEG, PNG, WebP or video, a folder of them, or a pattern such as 'photos/*.jpg'; may be several",
     )
+
+
+def add_draft_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares `--draft` and `--num_draft_tokens`."""
+    parser.add_argument(
+        "--draft",
+        choices=("prompt_lookup", "words"),
+        help="of greedy and sample: guesses the next tokens, which the model checks at once; the text stays the same. "
+        "prompt_lookup guesses what followed the last tokens before, words also what the adapter's tiny LM wrote",
+    )
+    parser.add_argument("--num_draft_tokens", type=int, metavar="N", help="of --draft: tokens of a guess (default: 4)")
+
+
+def drafts(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings of `DecodingConfig` for drafts that were given.
+
+    Raises:
+        UserError: a number of tokens was given, and no draft.
+    """
+    if args.num_draft_tokens is not None and not args.draft:
+        raise UserError(
+            f"--num_draft_tokens {args.num_draft_tokens} does nothing without --draft. Add --draft, or leave it out."
+        )
+    return {name: value for name in ("draft", "num_draft_tokens") if (value := getattr(args, name)) is not None}
 
 
 def fetch_bundle(args: argparse.Namespace) -> None:

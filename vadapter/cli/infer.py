@@ -35,7 +35,7 @@ _OF_METHOD = {"temperature": "sample", "top_p": "sample", "seed": "sample", "bea
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    from vadapter.cli.arguments import add_media_argument, add_model_arguments
+    from vadapter.cli.arguments import add_draft_arguments, add_media_argument, add_model_arguments
 
     add_model_arguments(parser)
     add_media_argument(parser)
@@ -80,13 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, metavar="T", help="of sample (default: 1.0)")
     parser.add_argument("--top_p", type=float, metavar="P", help="of sample (default: 1.0)")
     parser.add_argument("--seed", type=int, metavar="N", help="of sample (default: 0)")
-    parser.add_argument(
-        "--draft",
-        choices=("prompt_lookup", "words"),
-        help="of greedy and sample: guesses the next tokens, which the model checks at once; the text stays the same. "
-        "prompt_lookup guesses what followed the last tokens before, words also what the adapter's tiny LM wrote",
-    )
-    parser.add_argument("--num_draft_tokens", type=int, metavar="N", help="of --draft: tokens of a guess (default: 4)")
+    add_draft_arguments(parser)
     parser.add_argument(
         "--mesh",
         type=_sizes,
@@ -140,6 +134,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of decoding that were given, but for those that always are."""
+    from vadapter.cli import arguments
+
     chosen = {name: value for name in _OF_METHOD if (value := getattr(args, name)) is not None}
     for name, value in chosen.items():
         if args.method != _OF_METHOD[name]:
@@ -147,12 +143,7 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
                 f"--{name} {value} does nothing with --decoding={args.method}. Add --decoding={_OF_METHOD[name]}, or "
                 f"leave --{name} out."
             )
-    if args.num_draft_tokens is not None and not args.draft:
-        raise UserError(
-            f"--num_draft_tokens {args.num_draft_tokens} does nothing without --draft. Add --draft, or leave it out."
-        )
-    drafts = {name: value for name in ("draft", "num_draft_tokens") if (value := getattr(args, name)) is not None}
-    return chosen | drafts
+    return chosen | arguments.drafts(args)
 
 
 def read_records(args: argparse.Namespace) -> list[tuple[dict[str, Any], Item]]:

@@ -30,6 +30,8 @@ _LOOPBACK = ("localhost", "::1")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
+    from vadapter.cli.arguments import add_draft_arguments
+
     parser.add_argument(
         "--bundle",
         nargs="+",
@@ -58,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="longest answer that may be asked for (default: %(default)s); a request that asks for none gets up to 32",
     )
+    add_draft_arguments(parser)
     parser.add_argument(
         "--max_media",
         type=int,
@@ -99,13 +102,16 @@ def run(args: argparse.Namespace) -> None:
             f"vadapter serve needs {' and '.join(missing)}, which is not installed. Install the extra: "
             "pip install 'vadapter[serve]'."
         )
+    from vadapter.cli import arguments
+    from vadapter.generation.config import DecodingConfig
     from vadapter.serving import app, fetch, server
     from vadapter.serving.engine import Engine
 
     limits, key, folders = _limits(args), _key(), _folders(args)
+    decoding = DecodingConfig(**arguments.drafts(args))
     fetcher = fetch.Fetcher(limits) if limits.media_hosts else None
     found = server.bind(args.host, args.port)  # before the seconds that the models take
-    engine = Engine({name: _load(args, folder) for name, folder in folders.items()}, limits)
+    engine = Engine({name: _load(args, folder) for name, folder in folders.items()}, limits, decoding)
     engine.warm_up()
     made = app.make(engine, limits, key=key, page=args.page, fetch=fetcher)
 

@@ -41,16 +41,21 @@ Tell = Callable[[Told], None]
 class Lane:
     """A model and its decoder.
 
+    Args:
+        trained: the model.
+        limits: of the server.
+        decoding: see `Engine`.
+
     Attributes:
         trained: the model.
         media: images and videos of a request at most.
         decoder: of the thread of the engine.
     """
 
-    def __init__(self, trained: TrainedModel, limits: Limits):
+    def __init__(self, trained: TrainedModel, limits: Limits, decoding: DecodingConfig):
         self.trained = trained
         self.media = limits.media or (_CHAT_MEDIA if trained.description.chats else 1)
-        decoding = DecodingConfig(method="sample", max_new_tokens=limits.new_tokens)
+        decoding = dataclasses.replace(decoding, method="sample", max_new_tokens=limits.new_tokens)
         self.decoder = trained.continuous(decoding, limits.rows, most_media=self.media)
         self.tells: dict[int, tuple[Tell, bool]] = {}
 
@@ -73,13 +78,15 @@ class Engine:
     Args:
         models: by name.
         limits: of the server.
+        decoding: what requests do not choose, such as drafts; the method is `sample`, and `limits` bounds the tokens.
 
     Raises:
-        UserError: a model does not read images and write text, or needs several devices.
+        UserError: a model does not read images and write text, needs several devices, or cannot give the drafts.
     """
 
-    def __init__(self, models: Mapping[str, TrainedModel], limits: Limits):
-        self.lanes = {name: Lane(trained, limits) for name, trained in models.items()}
+    def __init__(self, models: Mapping[str, TrainedModel], limits: Limits, decoding: DecodingConfig | None = None):
+        decoding = decoding or DecodingConfig()
+        self.lanes = {name: Lane(trained, limits, decoding) for name, trained in models.items()}
         self._wake = threading.Condition()  # guards `tells` of all lanes too
         self._stopping = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="engine")

@@ -1,20 +1,26 @@
 """How long until `vadapter infer` says its first word, beside reading the weights from the disk?
 
     python benchmarks/startup.py --bundle=runs/open/bundle --media=photo.jpg
+    python benchmarks/startup.py --bundle=... --media=... --train="--gin_file=... --gin.ENCODER_WEIGHTS=..."
 
 Each round starts a process of each arm: `read`, which reads all the weights' files and does nothing else, the limit;
 `load`, which loads the model (`vadapter.load`); and `infer`, the whole command with one new token. `import` stops after
-importing what `infer` imports. Files are in the page cache and programs in the compile cache after a first round that
-does not count. `--clock=cpu` counts seconds of the CPUs, for a machine that others use. It prints one JSON object.
+importing what `infer` imports. With `--train`, arguments of `vadapter train` without its MODEL_DIR and TRAIN_STEPS, an
+arm `train` makes a new run of one step, its last checkpoint included. Files are in the page cache and programs in the
+compile cache after a first round that does not count. `--clock=cpu` counts seconds of the CPUs, for a machine that
+others use. It prints one JSON object.
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--media", required=True, help="a picture")
+    parser.add_argument("--train", metavar="ARGUMENTS", help="of vadapter train, in one string")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
     args = parser.parse_args()
@@ -76,21 +83,29 @@ def main() -> None:
         "infer": infer,
     }
 
-    def start(command: list[str]) -> Callable[[], Any]:
+    def start(*command: str) -> None:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return lambda: subprocess.run([sys.executable, *command], check=True, **quiet)  # type: ignore[call-overload]
+        subprocess.run([sys.executable, *command], check=True, **quiet)  # type: ignore[call-overload]
 
-    arms = {name: start(command) for name, command in commands.items()}
+    def train() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            own = [f"--gin.MODEL_DIR={folder + '/run'!r}", "--gin.TRAIN_STEPS=1"]
+            start("-m", "vadapter", "train", *shlex.split(args.train), *own)
+
+    arms: dict[str, Callable[[], Any]] = {name: functools.partial(start, *given) for name, given in commands.items()}
+    if args.train:
+        arms["train"] = train
     seconds = paired.rounds(arms, args.rounds, children(args.clock))
     print(
         json.dumps(
             {
                 "question": "seconds until the first word, beside reading the files of the weights",
                 "seconds": paired.medians(seconds),
-                "times_read": {name: paired.ratio(seconds[name], seconds["read"]) for name in ("load", "infer")},
+                "times_read": {name: paired.ratio(seconds[name], seconds["read"]) for name in arms if name != "read"},
                 "times_load": paired.ratio(seconds["infer"], seconds["load"]),
                 "gigabytes": round(sum(os.path.getsize(file) for file in files) / 1e9, 3),
                 "clock": args.clock,
+                "train": args.train,
                 "device": f"{platform.machine()}, {os.cpu_count()} CPUs",
                 "date": time.strftime("%Y-%m-%d"),
             }

@@ -177,11 +177,9 @@ SCALES = {
     if (encoder, decoder) != ("base", "base")
 }
 SWEEPS = {"arms": ARMS, "long": LONG, "recipes": RECIPES, "sizes": SIZES}
-# The tiny LM keeps its captioning loss in stage 2 (supervised.py).
+# The tiny LM keeps its captioning loss in stage 2.
 SUPERVISION = {
-    "words_supervised": Arm(
-        (WORDS, f"{GIN}/supervised.gin"), {"STAGE1_RUN": "stage1"}, module="examples.miniature.supervised"
-    ),
+    "words_supervised": Arm((WORDS, "models/adapters/words_supervised.gin"), {"STAGE1_RUN": "stage1"}),
 }
 # The features of the pictures and the words of the frozen tiny LM are written once (`vadapter cache`).
 _CACHED = {"STAGE1_RUN": "stage1", CACHE: "words_cache"}

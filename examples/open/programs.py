@@ -22,7 +22,9 @@ from vadapter.base import trees
 from vadapter.base.batch import Batch
 from vadapter.generation.config import DecodingConfig
 from vadapter.generation.decoding import decode
+from vadapter.models.losses import ObjectiveConfig
 from vadapter.partitioning import Partitioner
+from vadapter.training.objectives import make_objective
 from vadapter.training.optimizers import Optimizer, OptimizerConfig, make_optimizer
 from vadapter.training.program import Program
 
@@ -162,12 +164,16 @@ def build(
     """
     text = "smollm2" if name == "stage1" else "gemma3"
     soft = model.config.num_visual_tokens(1)
-    laid = [pictures.rows(text, index["prompts"][text], soft, answer) for answer in (True, False)]
+    laid: list[dict[str, Any]] = [pictures.rows(text, index["prompts"][text], soft, answer) for answer in (True, False)]
+    keeps_loss = name == "words_supervised"
+    if keeps_loss:
+        laid[0]["tiny"] = pictures.rows("smollm2", index["prompts"]["smollm2"], model.config.num_tiny_tokens(1))
     rows, prompts = jax.device_put(laid, partitioner.replicated)
     picked = np.zeros(sizes.batch, np.int32)
     program = PacedProgram(
         model,
         jax.eval_shape(rows_lib.batch_of, rows, pixels, picked, picked),
+        objective=make_objective(model, ObjectiveConfig(tiny_loss=float(keeps_loss))),
         partitioner=partitioner,
         trainable=models.TRAINABLE.get(name, ("adapter/.*",)),
         optimizer=OPTIMIZER,

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from models import IMAGE_SIZE
 
-from vadapter.base.batch import Batch
+from vadapter.base.batch import Batch, TinyText
 
 LENGTH = 16  # targets of a row
 SETS = ("validation", "test", "new_hand")
@@ -84,16 +84,19 @@ def load_pictures(pack: Path) -> Pictures:
     return Pictures(pixels, records, sets)
 
 
-def batch_of(rows: Mapping[str, jax.Array], pixels: jax.Array, index: jax.Array, media: jax.Array) -> Batch:
+def batch_of(rows: Mapping[str, Any], pixels: jax.Array, index: jax.Array, media: jax.Array) -> Batch:
     """Gathers a batch on the device.
 
     Args:
-        rows: as `Pictures.rows`.
+        rows: as `Pictures.rows`; and `tiny`, the same rows in the tiny LM's tokens, where it keeps its own loss.
         pixels: of all pictures.
         index: rows to take.
         media: the picture of each; other pictures than the rows' own measure how much the model looks at them.
     """
-    return Batch(media=pixels[media][:, None, None], **{name: x[index] for name, x in rows.items()})
+    taken = jax.tree.map(lambda x: x[index], dict(rows))
+    if "tiny" in taken:
+        taken["tiny"] = TinyText(**taken["tiny"])
+    return Batch(media=pixels[media][:, None, None], **taken)
 
 
 def order(train: np.ndarray, seed: int, steps: int, batch: int) -> np.ndarray:

@@ -23,7 +23,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ARMS = ("perceiver", "mlp", "pixel_shuffle", "queries", "queries_frozen", "words_frozen")
-ALIGNED = ("queries", "queries_frozen", "words_frozen")  # those that go on from stage 1
+MORE_ARMS = ("words_supervised",)  # trained where they are named
+ALIGNED = ("queries", "queries_frozen", "words_frozen", "words_supervised")  # those that go on from stage 1
 BASELINE = "perceiver"
 TUNED = "queries_frozen"  # the arm that stage 3 goes on from
 MODELS = {
@@ -51,7 +52,7 @@ class Settings:
     Attributes:
         data: folder of downloads, imported weights and JSONL files.
         runs: folder of runs, results and the report.
-        arms: some of `ARMS`.
+        arms: some of `ARMS` and `MORE_ARMS`.
         seeds: a seed is a stage 1 and an arm of each kind.
         steps: of each run; None takes those of the gin files.
         limit: most rows of a test; 0 is all.
@@ -410,7 +411,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[list[str], Settings]:
     parser.add_argument("--gin", action="append", default=[], metavar="NAME=VALUE", help="a setting of each training")
     args = parser.parse_args(arguments)
     chosen_arms = tuple(name for name in args.arms.split(",") if name)
-    for what, names, known in (("part", args.parts, PARTS), ("arm", chosen_arms, ARMS)):
+    for what, names, known in (("part", args.parts, PARTS), ("arm", chosen_arms, (*ARMS, *MORE_ARMS))):
         if unknown := [name for name in names if name not in known]:
             parser.error(f"no {what} is called {', '.join(unknown)}; expected some of {', '.join(known)}")
     if (args.steps is not None and args.steps < 1) or args.limit < 0:

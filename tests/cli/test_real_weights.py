@@ -57,8 +57,8 @@ def run(*arguments: object) -> None:
     assert main([str(argument) for argument in arguments]) == 0
 
 
-def train_both_stages(sources: dict[str, Path], folder: Path, capsys) -> Trained:
-    """Imports an encoder, a tiny and a large LM, and trains both stages on the samples."""
+def train_both_stages(sources: dict[str, Path], folder: Path, capsys, *more: str) -> Trained:
+    """Imports an encoder, a tiny and a large LM, and trains both stages on the samples; `more` is for stage 2."""
     for name, source in sources.items():
         run("import", f"--source={source}", f"--out={folder / name}", "--dtype=f32")
     trained = Trained(folder / "encoder", folder / "large", folder / "stage1", folder / "stage2", "")
@@ -68,7 +68,7 @@ def train_both_stages(sources: dict[str, Path], folder: Path, capsys) -> Trained
     run("train", "--gin_file=experiments/open_stage1.gin", *includes[:2], stage1, data, *SMALL)
     capsys.readouterr()
     stage2 = [f"--gin.MODEL_DIR={str(trained.stage2)!r}", f"--gin.STAGE1_RUN={str(trained.stage1)!r}"]
-    run("train", "--gin_file=experiments/open_stage2.gin", *includes, *stage2, data, *SMALL)
+    run("train", "--gin_file=experiments/open_stage2.gin", *includes, *stage2, data, *SMALL, *more)
     return dataclasses.replace(trained, output=capsys.readouterr().out)
 
 
@@ -106,6 +106,32 @@ def test_siglip_gemma_and_qwen_become_a_bundle_that_says_what_the_run_says(tmp_p
     trained.stage2.rename(tmp_path / "gone")
     backbones = [f"--encoder={moved / 'encoder'}", f"--decoder={moved / 'large'}"]
     assert said == captions_of(capsys, f"--bundle={moved / 'bundle'}", *backbones)
+
+
+def test_the_tiny_lm_keeps_its_loss_by_one_more_file(tmp_path, capsys):
+    sources = {
+        "encoder": families.write_folder("siglip", tmp_path / "hf" / "siglip"),
+        "tiny": write_text_model("gemma3_text", tmp_path / "hf" / "gemma", "gemma"),
+        "large": write_text_model("qwen3", tmp_path / "hf" / "qwen", "qwen"),
+    }
+    more = ["--gin_file=models/adapters/words_supervised.gin", "--gin.TrainConfig.log_every=1"]
+    more += ["--gin.EVALUATIONS=[@val/Evaluation(), @reliance/Evaluation()]", "--gin.TRAIN_STEPS=6"]
+    trained = train_both_stages(sources, tmp_path, capsys, *more)
+    lines = [json.loads(line) for line in (trained.stage2 / "curve.jsonl").read_text().splitlines()]
+    own = [line["tiny_loss"] for line in lines if line["split"] == "train"]
+    assert own[-1] < own[0] - 1 and "tiny loss" in trained.output
+    assert [line for line in lines if line["split"] == "val"][-1]["tiny_loss"] > 0
+    # What is trained needs stage 1 no more; only a run that goes on does.
+    trained.stage1.rename(tmp_path / "gone")
+    run("eval", f"--model_dir={trained.stage2}", f"--output={tmp_path / 'eval'}")
+    measured = json.loads((tmp_path / "eval" / "metrics.json").read_text())["scores"]
+    assert measured["val/loss"] == pytest.approx([line for line in lines if line["split"] == "val"][-1]["loss"])
+    run("export", f"--checkpoint={trained.stage2}", f"--out={tmp_path / 'bundle'}")
+    assert captions_of(capsys, f"--bundle={tmp_path / 'bundle'}")
+    capsys.readouterr()
+    again = [f"--gin_file={trained.stage2 / 'config.gin'}", f"--gin.MODEL_DIR={str(trained.stage2)!r}"]
+    assert main(["train", *again]) == 2
+    assert "stage1 is not there" in capsys.readouterr().err
 
 
 @pytest.mark.parity

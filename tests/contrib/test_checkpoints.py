@@ -17,6 +17,7 @@ from vadapter.base import quantization, trees
 from vadapter.base.errors import UserError
 from vadapter.contrib import checkpoints, launch
 from vadapter.models.lora import LoraConfig
+from vadapter.models.losses import ObjectiveConfig
 from vadapter.runs import description
 from vadapter.weights.checkpoint import open_checkpoint
 
@@ -136,14 +137,17 @@ def test_several_processes_are_refused(monkeypatch):
         launch.check(types.SimpleNamespace(model=None, train=None), "t5x")
 
 
-@pytest.mark.parametrize(("dropout", "cache", "expected"), [(0.1, None, "LoRA drops out"), (0.0, "cache", "gives a")])
-def test_what_a_launcher_does_not_tell_a_model_is_refused(dropout, cache, expected):
+@pytest.mark.parametrize(
+    ("dropout", "cache", "tiny_loss", "expected"),
+    [(0.1, None, 0, "LoRA drops out"), (0.0, "cache", 0, "gives a model pixels"), (0.0, None, 1, "tiny_loss is set")],
+)
+def test_what_a_launcher_does_not_tell_a_model_is_refused(dropout, cache, tiny_loss, expected):
     model = small.vlm(decoder=small.decoder(lora=LoraConfig(rank=2, dropout=dropout)))
     train = types.SimpleNamespace(frozen_dtype="float32", optimizer=types.SimpleNamespace(accumulate=1))
-    experiment = types.SimpleNamespace(model=model, train=train, feature_cache=None)
+    experiment = types.SimpleNamespace(model=model, train=train, feature_cache=None, objective=ObjectiveConfig())
     if not dropout:
         assert launch.check(experiment, "t5x") == model
-    experiment.feature_cache = cache
+    experiment.feature_cache, experiment.objective = cache, ObjectiveConfig(tiny_loss=tiny_loss)
     with pytest.raises(UserError, match=expected):
         launch.check(experiment, "t5x")
 

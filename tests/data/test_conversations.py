@@ -34,7 +34,10 @@ def rows(*files, **settings):
     """(batch arrays of one row, what is known of it) of each record."""
     found = []
     for batch, known in loader(*files, **settings).eval_batches():
-        found += [({k: np.asarray(getattr(batch, k))[i] for k in vars(batch)}, row) for i, row in enumerate(known)]
+        found += [
+            ({k: np.asarray(getattr(batch, k))[i] for k in vars(batch) if k != "tiny"}, row)
+            for i, row in enumerate(known)
+        ]
     return [(arrays, row) for arrays, row in found if row["valid"] or row["error"]]
 
 

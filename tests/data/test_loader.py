@@ -23,7 +23,7 @@ def take(n, index=0, count=1, start=0, **changes):
 
 
 def fields(batch):
-    return {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    return {f.name: x for f in dataclasses.fields(batch) if (x := getattr(batch, f.name)) is not None}
 
 
 def assert_same(a, b):

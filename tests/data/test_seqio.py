@@ -99,7 +99,7 @@ def test_seqio_gives_the_rows_of_the_loader(tmp_path, kind, lengths):
     loaded, found = both(TASKS[kind](tmp_path), lengths)
     assert len(loaded) == len(found) >= 2
     for (batch, _), row in zip(loaded, found, strict=True):
-        for name in (*vars(batch),):
+        for name in (k for k in vars(batch) if k != "tiny"):
             np.testing.assert_array_equal(row[name], getattr(batch, name)[0], err_msg=name)
         assert row["target_weights"].any() and row["media"].any()
     assert len({row["media"].tobytes() for row in found}) == len(found)  # no picture is taken for another

@@ -13,10 +13,9 @@ from flax import linen as nn
 
 from vadapter.base.batch import Batch
 from vadapter.cli.modules import import_modules
-from vadapter.models.adapters import LMAdapterConfig, MlpConfig
+from vadapter.models.adapters import MlpConfig
 from vadapter.models.decoder import DecoderConfig
 from vadapter.models.vit import ViTConfig
-from vadapter.models.vlm import VLMConfig
 from vadapter.recipes import experiments
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +24,6 @@ RUN = runpy.run_path(str(FOLDER / "run.py"))
 sys.path.append(str(FOLDER))  # as Python does for a script
 TABLES = runpy.run_path(str(FOLDER / "tables.py"))
 sys.path.remove(str(FOLDER))
-SUPERVISED = "examples.miniature.supervised"
 ARMS = {name: arm for arms in RUN["SWEEPS"].values() for name, arm in arms.items()}
 
 
@@ -62,28 +60,12 @@ def test_a_crossing_lies_between_two_measurements():
     assert crossing([(30, 1.0), (60, 0.5)], 0.4) is None
 
 
-def test_the_supervised_loss_is_that_of_stage_1():
-    import_modules([SUPERVISED])
-    from examples.miniature.supervised import SupervisedVLMConfig
-
-    decoder = DecoderConfig(vocab_size=32, width=16, depth=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32)
-    encoder = ViTConfig(image_size=8, patch_size=4, width=16, depth=1, num_heads=2, mlp_dim=32)
-    wired = LMAdapterConfig(decoder, MlpConfig(depth=1), "appended", num_queries=2, num_words=3)
-    stage2 = SupervisedVLMConfig(decoder, encoder, wired, supervision=0.5).make()
-    stage1 = VLMConfig(decoder, encoder, MlpConfig(depth=1)).make()
-    rng = np.random.default_rng(0)
-    media = rng.integers(0, 256, (2, 1, 1, 8, 8, 3), dtype=np.uint8)
-    rows = {slots: _batch(media, slots) for slots in (4, 5)}  # 4 patches in stage 1; 3 words and 2 queries in stage 2
-    params = stage2.init(jax.random.key(0), rows[5])["params"]
-    params = nn.unbox(params)
-    handed = {
-        "encoder": params["encoder"],
-        "adapter": params["adapter"]["front"],
-        "decoder": params["adapter"]["lm"],
-    }
-    sums = stage2.apply({"params": params}, rows[5], method="loss_sums")
-    expected = stage1.apply({"params": handed}, rows[4], method="loss_sums")
-    np.testing.assert_allclose(sums.z_sum, 0.5 * expected.loss_sum, rtol=1e-5)
+def test_the_supervised_arm_keeps_the_loss_of_stage_1(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arm = ARMS["words_supervised"]
+    made = experiments.unopened([*arm.files, f"{RUN['GIN']}/measure.gin"])
+    assert made.objective.tiny_loss == 1.0 and made.tiny_lm == made.handoff.source
+    assert made.train.trainable == ("adapter/.*",)  # its table of words too
 
 
 def test_a_contrastive_row_without_a_weight_takes_no_part_and_swapped_captions_are_wrong():

@@ -14,7 +14,10 @@ from vadapter.training import freezing
 PROMPT = {"before": [1, 5, 7], "after": [9]}
 
 
-@pytest.mark.parametrize("arm", ["words", "words_frozen", "random_32", "repaired", "text_repaired", "aligned"])
+STARTED = ("words", "words_frozen", "words_supervised", "random_32", "repaired", "text_repaired", "aligned")
+
+
+@pytest.mark.parametrize("arm", STARTED)
 def test_an_arm_starts_from_what_its_name_says(example, arm):
     models = example("models")
     backbones = SimpleNamespace(encoder=small.vit(), tiny=small.TINY, large=small.decoder())
@@ -44,7 +47,7 @@ def test_an_arm_starts_from_what_its_name_says(example, arm):
         if f"adapter/{part}" in made:
             np.testing.assert_array_equal(start[f"adapter/{part}"], expected["embedder/embedding"][ids])
     assert ("adapter/suffix" in made) == arm.startswith("words")
-    assert model.config.num_visual_tokens(1) == (32 if arm in ("words", "words_frozen", "random_32") else 16)
+    assert model.config.num_visual_tokens(1) == (32 if arm.startswith("words") or arm == "random_32" else 16)
 
 
 def test_what_an_arm_trains_leaves_its_table_of_words_alone(example):
@@ -58,3 +61,16 @@ def test_what_an_arm_trains_leaves_its_table_of_words_alone(example):
         assert not any("embedder" in path for path in trained)
         assert any(path.startswith("adapter/lm/") for path in trained) == lm_moves
         assert {"adapter/prefix", "adapter/suffix", "adapter/queries"} <= set(trained)
+
+
+def test_rows_in_both_tokenisers_become_one_batch(example):
+    rows = example("rows")
+    records = [{"ids": {"gemma3": [11, 12, 1], "smollm2": [21, 22, 23, 2]}} for _ in range(3)]
+    pictures = rows.Pictures(np.zeros((3, 8, 8, 3), np.uint8), records, {})
+    laid = pictures.rows("gemma3", PROMPT, 5)
+    laid["tiny"] = pictures.rows("smollm2", {"before": [3], "after": [4]}, 2)
+    batch = rows.batch_of(laid, pictures.pixels, np.array([2, 0]), np.array([2, 0]))
+    assert batch.media.shape == (2, 1, 1, 8, 8, 3)
+    assert batch.target_ids[:, :3].tolist() == [[11, 12, 1]] * 2
+    assert batch.tiny.tokens[:, :8].tolist() == [[3, 0, 0, 4, 21, 22, 23, 2]] * 2
+    assert batch.tiny.media_index[0, :5].tolist() == [-1, 0, 1, -1, -1]

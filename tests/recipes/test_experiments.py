@@ -135,6 +135,16 @@ def test_the_tiny_lm_writes_words_frozen_trained_or_not_at_all(adapter, data_dir
     assert ("adapter/lm/embedder/embedding" in trees.flatten(frozen)) == bool(words)
 
 
+@pytest.mark.parametrize("name", ["open_stage2.gin", "own_stage2.gin"])
+def test_the_tiny_lm_keeps_its_loss_by_one_more_file(name, data_dir):
+    config = resolve(name, data_dir, ["models/adapters/words_supervised.gin"], STAGE1_RUN=str(data_dir / "tiny"))
+    assert (config.objective.tiny_loss, config.tiny_lm) == (1.0, str(data_dir / "tiny"))
+    parts = experiment.Parts(config)
+    assert {"layers", "final_norm", "embedder"} <= {path.split("/")[2] for path in parts.trained if "/lm/" in path}
+    front = parts.example.tiny.tokens.shape[1] - sum(config.data.lengths.values())
+    assert front == config.model.encoder.num_patches
+
+
 @pytest.mark.parametrize("adapter", ["mlp", "pixel_shuffle"])
 def test_other_adapters_go_over_an_experiment(adapter, data_dir):
     config = resolve("open_perceiver.gin", data_dir, [f"models/adapters/{adapter}.gin"], **{"encoder.image_size": 504})

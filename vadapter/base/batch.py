@@ -37,6 +37,23 @@ class Features:
 
 
 @flax.struct.dataclass
+class TinyText:
+    """The text of each row as the tiny LM in the adapter reads it in training, for its own loss.
+
+    It has the row's prompt and targets in that LM's ids. In the place of a medium stand as many slots as the adapter's
+    front makes tokens of it, as in stage 1. Fields as of `Batch`; S and K are its lengths of rows and of targets.
+    """
+
+    tokens: Int[Array, "B S"]
+    segment_ids: Int[Array, "B S"]
+    positions: Int[Array, "B S"]
+    media_index: Int[Array, "B S"]
+    target_positions: Int[Array, "B K"]
+    target_ids: Int[Array, "B K"]
+    target_weights: Float[Array, "B K"]
+
+
+@flax.struct.dataclass
 class Batch:
     """Text rows with media, ready for a device. Every leaf has the batch as its first axis.
 
@@ -56,6 +73,7 @@ class Batch:
         target_positions: slot whose hidden state predicts the target.
         target_ids: the id to predict there.
         target_weights: weight of the target in the loss; 0 for padding and for rows that were skipped.
+        tiny: the same text for the tiny LM's own loss (`ObjectiveConfig.tiny_loss`); None where it was not asked for.
     """
 
     tokens: Int[Array, "B T"]
@@ -66,6 +84,7 @@ class Batch:
     target_positions: Int[Array, "B L"]
     target_ids: Int[Array, "B L"]
     target_weights: Float[Array, "B L"]
+    tiny: TinyText | None = None
 
     @property
     def pixels(self) -> UInt8[Array, "B M F h w C"]:

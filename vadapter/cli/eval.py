@@ -132,7 +132,10 @@ class _Made:
             # The gin files of a bundle's evaluation are not those of its training, so they may not say how pictures
             # were seen.
             seen = {"resize": described.resize, "views": described.views} if args.bundle else {}
-            self.parts = Parts(dataclasses.replace(self.experiment, model=described.model), **seen)
+            # The tiny LM's own loss needs the tokeniser of stage 1, which may be gone.
+            objective = dataclasses.replace(self.experiment.objective, tiny_loss=0.0)
+            changed = dataclasses.replace(self.experiment, model=described.model, objective=objective)
+            self.parts = Parts(changed, **seen)
             self.evaluators = self.parts.evaluators()
         report = evaluate(
             zip(self.experiment.evaluations, self.evaluators, strict=True),

@@ -65,8 +65,8 @@ def check(experiment: Experiment, launcher: str) -> VLMConfig:
         launcher: name of the package, for messages.
 
     Raises:
-        UserError: the model is no VLM, draws noise that depends on the step, or is trained from int8 weights or a
-            feature cache; gradients are accumulated; or there are several processes.
+        UserError: the model is no VLM, draws noise that depends on the step, or is trained from int8 weights, a
+            feature cache or with the tiny LM's own loss; gradients are accumulated; or there are several processes.
     """
     if jax.process_count() > 1:
         raise UserError(
@@ -92,6 +92,11 @@ def check(experiment: Experiment, launcher: str) -> VLMConfig:
         raise UserError(
             f"Experiment.feature_cache is set, and {launcher} gives a model pixels. Leave it out, or train with "
             "vadapter train."
+        )
+    if experiment.objective.tiny_loss:
+        raise UserError(
+            f"ObjectiveConfig.tiny_loss is set, and {launcher} gives a model no text for its tiny LM. Set it to 0, or "
+            "train with vadapter train."
         )
     if config.frozen_dtype == "int8":
         raise UserError(

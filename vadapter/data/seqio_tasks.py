@@ -192,13 +192,16 @@ class Task(seqio.Task):
         """Those of its preprocessors that are vadapter's."""
         return [step.step for step in self.preprocessors if isinstance(step, SeqioPreprocessor)]
 
-    def examples_of(self, sequence_length: Mapping[str, Any]) -> Callable[[Example], Example]:
+    def examples_of(
+        self, sequence_length: Mapping[str, Any], vocabulary: TextVocabulary | None = None
+    ) -> Callable[[Example], Example]:
         """Returns a function that makes an example of a record: all the task's preprocessors, in Python.
 
         Args:
             sequence_length: for seqio's own preprocessors, which may ask for it.
+            vocabulary: in place of the task's, for vadapter's preprocessors.
         """
-        words: Any = self.rows.vocabulary
+        words: Any = vocabulary or self.rows.vocabulary
         steps = [
             (lambda x, step=step.step: step.example(x, words))
             if isinstance(step, SeqioPreprocessor)

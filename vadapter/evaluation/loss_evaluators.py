@@ -43,6 +43,7 @@ _LOSSES = {
     "accuracy": "share of right ones among the next tokens",
     "perplexity": "exp of the loss",
 }
+_TINY = {"tiny_loss": "the tiny LM's own loss, with its factor, nats a target token"}
 _RELIANCE = {
     "reliance/right": "loss with the right image, nats a token",
     "reliance/shuffled": "loss with another example's image",
@@ -69,9 +70,10 @@ def _means(totals: np.ndarray) -> tuple[float, float]:
     return (loss / weight, correct / weight) if weight > 0 else (math.nan, math.nan)
 
 
-def _sums(loss_sums: LossFn, params: PyTree, batch: Any) -> np.ndarray:
-    sums = loss_sums(params, batch)
-    return np.array([float(sums.loss_sum), float(sums.weight_sum), float(sums.correct_sum)], np.float64)
+def _sums(loss_sums: LossFn, params: PyTree, batch: Any, tiny: bool = False) -> np.ndarray:
+    sums: Any = loss_sums(params, batch)
+    found = [sums.loss_sum, sums.weight_sum, sums.correct_sum, *([sums.tiny_sum] if tiny else [])]
+    return np.array([float(x) for x in found], np.float64)
 
 
 @dataclasses.dataclass
@@ -83,6 +85,7 @@ class LossEvaluator:
         batches: gives an iterator of (batch with numpy leaves, its rows); always the same examples.
         put: puts a batch on the device.
         name, every_steps: see `vadapter.base.evaluator.Evaluator`.
+        tiny: whether `loss_sums` also gives `LossSums.tiny_sum`, which is shown as `tiny_loss`.
     """
 
     loss_sums: LossFn
@@ -90,30 +93,35 @@ class LossEvaluator:
     put: Callable[[Batch], Any]
     name: str = "val"
     every_steps: int | None = None
+    tiny: bool = False
 
     @property
     def scalar_names(self) -> Sequence[str]:
         """See `vadapter.base.evaluator.Evaluator`."""
-        return (*_LOSSES, "target_tokens")
+        return (*_LOSSES, *(_TINY if self.tiny else ()), "target_tokens")
 
     def __call__(self, params: PyTree) -> EvalResult:
-        """Scalars `loss`, `accuracy`, `perplexity` and `target_tokens`, with intervals of the first three."""
-        sums = _stacked([_sums(self.loss_sums, params, self.put(batch)) for batch, _ in self.batches()], (3,))
+        """Scalars `loss`, `accuracy`, `perplexity` and `target_tokens`, with intervals of the first three; and
+        `tiny_loss`, see `tiny`."""
+        found = [_sums(self.loss_sums, params, self.put(batch), self.tiny) for batch, _ in self.batches()]
+        sums = _stacked(found, (3 + self.tiny,))
         totals = sums.sum(axis=0)
-        loss, accuracy = _means(totals)
+        loss, accuracy = _means(totals[:3])
         scalars = {
             "loss": loss,
             "accuracy": accuracy,
             "perplexity": perplexity(totals[0], totals[1]),
             "target_tokens": float(totals[1]),
         }
+        if self.tiny:
+            scalars["tiny_loss"] = totals[3] / totals[1] if totals[1] > 0 else math.nan
 
         def scores(drawn: np.ndarray) -> np.ndarray:
             loss = drawn[:, 0] / drawn[:, 1]
             return np.stack([loss, drawn[:, 2] / drawn[:, 1], np.exp(loss)], axis=1)
 
         intervals = functools.partial(_batch_intervals, sums, tuple(_LOSSES), scores)
-        return EvalResult(scalars, intervals=intervals, explanations=_LOSSES)
+        return EvalResult(scalars, intervals=intervals, explanations=_LOSSES | (_TINY if self.tiny else {}))
 
 
 @dataclasses.dataclass

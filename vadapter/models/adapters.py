@@ -162,6 +162,16 @@ class LMAdapterConfig:
             after["projection"].name: after["projection"].kernels(read),
         }
 
+    def tiny_flops(self, counter: FlopCounter, lengths: Any, targets: float) -> dict[str, float]:
+        """Returns the FLOPs of the LM's own loss, beside those of `flops`, which counts the front.
+
+        Args:
+            counter: of the adapter.
+            lengths: tokens of each row that the LM reads.
+            targets: that it predicts.
+        """
+        return self.lm.flops(counter.part("lm", before=counter.flows), lengths, targets)
+
     def given_words(self) -> "LMAdapterConfig":
         """Returns what costs as much as this adapter where its words were written before (`LMAdapter.written`)."""
         return dataclasses.replace(self, num_words=0, num_queries=self.num_queries + self.num_words)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vadapter.base.array_types import Array, Float, Int
+from vadapter.base.errors import UserError
 from vadapter.partitioning import constrain, ways
 
 _LOWEST = -1e30  # stands for -inf, whose differences would be NaN
@@ -20,10 +21,20 @@ class ObjectiveConfig:
     Attributes:
         z_loss: factor of the squared log-partition; 0 is off, 1e-4 is PaLM's.
         vocab_chunk: rows of the vocabulary head at a time; None takes all at once.
+        tiny_loss: factor of the loss that the tiny LM in the adapter keeps from stage 1: it reads each row too, in its
+            own ids (`Experiment.tiny_lm`). It is minimised beside the decoder's, and shown by itself. 0 is none.
+
+    Raises:
+        UserError: `tiny_loss` is below 0.
     """
 
     z_loss: float = 0.0
     vocab_chunk: int | None = None
+    tiny_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.tiny_loss >= 0:
+            raise UserError(f"ObjectiveConfig.tiny_loss is {self.tiny_loss}; expected a factor, or 0 for no such loss.")
 
 
 @flax.struct.dataclass
@@ -34,13 +45,21 @@ class LossSums:
         loss_sum: weighted cross-entropy in nats, without the z-loss.
         weight_sum: the weights.
         correct_sum: the weights of the targets that have the highest logit.
-        z_sum: the weighted z-loss, its factor included. What is minimised is `(loss_sum + z_sum) / weight_sum`.
+        z_sum: the weighted z-loss, its factor included.
+        tiny_sum: the tiny LM's own loss, its factor included; None where there is none (`ObjectiveConfig.tiny_loss`).
     """
 
     loss_sum: Float[Array, ""]
     weight_sum: Float[Array, ""]
     correct_sum: Float[Array, ""]
     z_sum: Float[Array, ""]
+    tiny_sum: Float[Array, ""] | None = None
+
+    @property
+    def minimised_sum(self) -> Float[Array, ""]:
+        """What is minimised, times `weight_sum`."""
+        total = self.loss_sum + self.z_sum
+        return total if self.tiny_sum is None else total + self.tiny_sum
 
 
 @flax.struct.dataclass

@@ -14,7 +14,7 @@ from vadapter.base.batch import Batch, Features
 from vadapter.base.errors import UserError
 from vadapter.base.trees import Tree
 from vadapter.models import adapters, decoder, flops, vit, words  # noqa: F401  so that the shipped parts are registered
-from vadapter.models.configuration import TRAINING, AdapterConfig, EncoderConfig, configuration, picture_sizes
+from vadapter.models.configuration import TRAINING, AdapterConfig, EncoderConfig, configuration, describe, picture_sizes
 from vadapter.models.kv_cache import KVCache
 from vadapter.models.losses import LossSums, ObjectiveConfig, cross_entropy
 from vadapter.models.stacks import layer_stacks
@@ -54,6 +54,23 @@ class VLMConfig:
         if self.encoder is None or self.adapter is None:
             return 0
         return self.adapter.num_tokens(self._frames_seen(frames), self.encoder.num_patches)
+
+    def num_tiny_tokens(self, frames: int) -> int:
+        """Returns how many slots of `Batch.tiny` a medium has: the tokens that the adapter's front makes of it.
+
+        Args:
+            frames: that media are stored with.
+
+        Raises:
+            UserError: the adapter has no tiny LM that reads and writes words.
+        """
+        if self.encoder is None or not isinstance(self.adapter, adapters.LMAdapterConfig) or not self.adapter.num_words:
+            raise UserError(
+                "ObjectiveConfig.tiny_loss is the loss of a tiny LM with words, in the adapter; expected an "
+                f"LMAdapterConfig with num_words of 1 or more, found {describe(self.adapter)}. Take such an adapter "
+                "(models/adapters/words_supervised.gin), or leave tiny_loss at 0."
+            )
+        return self.adapter.front.num_tokens(self._frames_seen(frames), self.encoder.num_patches)
 
     def _frames_seen(self, frames: int) -> int:
         """F as the adapter sees it."""
@@ -122,6 +139,11 @@ class VLMConfig:
                 if self.quantization is not None:
                     soft = media * self.num_visual_tokens(frames)
                     found["decoder"] += self.quantization.flops(counters["decoder"], "embedder/embedding", soft)
+            if batch.tiny is not None and isinstance(self.adapter, adapters.LMAdapterConfig):
+                lengths = (np.asarray(batch.tiny.segment_ids)[rows] > 0).sum(axis=1)
+                targets = float((np.asarray(batch.tiny.target_weights)[rows] > 0).sum())
+                for name, more in self.adapter.tiny_flops(counters["adapter"], lengths, targets).items():
+                    found[name] = found.get(name, 0.0) + more
             return found
 
         return count
@@ -217,9 +239,7 @@ class VLM(nn.Module):
         x = self.decoder.embed(batch.tokens)
         if batch.media.shape[1] == 0:
             return x
-        soft = self.soft_tokens(batch.media).astype(x.dtype)
-        filled = jnp.take_along_axis(soft, jnp.maximum(batch.media_index, 0)[..., None], axis=1)
-        return jnp.where((batch.media_index >= 0)[..., None], filled, x)
+        return _filled(x, self.soft_tokens(batch.media), batch.media_index)
 
     def __call__(self, batch: Batch) -> Float[Array, "B L D"]:
         """Returns the hidden states that predict the targets, after the final norm."""
@@ -238,10 +258,17 @@ class VLM(nn.Module):
 
         Args:
             batch: rows with targets.
-            settings: z-loss and chunks of the vocabulary; default none of these.
+            settings: z-loss, chunks of the vocabulary, and the tiny LM's own loss; default none of these.
+
+        Raises:
+            UserError: the tiny LM's loss is asked for, and the batch has no text for it, or the adapter no such LM.
         """
         settings = settings or ObjectiveConfig()
-        return cross_entropy(
+        if settings.tiny_loss and batch.media.shape[1] and self.config.quantization is None:
+            # Both language models read what the encoder makes once. Noise of a quantization needs pixels.
+            media = batch.media if isinstance(batch.media, Features) else Features(self.patch_tokens(batch.media))
+            batch = batch.replace(media=media)
+        sums = cross_entropy(
             self(batch),
             self.decoder.head_table(),
             batch.target_ids,
@@ -251,6 +278,37 @@ class VLM(nn.Module):
             z_loss=settings.z_loss,
             vocab_chunk=settings.vocab_chunk,
         )
+        if not settings.tiny_loss:
+            return sums
+        return dataclasses.replace(sums, tiny_sum=settings.tiny_loss * self._tiny_loss(batch, settings.vocab_chunk))
+
+    def _tiny_loss(self, batch: Batch, vocab_chunk: int | None) -> Float[Array, ""]:
+        """The loss of stage 1 of the tiny LM, as a sum. A row counts as much as in the decoder's loss, however many
+        tokens its targets have in the other ids."""
+        self.config.num_tiny_tokens(batch.media.shape[2])  # refuses adapters without such an LM
+        tiny, lm, config = batch.tiny, self.adapter.lm, self.adapter.config.lm
+        if tiny is None:
+            raise UserError(
+                "ObjectiveConfig.tiny_loss needs batches with the text that the tiny LM reads (Batch.tiny), and this "
+                "one has none. Train by vadapter train, which writes it (Experiment.tiny_lm), or leave tiny_loss at 0."
+            )
+        x = lm.embed(tiny.tokens)
+        if batch.media.shape[1]:
+            front = self.adapter.front(self.encode(batch.media))
+            x = _filled(x, front.reshape(x.shape[0], -1, x.shape[-1]), tiny.media_index)
+        hidden, _ = lm(x, tiny.segment_ids, tiny.positions)
+        hidden = jnp.take_along_axis(hidden, tiny.target_positions[..., None], axis=1)
+        counted = tiny.target_weights.sum(axis=1, keepdims=True)
+        sums = cross_entropy(
+            hidden,
+            lm.head_table(),
+            tiny.target_ids,
+            tiny.target_weights * batch.target_weights.sum(axis=1, keepdims=True) / jnp.maximum(counted, 1e-6),
+            multiplier=config.logits_multiplier,
+            softcap=config.final_softcap,
+            vocab_chunk=vocab_chunk,
+        )
+        return sums.loss_sum
 
     def prefill(self, batch: Batch, max_new_tokens: int) -> tuple[Float[Array, "B V"], KVCache]:
         """Reads the prompts.
@@ -294,6 +352,14 @@ class VLM(nn.Module):
         size = self.config.encoder.image_size
         grey = jnp.full((1, 1, 1, size, size, 3), 128, jnp.uint8)
         return self.config.starts()[path](self.adapter, self.encode(grey))
+
+
+def _filled(
+    x: Float[Array, "B T D"], tokens: Float[Array, "B MR D"], media_index: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """Text embeddings with the tokens of media in their slots."""
+    filled = jnp.take_along_axis(tokens.astype(x.dtype), jnp.maximum(media_index, 0)[..., None], axis=1)
+    return jnp.where((media_index >= 0)[..., None], filled, x)
 
 
 def _floats(media: Features) -> Float[Array, "B M F P E"]:

@@ -16,6 +16,7 @@ from vadapter.data.order.config import LoaderConfig
 from vadapter.data.order.loader import Loader
 from vadapter.data.reading.features import Store
 from vadapter.data.rows.sizes import Sizes, Views
+from vadapter.data.rows.tiny_text import TinyWriter
 from vadapter.evaluation import metrics
 from vadapter.evaluation.loss_evaluators import LossEvaluator, RelianceEvaluator
 from vadapter.evaluation.scoring import PLAIN, Scoring
@@ -27,6 +28,7 @@ from vadapter.models import flops
 from vadapter.models.configuration import ModelConfig
 from vadapter.models.losses import ObjectiveConfig
 from vadapter.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, abstract_params, make_mesh
+from vadapter.runs import tiny_text
 from vadapter.runs.batches import for_model
 from vadapter.runs.handoff import Handoff
 from vadapter.training import loop, objectives, waiting
@@ -92,6 +94,8 @@ class Experiment:
             sources and the model's own initialisation give them.
         feature_cache: folder that `vadapter cache` wrote, which training reads in place of pictures and videos; None
             reads these. It changes neither the order of the data nor what evaluations read.
+        tiny_lm: MODEL_DIR of stage 1, or the imported folder of a language model, whose tokeniser writes each row for
+            the tiny LM in the adapter too; needed by `ObjectiveConfig.tiny_loss`, also where the run goes on.
     """
 
     model: ModelConfig
@@ -108,6 +112,7 @@ class Experiment:
     bundle: str | None = None
     handoff: Handoff | None = None
     feature_cache: str | None = None
+    tiny_lm: str | None = None
 
 
 @dataclasses.dataclass
@@ -153,7 +158,12 @@ class Parts:
     def sizes(self) -> Sizes:
         """What the model takes in training."""
         sizes = for_model(self.experiment.model)
-        return dataclasses.replace(sizes, resize=self.resize or sizes.resize)
+        return dataclasses.replace(sizes, resize=self.resize or sizes.resize, tiny=self.tiny)
+
+    @functools.cached_property
+    def tiny(self) -> TinyWriter | None:
+        """What writes rows for the tiny LM's own loss, where there is one."""
+        return tiny_text.writer(self.experiment)
 
     def make_loader(self, data: LoaderConfig, features: Store | None = None, sizes: Sizes | None = None) -> Loader:
         """Makes a loader whose sizes are the model's.
@@ -180,7 +190,8 @@ class Parts:
     def example(self) -> Any:
         """Shapes of a global batch."""
         data = self.experiment.data
-        return packed_example(self.experiment.model.example_batch(data.batch_size, data.lengths), data)
+        example = packed_example(self.experiment.model.example_batch(data.batch_size, data.lengths), data)
+        return tiny_text.example(self.experiment, example)
 
     @functools.cached_property
     def features(self) -> Store | None:
@@ -222,13 +233,24 @@ class Parts:
     @functools.cached_property
     def loss_sums(self) -> Any:
         """Jitted `(params, batch) -> sums over the global batch`."""
-        run = jax.jit(self.objective, out_shardings=self.partitioner.replicated)
+        return self._sums(self.objective)
 
-        def loss_sums(params: Any, batch: Any) -> Any:
+    @functools.cached_property
+    def decoder_sums(self) -> Any:
+        """`loss_sums` of the decoder alone, without the tiny LM's own loss."""
+        settings = self.experiment.objective
+        if not settings.tiny_loss:
+            return self.loss_sums
+        return self._sums(objectives.make_objective(self.model, dataclasses.replace(settings, tiny_loss=0.0)))
+
+    def _sums(self, objective: objectives.Objective) -> Any:
+        run = jax.jit(objective, out_shardings=self.partitioner.replicated)
+
+        def sums(params: Any, batch: Any) -> Any:
             with self.partitioner.activate():
                 return run(params, batch)
 
-        return loss_sums
+        return sums
 
     def flops(self) -> flops.FlopsOf:
         """Counts the FLOPs of a batch by part."""
@@ -246,7 +268,8 @@ class Parts:
                 f"Expected evaluation {evaluation.name!r} without packing, which is for training; found "
                 "LoaderConfig.packing. Set train/LoaderConfig.packing alone."
             )
-        loader = self.make_loader(evaluation.data, sizes=self.eval_sizes)
+        tiny = self.tiny if evaluation.kind == "loss" else None
+        loader = self.make_loader(evaluation.data, sizes=dataclasses.replace(self.eval_sizes, tiny=tiny))
 
         def watched(batches: Callable[[], Iterator[Any]]) -> Callable[[], Iterator[Any]]:
             patience = self.experiment.train.data_patience
@@ -256,14 +279,14 @@ class Parts:
         put = self.partitioner.put_batch
         common: dict[str, Any] = {"put": put, "name": evaluation.name, "every_steps": evaluation.every_steps}
         if evaluation.kind == "loss":
-            return LossEvaluator(self.loss_sums, batches, **common)
+            return LossEvaluator(self.loss_sums, batches, **common, tiny=tiny is not None)
         if self.experiment.model.vocab_size is None:
             raise UserError(
                 f"Evaluation {evaluation.name!r} is of the kind {evaluation.kind!r}, which needs a model that reads "
                 "and writes text; this one does not. Take it out of EVALUATIONS."
             )
         if evaluation.kind == "reliance":
-            return RelianceEvaluator(self.loss_sums, batches, **common)
+            return RelianceEvaluator(self.decoder_sums, batches, **common)
         if evaluation.kind != "generation":
             raise UserError(f"Evaluation.kind is {evaluation.kind!r}; expected 'loss', 'generation' or 'reliance'.")
         model: Any = self.model
@@ -316,13 +339,21 @@ def packed_example(example: Any, data: LoaderConfig) -> Any:
     return packing.example(packing.budgets(data.packing, layout, rows), example)
 
 
-def data_info(experiment: Experiment) -> Mapping[str, Any]:
-    """What fixes the order and content of the training data, for the checkpoint. Its tasks are registered by now."""
+def data_info(experiment: Experiment, tiny: TinyWriter | None = None) -> Mapping[str, Any]:
+    """What fixes the order and content of the training data, for the checkpoint. Its tasks are registered by now.
+
+    Args:
+        experiment: the settings.
+        tiny: writes the rows for the tiny LM too (`Parts.tiny`).
+    """
     from vadapter.data import mixture_description
+    from vadapter.data.rows import vocabulary as vocabularies
 
     data = experiment.data
-    packing = {"packing": dataclasses.asdict(data.packing)} if data.packing else {}
-    return packing | {
+    more: dict[str, Any] = {"packing": dataclasses.asdict(data.packing)} if data.packing else {}
+    if tiny is not None:
+        more["tiny_text"] = [vocabularies.sha256(tiny.vocabulary.path), tiny.vocabulary.prompt_format]
+    return more | {
         "mixture": data.mixture,
         "split": data.split,
         "seed": data.seed,

@@ -19,6 +19,7 @@ from vadapter.generation.decoding import DecodingConfig, make_generate
 from vadapter.models import flops, stacks
 from vadapter.partitioning import Partitioner, make_mesh
 from vadapter.planning.search import Setting
+from vadapter.runs import tiny_text
 from vadapter.runs.experiment import Experiment, Parts, packed_example
 from vadapter.training import freezing
 from vadapter.training.program import Program
@@ -60,7 +61,8 @@ class PlannedParts(Parts):
         if self.video and (model.encoder is None or model.num_frames == 1):
             raise UserError("--video plans batches of videos, and this model reads none (VLMConfig.num_frames).")
         frames = model.num_frames if self.video else 1
-        return packed_example(model.example_batch(data.batch_size, data.lengths, frames=frames), data)
+        example = packed_example(model.example_batch(data.batch_size, data.lengths, frames=frames), data)
+        return tiny_text.example(self.experiment, example)
 
     @functools.cached_property
     def program(self) -> Program:
@@ -89,7 +91,8 @@ class PlannedParts(Parts):
             shape = (rows, length) if name in texts else getattr(unpacked, name).shape
             return jax.ShapeDtypeStruct(shape, x.dtype, sharding=x.sharding)
 
-        prompts = Batch(**{f.name: prompt(f.name) for f in dataclasses.fields(self.program.abstract_batch)})
+        names = (f.name for f in dataclasses.fields(Batch) if f.name != "tiny")
+        prompts = Batch(**{name: prompt(name) for name in names})
         return jax.jit(generate).lower(trees.merge(*self.program.abstract_params), prompts)
 
     def useful_flops(self) -> dict[str, float]:
@@ -102,20 +105,15 @@ class PlannedParts(Parts):
 
     def full_batch(self) -> Any:
         """A batch without padding. Its media stay shapes: nothing that counts reads them."""
-        ones = {
-            f.name: np.ones(x.shape, x.dtype)
-            for f in dataclasses.fields(self.example)
-            if (x := getattr(self.example, f.name)).ndim <= 2
-        }
+        full = jax.tree.map(lambda x: np.ones(x.shape, x.dtype) if x.ndim <= 2 else x, self.example)
         if packing := self.experiment.data.packing:  # as many segments as samples are drawn, of equal lengths
-            slots, targets = self.example.tokens.shape[1], self.example.target_ids.shape[1]
-            ones["segment_ids"] = ones["segment_ids"] * (
-                1 + np.arange(slots, dtype=np.int32) * packing.samples // slots
+            slots, targets = full.tokens.shape[1], full.target_ids.shape[1]
+            segments = 1 + np.arange(slots, dtype=np.int32) * packing.samples // slots
+            positions = np.arange(targets, dtype=np.int32) * slots // targets
+            full = full.replace(
+                segment_ids=full.segment_ids * segments, target_positions=full.target_positions * positions
             )
-            ones["target_positions"] = ones["target_positions"] * (
-                np.arange(targets, dtype=np.int32) * slots // targets
-            )
-        return self.example.replace(**ones)
+        return full
 
     def summary(self) -> list[freezing.PartSummary]:
         """Parameters and bytes of each part, of the whole arrays."""

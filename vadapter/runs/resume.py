@@ -27,6 +27,7 @@ _FREE = ("remat", "attention_impl")
 _PICTURES = ("resize", "position_grid", "position_resampling")
 _ABSENT: Any = object()
 _DATA = {"mixture": "the mixture", "split": "the split", "seed": "the seed of the data", "batch_size": "the batch size"}
+_DATA |= {"tiny_text": "the tiny LM's tokeniser (Experiment.tiny_lm) and prompt format"}
 
 
 @dataclasses.dataclass

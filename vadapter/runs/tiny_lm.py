@@ -32,12 +32,14 @@ class TinyLM:
         step: of the checkpoint there; None is the latest.
         vocabulary: its tokeniser, with the prompt format of its training.
         template: the prompt.
+        prompts: all that it was asked by in stage 1, by their kind; see `description.Text`.
     """
 
     folder: str
     step: int | None
     vocabulary: TextVocabulary
     template: str
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def before(self) -> list[int]:
@@ -55,19 +57,20 @@ class TinyLM:
         return [*self.before, *self.after][-1]
 
 
-def find(source: str, template: str = "caption") -> TinyLM:
+def find(source: str, template: str = "caption", setting: str = "Handoff.source") -> TinyLM:
     """Finds tokeniser and prompt of a tiny LM.
 
     Args:
         source: MODEL_DIR of stage 1 or of a run on text alone, or one of its `checkpoint_<step>` folders; or an
             imported folder.
         template: the prompt, where no stage 1 had one: a name in data/prompts or a template.
+        setting: that the source comes from, for messages.
 
     Raises:
         UserError: the folder is neither, or its vocabulary is missing.
     """
     if not epath.Path(source).exists():
-        raise UserError(f"Handoff.source: {source} is not there. Give the MODEL_DIR of stage 1, or an imported folder.")
+        raise UserError(f"{setting}: {source} is not there. Give the MODEL_DIR of stage 1, or an imported folder.")
     folder, step = checkpoints.split(source)
     if not (epath.Path(folder) / description.FILE).exists():
         return TinyLM(folder, step, vocabularies.load_vocabulary(folder), prompts.resolve(template, question=False))
@@ -76,7 +79,7 @@ def find(source: str, template: str = "caption") -> TinyLM:
         raise UserError(f"{folder} was trained without text; expected the run of a stage 1, or a language model.")
     # A run on text alone had no prompt: it is a language model, as an imported folder is.
     known = caption_template(text.prompts) if text.prompts else prompts.resolve(template, question=False)
-    return TinyLM(folder, step, find_vocabulary(text, folder), known)
+    return TinyLM(folder, step, find_vocabulary(text, folder), known, text.prompts)
 
 
 def prompt_length(source: str, template: str = "caption", run: str | None = None) -> int:

@@ -67,7 +67,7 @@ def _run(experiment: Experiment, accepted: Callable[[str], None] | None) -> loop
     evaluators, loader = parts.evaluators(), parts.loader
     if experiment.train.best:  # a run of weeks must not find it out at its first evaluation
         best.evaluator_of(experiment.train.best, evaluators, experiment.train.eval_every)
-    described, data = description.describe(experiment), data_info(experiment)
+    described, data = description.describe(experiment), data_info(experiment, parts.tiny)
     say = initialize.print_once
     finished = resume.check(
         experiment.model_dir, described, data, experiment.train, say, back_to=experiment.resume_step

@@ -301,7 +301,8 @@ class _Run:
         shares = {f"goodput/{kind}": share for kind, share in self.goodput.shares().items()}
         self.writer.scalars(self.step, values | shares)
         self._add_to_curve("train", values)
-        names = {"loss": "loss", "accuracy": "accuracy", "learning_rate": "lr", "grad_norm": "grad norm"}
+        names = {"loss": "loss", "tiny_loss": "tiny loss", "accuracy": "accuracy", "learning_rate": "lr"}
+        names |= {"grad_norm": "grad norm"}
         names |= {"steps_per_s": "steps/s", "examples_per_s": "examples/s", "tokens_per_s": "tokens/s", "mfu": "mfu"}
         names |= {"skipped_steps": "skipped steps"}
         self.console.step(self.step, "  ".join(f"{names[k]} {values[k]:.4g}" for k in names if values.get(k)))

@@ -41,7 +41,7 @@ def loss_and_gradients(
 
     def total(params: PyTree, part: Any) -> tuple[Array, LossSums]:
         sums = objective(trees.merge(params, frozen), part)
-        return sums.loss_sum + sums.z_sum, sums
+        return sums.minimised_sum, sums
 
     def mean(params: PyTree, part: Any) -> tuple[Array, LossSums]:
         summed, sums = total(params, part)
@@ -116,7 +116,8 @@ def make_train_step(
 
     Metrics are f32 scalars: `loss` and `z_loss` (nats a target), `accuracy` (share of targets with the highest logit),
     `weights` (the sum of the target weights), `grad_norm` (before clipping) and `grad_norm/<part>`, `param_norm` (of
-    the trainable parameters, after the update), `learning_rate` and `skipped`.
+    the trainable parameters, after the update), `learning_rate` and `skipped`; and `tiny_loss` where the objective has
+    one (`ObjectiveConfig`): like `z_loss` a mean over the targets with its factor, and no part of `loss`.
 
     Where the loss or the gradient is not finite, `skipped` is 1: parameters and optimizer state stay as they are, and
     only the step is counted.
@@ -165,6 +166,8 @@ def make_train_step(
             "learning_rate": optimizer.schedule(state.step),
             "skipped": 1.0 - finite.astype(jnp.float32),
         }
+        if sums.tiny_sum is not None:
+            metrics["tiny_loss"] = sums.tiny_sum / weight
         metrics |= {f"grad_norm/{part}": norm for part, norm in norms.items()}
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 

@@ -46,7 +46,8 @@ class Window:
             Means over the targets, the norms of the last step that was not skipped, and speeds; and each step's number
             and metrics. Steps that were skipped count in no mean; where all were, there is no loss.
         """
-        per_step = ("loss", "accuracy", "z_loss", "weights", "grad_norm", "skipped")
+        means = ("loss", "accuracy", "z_loss", *(["tiny_loss"] if "tiny_loss" in self.metrics[0] else []))
+        per_step = (*means, "weights", "grad_norm", "skipped")
         columns = jax.device_get([{k: m[k] for k in per_step} for m in self.metrics])
         seconds = time.perf_counter() - self.started
         made = [i for i, row in enumerate(columns) if not row["skipped"]]
@@ -55,7 +56,7 @@ class Window:
         if not made:
             values = {k: values[k] for k in ("param_norm", "learning_rate")}
         weights = sum(float(columns[i]["weights"]) for i in made)
-        for name in ("loss", "accuracy", "z_loss") if made else ():
+        for name in means if made else ():
             values[name] = sum(float(columns[i][name] * columns[i]["weights"]) for i in made) / max(weights, 1e-6)
         values["weights"] = weights / max(len(made), 1)
         speeds = {"steps_per_s": len(columns), "examples_per_s": self.examples, "tokens_per_s": self.tokens}

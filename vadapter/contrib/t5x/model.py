@@ -29,7 +29,7 @@ from vadapter.generation.decoding import decode
 from vadapter.recipes import experiments
 from vadapter.runs.experiment import Experiment, Parts
 
-FIELDS = tuple(field.name for field in dataclasses.fields(Batch))
+FIELDS = tuple(field.name for field in dataclasses.fields(Batch) if field.name != "tiny")
 _DTYPES = {"media": np.uint8, "target_weights": np.float32}  # others are int32
 _SMALLEST_WEIGHT = 1e-6  # as in vadapter's own step: a batch of skipped rows has loss 0
 
@@ -72,7 +72,7 @@ class VLMModel(models.BaseTransformerModel):
     ) -> PyTree:
         """Returns random parameters, and the logical names of their axes; `Initializer` gives them their values."""
         del input_types
-        example = {name: jnp.zeros(input_shapes[name], _DTYPES.get(name, np.int32)) for name in FIELDS}
+        example: dict[str, Any] = {name: jnp.zeros(input_shapes[name], _DTYPES.get(name, np.int32)) for name in FIELDS}
         with _plain():
             boxed = self.module.init(rng, Batch(**example))["params"]
         is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731

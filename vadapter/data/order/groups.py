@@ -12,7 +12,7 @@ from vadapter.data.reading.features import Store
 from vadapter.data.reading.loading import Share, load
 from vadapter.data.reading.sources import Medium, RandomAccessSource
 from vadapter.data.reading.views_source import ViewsSource
-from vadapter.data.rows.converters import Arrays, Example, Rows, stacked
+from vadapter.data.rows.converters import Arrays, Example, Rows, TextRows, stacked
 from vadapter.data.rows.preprocessors import Chat
 from vadapter.data.rows.sizes import WHOLE, Layout, Shape, Sizes, layout_of
 from vadapter.data.seqio_tasks import Task, provider, tasks_of
@@ -37,12 +37,20 @@ class RowBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Tasks whose examples have one shape, their rates, and how a model sees pictures where a task does not say it."""
+    """Tasks whose examples have one shape, their rates, and how a model sees pictures where a task does not say it.
+
+    Raises:
+        UserError: rows are to be written for a tiny LM too, and those of a task cannot be.
+    """
 
     media_shape: Shape
     tasks: tuple[Task, ...]
     rates: tuple[float, ...]
     sizes: Sizes
+
+    def __post_init__(self) -> None:
+        for task in self.tasks if self.sizes.tiny else ():
+            _check_tiny(task)
 
     @property
     def rows(self) -> Rows:
@@ -70,6 +78,8 @@ class Group:
         """
         lengths = {**layout.lengths, "media": self.media_shape}
         prepare = [task.examples_of(lengths) for task in self.tasks]
+        tiny = None if layout.for_decoding else self.sizes.tiny
+        rewrite = [task.examples_of(lengths, tiny.vocabulary) for task in self.tasks] if tiny else []
         sources: list[Any] = [records_of(task, self.sizes).resized(self.sizes.resize) for task in self.tasks]
         shape, dtype = self.media_shape, np.dtype(np.uint8)
         if features is not None:
@@ -80,6 +90,10 @@ class Group:
         for loaded in read:
             examples = [prepare[which](x) for which, x in zip(loaded.which, loaded.records, strict=True)]
             rows = [self.tasks[i].rows.row(x, layout) for i, x in zip(loaded.which, examples, strict=True)]
+            if tiny:
+                for i, record, row in zip(loaded.which, loaded.records, rows, strict=True):
+                    kind: Any = self.tasks[i].rows  # see `_check_tiny`
+                    row |= tiny.row(kind, rewrite[i](record), layout, self.media_shape[1])
             yield RowBatch(examples, stacked(rows), loaded.media, loaded.mediums)
 
 
@@ -116,7 +130,8 @@ def grouped(mixture: str, tasks: Sequence[Task], lengths: Mapping[str, int], siz
     """Groups tasks by the shape of their media and the kind of their batches, in the order of the tasks' names.
 
     Raises:
-        UserError: lengths without room, or media that the model was not made for.
+        UserError: lengths without room, media that the model was not made for, or rows that cannot be written for a
+            tiny LM too, where that is asked for.
     """
     found: dict[tuple, list[Task]] = {}
     for task in tasks:
@@ -128,3 +143,14 @@ def grouped(mixture: str, tasks: Sequence[Task], lengths: Mapping[str, int], siz
     whole = provider(mixture)
     rates = {t.name: float(whole.get_rate(t)) if isinstance(whole, seqio.Mixture) else 1.0 for t in tasks}
     return [Group(shape, tuple(some), tuple(rates[t.name] for t in some), sizes) for (_, shape), some in found.items()]
+
+
+def _check_tiny(task: Task) -> None:
+    """Refuses rows that cannot be written in the ids of a second vocabulary."""
+    if not isinstance(task.rows, TextRows) or len(task.ours) != len(task.preprocessors):
+        raise UserError(
+            f"The tiny LM's own loss (ObjectiveConfig.tiny_loss) needs rows that can be written in its ids too: "
+            f"TextRows, by preprocessors of vadapter's kind. Task {task.name} has {type(task.rows).__name__}, and "
+            f"{len(task.preprocessors) - len(task.ours)} preprocessors of another kind. Write them as Preprocessor "
+            "(vadapter/data/rows/preprocessors.py), or set tiny_loss to 0."
+        )

@@ -22,6 +22,7 @@ from vadapter.data.order.groups import Group, RowBatch
 from vadapter.data.order.schedule import Schedule, mix, shuffled
 from vadapter.data.reading import features
 from vadapter.data.reading.loading import Share, read_ahead
+from vadapter.data.rows.converters import TINY
 from vadapter.data.rows.sizes import Layout, Sizes, layout_of
 from vadapter.data.rows.text_vocabulary import TextVocabulary
 from vadapter.data.seqio_tasks import Task
@@ -226,7 +227,7 @@ class Loader:
         """Counts and checks a batch, and wraps it. Rows from `real` on are padding, without weight."""
         count = len(found.examples)
         real = count if real is None else real
-        cut = found.arrays.get("truncated", np.zeros(count))
+        cut = found.arrays.get("truncated", np.zeros(count)) + found.arrays.get(f"{TINY}truncated", 0)
         self._count(found.examples[:real], cut[:real])
         errors = np.asarray([bool(example["error"]) for example in found.examples])
         if self.config.long_text == "drop":

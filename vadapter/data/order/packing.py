@@ -98,7 +98,7 @@ def example(budgets: Budgets, sample: Batch) -> Batch:
         x = getattr(sample, name)
         return jax.ShapeDtypeStruct((x.shape[0], *sizes.get(name, (budgets.tokens,))), x.dtype)
 
-    return Batch(**{field.name: struct(field.name) for field in dataclasses.fields(Batch)})
+    return Batch(**{field.name: struct(field.name) for field in dataclasses.fields(Batch) if field.name != "tiny"})
 
 
 def place(needs: np.ndarray, room: np.ndarray, rows: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from vadapter.base.batch import Batch
+from vadapter.base.batch import Batch, TinyText
 from vadapter.data.rows.prompts import MEDIA_ID
 from vadapter.data.rows.sizes import Layout, check_lengths
 from vadapter.data.rows.text_vocabulary import TextVocabulary
@@ -21,7 +21,9 @@ SIZES = "sizes"
 """The feature of a conversation that says how many ids each of its turns has, see `lay_out`."""
 Example = dict[str, Any]
 Arrays = dict[str, np.ndarray]  # of a row, or of the rows of a batch
-_FIELDS = tuple(f.name for f in dataclasses.fields(Batch) if f.name != "media")
+TINY = "tiny/"
+"""Stands before the names of arrays of a row's `TinyText`, see `tiny_text`."""
+_FIELDS = tuple(f.name for f in dataclasses.fields(TinyText))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +206,9 @@ class TextRows:
     def batch(self, arrays: Arrays, media: np.ndarray, valid: np.ndarray) -> Batch:
         weights = arrays["target_weights"] * valid[:, None].astype(np.float32)
         fields: dict[str, Any] = {k: arrays[k] for k in _FIELDS} | {"target_weights": weights, "media": media}
+        if TINY + "tokens" in arrays:
+            own: dict[str, Any] = {k: arrays[TINY + k] for k in _FIELDS}
+            fields["tiny"] = TinyText(**own)
         return Batch(**fields)
 
     def shown(self, example: Example, arrays: Arrays) -> tuple[list[Token], list[Token]]:

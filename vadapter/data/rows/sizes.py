@@ -2,9 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from vadapter.base import resizing
 from vadapter.base.errors import UserError
+
+if TYPE_CHECKING:
+    from vadapter.data.rows.tiny_text import TinyWriter
 
 Shape = tuple[int, ...]  # of a record's media: M, F, h, w, 3
 MEDIA_KINDS = ("none", "image", "video")
@@ -44,6 +48,7 @@ class Sizes:
             on the number of frames.
         resize: how pictures become square where a task does not say it, see `resizing.parse`.
         views: how pictures are seen where a task that is no `chat_task` asks about them.
+        tiny: writes each row for a tiny LM in the adapter too; None does not.
     """
 
     image_size: int = 1
@@ -51,6 +56,7 @@ class Sizes:
     num_visual_tokens: int | Mapping[int, int] = 0
     resize: str = resizing.DEFAULT
     views: Views = WHOLE
+    tiny: "TinyWriter | None" = None
 
     def media_shape(self, kind: str, most: int = 1) -> Shape:
         """Returns (M, F, h, w, 3) of a record that shows `kind`: none (M = 0), image (F = 1) or video; M is `most`."""

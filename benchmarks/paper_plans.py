@@ -4,10 +4,11 @@ python benchmarks/paper_plans.py
 python benchmarks/paper_plans.py --recipes 'paper_stage2_*' --topologies v5e:8x8 v5p:4x4x8 --workers 4
 
 A recipe is an experiment and its variants: paper_stage2_vitg_8b is gin/experiments/paper_stage2.gin with
-ENCODER_VARIANT = "vit_g" and LARGE_VARIANT = "palm_8b". The mesh is that of gin/meshes/<type>_<chips>.gin where there
-is one, else the recipe's own. A compilation takes about a minute or more of two cores; results are cached, so that an
-interrupted or repeated run goes on where it was. What is not asked for keeps its row of an earlier run. With
---search_limit above 0, a recipe whose setting does not fit is searched for one that does. Needs libtpu, no TPU.
+ENCODER_VARIANT = "vit_g" and LARGE_VARIANT = "palm_8b". The mesh is that of gin/meshes/<type>_<chips>_stage1.gin for
+stage 1 and of <type>_<chips>.gin for the others; where there is none, the recipe's own. A compilation takes some
+minutes of two cores; results are cached, so that an interrupted or repeated run goes on where it was. What is not asked
+for keeps its row of an earlier run. With --search_limit above 0, a recipe whose setting does not fit is searched for
+one that does. Needs libtpu, no TPU.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
-TOPOLOGIES = ("v4:8x8x8", "v5e:8x8", "v5e:16x16", "v5p:4x4x8", "v6e:8x8")
+TOPOLOGIES = ("v4:8x8x8", "v5e:8x8", "v5e:16x16", "v5p:4x4x8", "v6e:8x8", "tpu7x:4x4x4")
 
 _HEAD = """# Paper-scale recipes on TPU slices
 
@@ -44,14 +45,15 @@ def recipes() -> dict[str, tuple[str, list[str]]]:
     return dict(sorted(found.items()))
 
 
-def mesh_file(topology: str) -> str | None:
-    """Returns the shipped mesh of a slice, or None."""
+def mesh_file(topology: str, experiment: str) -> str | None:
+    """Returns the shipped mesh of a slice for an experiment, or None."""
     from vadapter.base import resources
     from vadapter.planning.topologies import Topology
 
     parsed = Topology.parse(topology)
-    name = f"meshes/{parsed.type.name}_{parsed.num_chips}.gin"
-    return name if (resources.folder("gin") / name).is_file() else None
+    slice_ = f"meshes/{parsed.type.name}_{parsed.num_chips}"
+    names = (f"{slice_}_{experiment.removeprefix('paper_')}.gin", f"{slice_}.gin")
+    return next((name for name in names if (resources.folder("gin") / name).is_file()), None)
 
 
 def plan_one(recipe: str, topology: str, search_limit: int, cache_dir: str | None) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def plan_one(recipe: str, topology: str, search_limit: int, cache_dir: str | Non
 
     try:
         name, variants = recipes()[recipe]
-        files = [f"experiments/{name}.gin", *filter(None, [mesh_file(topology)])]
+        files = [f"experiments/{name}.gin", *filter(None, [mesh_file(topology, name)])]
         experiment = experiments.unopened(files, variants)
         planned = planner.Planner(recipe, experiment, Topology.parse(topology), cache_dir=cache_dir)
         made = planned.plan()

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,6 +28,26 @@ def test_grouped_heads_read_their_own_key_head(cap):
     for head in range(4):
         expected = reference(q[0, :, head], k[0, :, head // 2], v[0, :, head // 2], mask, 0.5, cap)
         np.testing.assert_allclose(out[0, :, head], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_gradients_are_those_of_the_plain_softmax(cap):
+    rng = np.random.default_rng(0)
+    q, k, v, weights = (rng.normal(size=(2, n, 2, 3)).astype(np.float32) for n in (4, 6, 6, 4))
+    mask = jnp.asarray(rng.random((2, 1, 4, 6)) < 0.6).at[1, 0, 2].set(False)  # a query that sees nothing
+
+    def plain(q, k, v):
+        logits = jnp.einsum("btnh,bsnh->bnts", q, k) * 0.5
+        logits = cap * jnp.tanh(logits / cap) if cap else logits
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+        return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(logits, axis=-1), v)
+
+    def gradients(attention):
+        return jax.grad(lambda *x: (attention(*x) * weights).sum(), argnums=(0, 1, 2))(q, k, v)
+
+    found = gradients(lambda *x: attend(*x, mask, scale=0.5, softcap=cap))
+    for ours, expected in zip(found, gradients(plain), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
 def test_unknown_implementation_is_refused():

@@ -17,6 +17,7 @@ from vadapter.models.adapters import MlpConfig
 from vadapter.models.vlm import VLMConfig
 from vadapter.models.words import WordQuantizationConfig
 from vadapter.partitioning import Partitioner, abstract_params
+from vadapter.planning.topologies import TPU_TYPES
 from vadapter.recipes import experiments, gin_text
 from vadapter.recipes.gin_front import parse_gin
 from vadapter.runs import experiment
@@ -207,16 +208,17 @@ def test_the_pairs_of_open_weights_have_the_documented_sizes(pair, stage, large,
 
 @pytest.mark.parametrize("mesh_file", MESHES)
 def test_a_mesh_include_fits_its_slice_and_the_paper_s_recipes(mesh_file, data_dir):
-    chips = int(Path(mesh_file).stem.split("_")[1])
+    kind, chips, *_ = Path(mesh_file).stem.split("_")
+    devices = int(chips) * TPU_TYPES[kind].devices_per_chip
     small = {"ENCODER_VARIANT": "vit_b", "LARGE_VARIANT": "palm_1b"}
     for recipe, chosen in (("paper_stage1", {}), ("paper_stage2", small), ("paper_perceiver", {})):
         config = resolve(f"{recipe}.gin", data_dir, [f"meshes/{mesh_file}"], BATCH_SIZE=2048, **chosen)
         mesh = config.mesh
-        assert mesh.data * mesh.fsdp * mesh.tensor == chips
+        assert mesh.data * mesh.fsdp * mesh.tensor == devices
         sizes = (1, mesh.data, mesh.fsdp, mesh.tensor)
         partitioner = Partitioner(jax.sharding.AbstractMesh(sizes, ("dcn", "data", "fsdp", "tensor")))
         partitioner.param_shardings(boxed(config))  # raises where a dimension does not divide
-        assert config.data.batch_size % (chips * config.train.optimizer.accumulate) == 0
+        assert config.data.batch_size % (devices * config.train.optimizer.accumulate) == 0
 
 
 def test_a_tokeniser_larger_than_the_decoder_s_table_is_refused(data_dir):

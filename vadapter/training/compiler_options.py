@@ -17,7 +17,7 @@ _VMEM = "xla_tpu_scoped_vmem_limit_kib"
 _V4 = _GATHER_BESIDE
 _V5E = {_VMEM: 24 * 1024}
 _V5P = _GATHER_BESIDE | {_VMEM: 24 * 1024}
-_V6E = _GATHER_BESIDE | {_VMEM: 48 * 1024}
+_V6E = _GATHER_BESIDE | {_VMEM: 96 * 1024}
 # As jax names the kinds of devices, and as pallas.tpu reads these names.
 _KINDS: dict[str, dict[str, Any]] = {
     **{"TPU v4": _V4, "TPU v5 lite": _V5E, "TPU v5e": _V5E, "TPU v5": _V5P, "TPU v5p": _V5P},

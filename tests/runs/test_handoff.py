@@ -12,12 +12,12 @@ from PIL import Image
 import vadapter
 from tests.data.tokenizer_files import write_tokenizer
 from tests.models import small
-from tests.saved import load_params, save_params
-from tests.training import small as training
+from tests.runs import stage1
+from tests.saved import load_params
 from vadapter.base import trees
 from vadapter.base.errors import UserError
 from vadapter.data.rows.vocabulary import load_vocabulary
-from vadapter.models.vlm import VLM, VLMConfig
+from vadapter.models.vlm import VLMConfig
 from vadapter.runs import text_pairs, tiny_lm
 from vadapter.runs.handoff import Handoff
 from vadapter.runs.ridge import RidgeFit
@@ -44,25 +44,7 @@ def world(tmp_path_factory):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(root / f"{i}.png")
         lines.append({"image": f"{i}.png", "caption": " ".join(rng.choice(WORDS, 8))})
     (root / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    whole = vlm(small.ADAPTERS["mlp"])
-    params = trees.flatten(training.params(VLM(whole), example=small.batch(whole, rows=1)))
-    for part in ("encoder", "decoder"):
-        save_params(str(root / part), trees.unflatten({p: x for p, x in params.items() if p.startswith(part)}))
-    stage1 = vlm(small.mlp(depth=1), TINY)
-    params = trees.flatten(training.params(VLM(stage1), example=small.batch(stage1, rows=1)))
-    save_params(str(root / "tiny"), trees.unflatten({p: x for p, x in params.items() if p.startswith("decoder")}))
-    write_tokenizer(root / "tiny" / "tokenizer", "qwen")
-    vadapter.train(
-        stage1,
-        root / "pairs.jsonl",
-        root / "stage1",
-        weights={"encoder": root / "encoder", "decoder": root / "tiny"},
-        trainable=("adapter/.*", "decoder/.*"),
-        vocabulary=str(root / "tiny"),
-        steps=2,
-        batch_size=8,
-        lengths=LENGTHS,
-    )
+    stage1.write(root, vlm(small.ADAPTERS["mlp"]), vlm(small.mlp(depth=1), TINY), "pairs.jsonl", LENGTHS)
     return root
 
 

@@ -11,16 +11,15 @@ from PIL import Image
 import vadapter
 from tests.data.tokenizer_files import write_tokenizer
 from tests.models import small
-from tests.saved import load_params, save_params
-from tests.training import small as training
-from vadapter.base import trees
+from tests.runs import stage1
+from tests.saved import load_params
 from vadapter.base.errors import UserError
 from vadapter.data import seqio_tasks, tasks
 from vadapter.data.order.config import LoaderConfig, PackingConfig
 from vadapter.data.rows import preprocessors
 from vadapter.data.rows.vocabulary import load_vocabulary
 from vadapter.models.losses import ObjectiveConfig
-from vadapter.models.vlm import VLM, VLMConfig
+from vadapter.models.vlm import VLMConfig
 from vadapter.runs import train
 from vadapter.runs.experiment import Evaluation, Experiment, Parts
 from vadapter.training import loop
@@ -57,24 +56,8 @@ def world(tmp_path_factory):
     captions = [line for line in lines if "caption" in line]
     for name, some in (("pairs", lines), ("captions", captions), ("chats", chats)):
         (root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)))
-    params = trees.flatten(training.params(VLM(MODEL), example=small.batch(MODEL, rows=1)))
-    for part in ("encoder", "decoder"):
-        save_params(str(root / part), trees.unflatten({p: x for p, x in params.items() if p.startswith(part)}))
-    stage1 = VLMConfig(TINY, small.vit(), WORDS.front, num_frames=2, repeat_stills=False)
-    params = trees.flatten(training.params(VLM(stage1), example=small.batch(stage1, rows=1)))
-    save_params(str(root / "tiny"), trees.unflatten({p: x for p, x in params.items() if p.startswith("decoder")}))
-    write_tokenizer(root / "tiny" / "tokenizer", "qwen")
-    vadapter.train(
-        stage1,
-        root / "captions.jsonl",
-        root / "stage1",
-        weights={"encoder": root / "encoder", "decoder": root / "tiny"},
-        trainable=("adapter/.*", "decoder/.*"),
-        vocabulary=str(root / "tiny"),
-        steps=2,
-        batch_size=8,
-        lengths=LENGTHS,
-    )
+    aligned = VLMConfig(TINY, small.vit(), WORDS.front, num_frames=2, repeat_stills=False)
+    stage1.write(root, MODEL, aligned, "captions.jsonl", LENGTHS)
     pairs = str(root / "pairs.jsonl")
     tasks.jsonl_task("tiny_pairs", pairs, pairs, vocabulary="scenes")
     tasks.jsonl_task("tiny_other", pairs, pairs, vocabulary="scenes", caption_prompt="<media>Tell me")

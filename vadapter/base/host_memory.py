@@ -19,5 +19,5 @@ def keep_freed_memory() -> None:
     except (OSError, AttributeError):
         return
     mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TRIM_THRESHOLD, -1)  # never; a number would be an int, and temporary buffers exceed 2 GiB
     mallopt(_M_ARENA_MAX, 1)

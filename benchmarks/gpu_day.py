@@ -29,6 +29,7 @@ STAGES = {
     "decode": (45, 75),
     "words": (60, 120),
     "packing": (30, 60),
+    "startup": (45, 130),
     "int8": (80, 110),
     "tests": (90, 150),
     "step_vitl_1b": (80, 150),
@@ -182,6 +183,10 @@ def _stage(name: str):
         from gpu_stages import rows
 
         return rows.packed
+    if name == "startup":
+        from gpu_stages import start
+
+        return start.start
     if name == "decode":
         from gpu_stages import decoding
 

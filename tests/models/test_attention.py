@@ -50,6 +50,37 @@ def test_gradients_are_those_of_the_plain_softmax(cap):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [63, 64, 130, 1030])
+def test_a_causal_row_in_blocks_is_attention_as_a_whole(length):
+    rng = np.random.default_rng(0)
+    q, k, v, weights = (rng.normal(size=(2, length, n, 4)).astype(np.float32) for n in (4, 2, 2, 4))
+    bias = rng.normal(size=(2, 4, length, length)).astype(np.float32)
+    segments = np.sort(rng.integers(1, 4, (2, length)), axis=1)
+    mask = jnp.asarray(np.tril(segments[:, :, None] == segments[:, None, :]))[:, None]
+
+    def results(causal):
+        def total(q, k, v, bias):
+            out = attend(q, k, v, mask, scale=0.5, softcap=5.0, bias=bias, causal=causal)
+            return (out * weights).sum(), out
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3), has_aux=True))(q, k, v, bias)
+        return out, gradients
+
+    for ours, expected in zip(jax.tree.leaves(results(True)), jax.tree.leaves(results(False)), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_a_causal_row_leaves_out_logits_that_no_query_sees():
+    row = jnp.ones((1, 512, 2, 64))
+    mask = jnp.tril(jnp.ones((512, 512), bool))[None, None]
+
+    def flops(causal):
+        run = jax.jit(lambda x: attend(x, x, x, mask, scale=1.0, causal=causal))
+        return run.lower(row).compile().cost_analysis()["flops"]
+
+    assert flops(True) < 0.65 * flops(False)
+
+
 def test_unknown_implementation_is_refused():
     with pytest.raises(UserError, match="'flash'.*xla, cudnn, splash"):
         attend(*[jnp.ones((1, 2, 1, 2))] * 3, None, scale=1.0, impl="flash")

@@ -12,7 +12,7 @@ from flax import linen as nn
 from vadapter.base.array_types import Array, Float, Int
 from vadapter.base.errors import UserError
 from vadapter.models import layers
-from vadapter.models.attention import AttentionImpl, attend, prepare, soft_cap
+from vadapter.models.attention import LANES, AttentionImpl, attend, prepare, soft_cap
 from vadapter.models.configuration import configuration
 from vadapter.models.flops import FlopCounter
 from vadapter.models.kv_cache import KVCache, write
@@ -67,7 +67,8 @@ class DecoderConfig:
         residual_multiplier: factor on what attention and MLP add to the hidden states (Granite).
         logits_multiplier: factor on the output logits, before they are capped (Granite).
         causal: whether slots see earlier ones only.
-        attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs; see `attention.attend`.
+        attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs, see `attention.attend`; `fused` on
+            TPUs for short rows, see `vadapter.models.fused`. Decoding with a cache leaves both to `xla`.
         dtype: of the computation: `float32` or `bfloat16`.
         remat: what the backward pass recomputes: `none`, `full` or `dots`.
         lora: small trained maps beside those of the layers; None has none.
@@ -110,7 +111,7 @@ class DecoderConfig:
     residual_multiplier: float = 1.0
     logits_multiplier: float = 1.0
     causal: bool = True
-    attention_impl: AttentionImpl = "xla"
+    attention_impl: AttentionImpl | Literal["fused"] = "xla"
     dtype: str = "bfloat16"
     remat: layers.Remat = "none"
     lora: LoraConfig | None = None
@@ -122,6 +123,7 @@ class DecoderConfig:
             )
         self._check_rope()
         self._check_relative()
+        self._check_fused()
         if self.lora is not None:
             self.lora.check(self._maps, "the decoder")
         layers.known("qk_norm_over", self.qk_norm_over, ("head", "all_heads"))
@@ -162,6 +164,16 @@ class DecoderConfig:
                 "'xla'."
             )
 
+    def _check_fused(self) -> None:
+        if self.attention_impl != "fused":
+            return
+        if self.head_dim % LANES or self.rotated != self.head_dim or self.attention_softcap:
+            raise UserError(
+                f"DecoderConfig: attention_impl 'fused' needs a head_dim that is a multiple of {LANES}, rotates all of "
+                f"it and has no attention_softcap; found head_dim {self.head_dim}, rope_dim {self.rope_dim} and "
+                f"attention_softcap {self.attention_softcap}. Use 'xla' or 'splash'."
+            )
+
     @property
     def _maps(self) -> dict[str, tuple[int, int]]:
         heads, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
@@ -169,6 +181,11 @@ class DecoderConfig:
         attention = {f"attention/{name}": (self.width, size) for name, size in outputs.items()}
         wide = {f"mlp/{name}": (self.width, self.mlp_dim) for name in (("gate", "up") if self.gated else ("up",))}
         return attention | {"attention/out": (heads, self.width)} | wide | {"mlp/down": (self.mlp_dim, self.width)}
+
+    @property
+    def slots_impl(self) -> AttentionImpl:
+        """The implementation where `fused` does not serve, in decoding with a cache."""
+        return "xla" if self.attention_impl == "fused" else self.attention_impl
 
     @property
     def local_layers(self) -> tuple[bool, ...]:
@@ -230,26 +247,35 @@ class Attention(nn.Module):
         names = (None if c.num_kv_heads == 1 else "embed", "kv_heads", "kv")
         key = dense((c.num_kv_heads, c.head_dim), names, name="key", **common)(x)
         value = dense((c.num_kv_heads, c.head_dim), names, name="value", **common)(x)
-        query = constrain(query, "batch", "length", "activation_heads", None)
+        fused = c.attention_impl == "fused" and own.key is None
+        if not fused:
+            query = constrain(query, "batch", "length", "activation_heads", None)
         if c.qk_norm:
             query, key = self._norm("query_norm", query), self._norm("key_norm", key)
-        query, key = apply_rope(query, inputs.rotation), apply_rope(key, inputs.rotation)
-        read = None
-        if own.key is not None and own.value is not None and shared.start is not None:
-            key, value = write(own.key, key, shared.start), write(own.value, value, shared.start)
-            read = (key, value)
         scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
-        out = attend(
-            query,
-            key.astype(query.dtype),
-            value.astype(query.dtype),
-            inputs.mask,
-            scale=scale,
-            softcap=c.attention_softcap,
-            impl=c.attention_impl,
-            bias=shared.bias,
-        )
-        out = constrain(out, "batch", "length", "activation_heads", None)
+        read = None
+        if fused:
+            from vadapter.models import fused as kernels  # of jax's experimental modules
+
+            assert not isinstance(inputs.mask, Visibility)
+            out = kernels.attention(query, key, value, inputs.mask, inputs.rotation, scale=scale)
+        else:
+            query, key = apply_rope(query, inputs.rotation), apply_rope(key, inputs.rotation)
+            if own.key is not None and own.value is not None and shared.start is not None:
+                key, value = write(own.key, key, shared.start), write(own.value, value, shared.start)
+                read = (key, value)
+            out = attend(
+                query,
+                key.astype(query.dtype),
+                value.astype(query.dtype),
+                inputs.mask,
+                scale=scale,
+                softcap=c.attention_softcap,
+                impl=c.slots_impl,
+                bias=shared.bias,
+                causal=c.causal and read is None,
+            )
+            out = constrain(out, "batch", "length", "activation_heads", None)
         return dense(c.width, ("heads", "kv", "embed"), name="out", axis=(-2, -1), dtype=c.dtype, lora=c.lora)(
             out
         ), read
@@ -381,7 +407,7 @@ class Decoder(nn.Module):
             seen = Visibility(positions, key_positions, segment_ids, key_segments, causal=c.causal, window=window)
             magnitude = scaling.magnitude if scaling else 1.0
             rotation = rope_rotation(positions, rope_frequencies(c.rotated, base, scaling), magnitude)
-            return AttentionInputs(prepare(seen, c.attention_impl), rotation)
+            return AttentionInputs(prepare(seen, c.slots_impl), rotation)
 
         if c.rope_scaling:
             c.rope_scaling.check_length(key_positions.shape[1])

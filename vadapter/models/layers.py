@@ -50,7 +50,7 @@ def remat(module: type[nn.Module], policy: Remat) -> type[nn.Module]:
     Args:
         module: the layer.
         policy: `none` recomputes nothing, `full` everything, `dots` all but the results of matrix products with
-            parameters and of splash attention, whose kernel is not run again (`xla`'s and `cudnn`'s attention is).
+            parameters and of attention by a kernel for TPUs, which is not run again (`xla`'s and `cudnn`'s is).
     """
     policies = jax.checkpoint_policies
     if known("Remat policy", policy, get_args(Remat)) == "none":

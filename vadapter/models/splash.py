@@ -17,6 +17,7 @@ import contextvars
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,11 @@ def interpreted() -> Iterator[None]:
         _interpreted.reset(token)
 
 
+def is_interpreted() -> bool:
+    """Returns whether kernels are interpreted."""
+    return _interpreted.get()
+
+
 def attention(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
@@ -69,37 +75,51 @@ def attention(
         UserError: the active mesh is not of TPUs. What counts is the mesh, not this machine, which may be compiling
             for another; without an active mesh jax itself refuses when it lowers the kernel for another platform.
     """
-    _check_platform()
+    check_platform("splash")
     query = (query.astype(jnp.float32) * scale).astype(query.dtype)
-    run = functools.partial(_run, softcap=softcap, interpret=_interpreted.get())
+    run = functools.partial(_run, softcap=softcap, interpret=is_interpreted())
     if visibility is None:
-        return _sharded(functools.partial(run, causal=False, window=None), query, key, value, None)
+        return sharded(functools.partial(run, causal=False, window=None), query, key, value, None)
     segments = visibility.query_segments
     run = functools.partial(run, causal=visibility.causal)
-    near = functools.partial(_sharded, functools.partial(run, window=visibility.window))
+    near = functools.partial(sharded, functools.partial(run, window=visibility.window))
     if visibility.window is None or visibility.is_local is None:
         return near(query, key, value, segments)
-    far = functools.partial(_sharded, functools.partial(run, window=None))
+    far = functools.partial(sharded, functools.partial(run, window=None))
     return jax.lax.cond(visibility.is_local, near, far, query, key, value, segments)
 
 
-def _check_platform() -> None:
+def check_platform(impl: str) -> None:
+    """Raises a `UserError` if the active mesh is not of TPUs; `impl` is the name of the kernel."""
     state = rules.active_rules()
-    if state is None or _interpreted.get():
+    if state is None or is_interpreted():
         return
     platform = state[0].devices.flat[0].platform
     if platform != "tpu":
         raise UserError(
-            f"attention_impl 'splash' is a kernel for TPUs, and this mesh is of devices of the platform {platform!r}. "
+            f"attention_impl {impl!r} is a kernel for TPUs, and this mesh is of devices of the platform {platform!r}. "
             "Set attention_impl to 'xla', which runs everywhere, or on NVIDIA GPUs to 'cudnn'."
         )
 
 
-def _sharded(run: Callable[..., Array], query: Array, key: Array, value: Array, segments: Array | None) -> Array:
-    # Each device runs `run` on its rows and its heads, all of a row.
+def sharded(run: Callable[..., Array], query: Array, key: Array, value: Array, rows: Any, flat: bool = False) -> Array:
+    """Returns `run(query, key, value, rows)`, each device on its rows and its heads, all slots of a row.
+
+    Args:
+        run: a kernel.
+        query: [B, T, N, H].
+        key: [B, S, K, H].
+        value: the same.
+        rows: a tree of arrays whose first axis is that of the rows, or None.
+        flat: `run` takes and returns arrays [B, T, N H] and [B, S, K H].
+    """
+
+    def flattened(x: Array) -> Array:
+        return x.reshape(*x.shape[:2], -1) if flat else x
+
     state = rules.active_rules()
     if state is None or state[0].size == 1:
-        return run(query, key, value, segments)
+        return run(flattened(query), flattened(key), flattened(value), rows).reshape(query.shape)
     mesh, table = state
     names = ("batch", None, "activation_heads", None)
     spec = rules.partition_spec(names, query.shape, mesh, table, f"attention's queries {names}")
@@ -108,9 +128,10 @@ def _sharded(run: Callable[..., Array], query: Array, key: Array, value: Array, 
     ways = math.prod(mesh.shape[axis] for axis in heads)
     copies = ways // math.gcd(ways, key.shape[2])
     key, value = (jnp.repeat(x, copies, axis=2) if copies > 1 else x for x in (key, value))
-    rows = PartitionSpec(spec[0])
-    mapped = jax.shard_map(run, mesh=mesh, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False)
-    return mapped(query, key, value, segments)
+    whole = PartitionSpec(*spec[:3])  # of [..., heads] and of [..., heads x channels]
+    specs = (whole, whole, whole, PartitionSpec(spec[0]))
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
+    return mapped(flattened(query), flattened(key), flattened(value), rows).reshape(query.shape)
 
 
 def _run(

@@ -9,6 +9,7 @@ from vadapter.base import quantization, trees
 from vadapter.base.errors import UserError
 from vadapter.generation.decoding import DecodingConfig
 from vadapter.models.attention import AttentionImpl
+from vadapter.models.decoder import DecoderConfig
 from vadapter.models.stacks import layer_stacks
 from vadapter.planning import search
 from vadapter.planning.estimate import Work, estimate
@@ -122,12 +123,16 @@ class Planner:
 
     def space(self) -> search.Space:
         """Returns what a search may try."""
-        implementations = tuple(name for name in get_args(AttentionImpl) if name != "cudnn")
+        everywhere = tuple(name for name in get_args(AttentionImpl) if name != "cudnn")
+        attention = {
+            part: (*everywhere, "fused") if isinstance(config, DecoderConfig) else everywhere
+            for part, config in layer_stacks(self.experiment.model).items()
+        }
         return search.Space(
             refusal=self.refusal,
             meshes=search.meshes(self.topology.num_devices // self.topology.slices),
             remat={part: search.POLICIES for part, _ in self.start.remat},
-            attention=dict.fromkeys(layer_stacks(self.experiment.model), implementations),
+            attention=attention,
         )
 
     def refusal(self, setting: search.Setting) -> str | None:

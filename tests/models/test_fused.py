@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from tests.models.test_splash import packed
 from vadapter.base.errors import UserError
-from vadapter.models import splash
+from vadapter.models import fused, splash
 from vadapter.models.decoder import Decoder, DecoderConfig
 from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
 
@@ -82,10 +82,24 @@ def test_cached_decoding_is_xlas():
     np.testing.assert_array_equal(last(config), last(SMALL))
 
 
-@pytest.mark.parametrize("wrong", [{"head_dim": 64}, {"rope_dim": 64}, {"attention_softcap": 5.0}])
-def test_what_the_kernel_cannot_do_is_refused(wrong):
-    with pytest.raises(UserError, match="attention_impl 'fused' needs a head_dim that is a multiple of 128"):
-        dataclasses.replace(SMALL, attention_impl="fused", **wrong)
+@pytest.mark.parametrize("more", [{"head_dim": 64}, {"rope_dim": 64}, {"attention_softcap": 5.0}])
+def test_what_the_kernel_cannot_do_is_xlas(more):
+    config = dataclasses.replace(SMALL, **more)
+    params, *inputs = rows(config, [[24]])
+    outs = [
+        Decoder(dataclasses.replace(config, attention_impl=impl)).apply({"params": params}, *inputs)[0]
+        for impl in ("xla", "fused")
+    ]
+    np.testing.assert_array_equal(*outs)
+
+
+def test_a_device_that_computes_otherwise_is_refused(monkeypatch):
+    with splash.interpreted():
+        fused.check()
+        right = fused._rotate
+        monkeypatch.setattr(fused, "_rotate", lambda x, cos, sin: right(x, cos, -sin))
+        with pytest.raises(UserError, match="'fused' computes results that differ from plain attention by .*'xla'"):
+            fused.check()
 
 
 def test_other_platforms_are_refused():

@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from vadapter.planning import costs, hlo, schedule
+from vadapter.planning import calibration, costs, hlo, schedule
 from vadapter.planning.collectives import Network, exchange, find, first_group
 from vadapter.planning.topologies import TPU_TYPES
 
@@ -303,6 +303,13 @@ def test_a_kernel_counts_what_it_declares():
     found = schedule.cost(program(line + config), network(1, 1))
     assert found.flops == 197e6
     assert found.kernels == pytest.approx(1e-6 * 1.5e9 / schedule.KERNEL_SHARE)
+
+
+def test_kernels_of_fused_attention_take_what_their_schedule_says():
+    line = '  ROOT %fused_attention_forward.2 = f32[8] custom-call(%x), custom_call_target="tpu_custom_call", '
+    config = 'backend_config={"custom_call_config":{"cost_estimate":{"flops":"197000000","bytes_accessed":"8"}}}'
+    found = schedule.cost(program(line + config), network(1, 1))
+    assert found.kernels == pytest.approx(1e-6 * 1.5e9 / calibration.FUSED_SHARES["v5e"])
 
 
 def test_slices_of_a_stack_do_not_read_the_stack():

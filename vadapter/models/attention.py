@@ -16,6 +16,7 @@ AttentionImpl = Literal["xla", "cudnn", "splash"]
 # What has a kernel of its own runs on one platform; `xla` runs on all. `fused` is for decoders (`DecoderConfig`).
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu", "fused": "tpu"}
 
+FUSED = "fused_attention"  # what the names of the kernels of `vadapter.models.fused` begin with
 LANES = 128  # of a TPU: the columns that its memory is made of
 
 

@@ -68,7 +68,9 @@ class DecoderConfig:
         logits_multiplier: factor on the output logits, before they are capped (Granite).
         causal: whether slots see earlier ones only.
         attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs, see `attention.attend`; `fused` on
-            TPUs for short rows, see `vadapter.models.fused`. Decoding with a cache leaves both to `xla`.
+            TPUs for short rows, see `vadapter.models.fused`. Decoding with a cache leaves both to `xla`, and so does
+            `fused` what its kernel cannot do: heads that are not multiples of 128 channels, all of them rotated, caps
+            and biases of the logits.
         dtype: of the computation: `float32` or `bfloat16`.
         remat: what the backward pass recomputes: `none`, `full` or `dots`.
         lora: small trained maps beside those of the layers; None has none.
@@ -123,7 +125,6 @@ class DecoderConfig:
             )
         self._check_rope()
         self._check_relative()
-        self._check_fused()
         if self.lora is not None:
             self.lora.check(self._maps, "the decoder")
         layers.known("qk_norm_over", self.qk_norm_over, ("head", "all_heads"))
@@ -158,20 +159,10 @@ class DecoderConfig:
                 f"DecoderConfig: relative_buckets {self.relative_buckets} and relative_max_distance "
                 f"{self.relative_max_distance}; expected two buckets or more, and a distance above half of them."
             )
-        if self.attention_impl != "xla":
+        if self.attention_impl not in ("xla", "fused"):
             raise UserError(
                 f"DecoderConfig: attention_impl is {self.attention_impl!r}, which has no relative position biases. Use "
                 "'xla'."
-            )
-
-    def _check_fused(self) -> None:
-        if self.attention_impl != "fused":
-            return
-        if self.head_dim % LANES or self.rotated != self.head_dim or self.attention_softcap:
-            raise UserError(
-                f"DecoderConfig: attention_impl 'fused' needs a head_dim that is a multiple of {LANES}, rotates all of "
-                f"it and has no attention_softcap; found head_dim {self.head_dim}, rope_dim {self.rope_dim} and "
-                f"attention_softcap {self.attention_softcap}. Use 'xla' or 'splash'."
             )
 
     @property
@@ -183,8 +174,15 @@ class DecoderConfig:
         return attention | {"attention/out": (heads, self.width)} | wide | {"mlp/down": (self.mlp_dim, self.width)}
 
     @property
-    def slots_impl(self) -> AttentionImpl:
-        """The implementation where `fused` does not serve, in decoding with a cache."""
+    def is_fused(self) -> bool:
+        """Whether attention without a cache is the fused kernel's."""
+        whole = self.head_dim % LANES == 0 and self.rotated == self.head_dim
+        plain = self.attention_softcap is None and self.relative_buckets is None
+        return self.attention_impl == "fused" and whole and plain
+
+    @property
+    def unfused_impl(self) -> AttentionImpl:
+        """The implementation where the fused kernel does not serve."""
         return "xla" if self.attention_impl == "fused" else self.attention_impl
 
     @property
@@ -247,7 +245,7 @@ class Attention(nn.Module):
         names = (None if c.num_kv_heads == 1 else "embed", "kv_heads", "kv")
         key = dense((c.num_kv_heads, c.head_dim), names, name="key", **common)(x)
         value = dense((c.num_kv_heads, c.head_dim), names, name="value", **common)(x)
-        fused = c.attention_impl == "fused" and own.key is None
+        fused = c.is_fused and own.key is None
         if not fused:
             query = constrain(query, "batch", "length", "activation_heads", None)
         if c.qk_norm:
@@ -271,7 +269,7 @@ class Attention(nn.Module):
                 inputs.mask,
                 scale=scale,
                 softcap=c.attention_softcap,
-                impl=c.slots_impl,
+                impl=c.unfused_impl,
                 bias=shared.bias,
                 causal=c.causal and read is None,
             )
@@ -407,7 +405,7 @@ class Decoder(nn.Module):
             seen = Visibility(positions, key_positions, segment_ids, key_segments, causal=c.causal, window=window)
             magnitude = scaling.magnitude if scaling else 1.0
             rotation = rope_rotation(positions, rope_frequencies(c.rotated, base, scaling), magnitude)
-            return AttentionInputs(prepare(seen, c.slots_impl), rotation)
+            return AttentionInputs(prepare(seen, c.unfused_impl), rotation)
 
         if c.rope_scaling:
             c.rope_scaling.check_length(key_positions.shape[1])

@@ -21,10 +21,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from vadapter.base.array_types import Array, Bool, Float
+from vadapter.base.errors import UserError
 from vadapter.models import splash
-from vadapter.models.positions import Rotation
+from vadapter.models.attention import FUSED, LANES, attend
+from vadapter.models.positions import Rotation, apply_rope, rope_frequencies, rope_rotation
 
-NAME = "fused_attention"  # what the names of its kernels begin with
+_TOLERANCE = 0.03  # of an array's norm, between two ways in bfloat16
 _HIDDEN = -1e30  # added to what is not seen; finite, so that a query that sees nothing has finite weights
 
 
@@ -54,6 +56,51 @@ def attention(
     run = functools.partial(_run, dim=query.shape[3], scale=scale, interpret=splash.is_interpreted())
     key, value = key.astype(query.dtype), value.astype(query.dtype)
     return checkpoint_name(splash.sharded(run, query, key, value, (mask, rotation), flat=True), splash.RESIDUALS)
+
+
+def check() -> None:
+    """Compares the kernels with plain attention on this process's first device, in bfloat16 and on two short rows.
+
+    What a chip or a compiler computes otherwise than expected must not become a wrong model. Where the device is no
+    TPU it does nothing.
+
+    Raises:
+        UserError: results or gradients differ.
+    """
+    if jax.default_backend() != "tpu" and not splash.is_interpreted():
+        return
+    rows, length, heads = 2, 48, 4
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(rows, length, n, LANES) for n in (heads, 2, 2, heads)]
+    *inputs, gradient = (jax.random.normal(k, shape, jnp.bfloat16) for k, shape in zip(keys, shapes, strict=True))
+    positions = jnp.tile(jnp.arange(length), (rows, 1))
+    rotation = rope_rotation(positions, rope_frequencies(LANES, 10_000.0))
+    mask = jnp.tile(jnp.tril(jnp.ones((length, length), bool)), (rows, 1, 1, 1))
+    scale = LANES**-0.5
+
+    def plain(query: Array, key: Array, value: Array) -> Array:
+        return attend(apply_rope(query, rotation), apply_rope(key, rotation), value, mask, scale=scale)
+
+    def fused(query: Array, key: Array, value: Array) -> Array:
+        return attention(query, key, value, mask, rotation, scale=scale)
+
+    def results(run: Callable) -> list[Array]:
+        out, backward = jax.jit(functools.partial(jax.vjp, run))(*inputs)
+        return [x.astype(jnp.float32) for x in (out, *jax.jit(backward)(gradient))]
+
+    for name, found, expected in zip(
+        ("results", "gradients of queries", "gradients of keys", "gradients of values"),
+        results(fused),
+        results(plain),
+        strict=True,
+    ):
+        error = float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected))
+        if not error < _TOLERANCE:
+            raise UserError(
+                f"attention_impl 'fused' computes {name} that differ from plain attention by {error:.1%} on "
+                f"{jax.local_devices()[0].device_kind}; expected less than {_TOLERANCE:.0%}. Set attention_impl to "
+                "'xla', and please report it."
+            )
 
 
 def _run(
@@ -152,7 +199,7 @@ class _Kernels:
                 bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *outputs)),
             ),
             interpret=self.interpret,
-            name=f"{NAME}_{name}",
+            name=f"{FUSED}_{name}",
         )(*arrays)
 
 

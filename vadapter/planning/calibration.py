@@ -59,6 +59,11 @@ PALIGEMMA = Calibration(
 )
 
 
+# Of the peak, that the kernels of fused attention reach by the compiler's own schedule of them, by type of TPU: rows of
+# 336 slots, 24 heads of 256 channels. `python benchmarks/kernel_cycles.py`, libtpu 0.0.42.1.
+FUSED_SHARES = {"v4": 0.48, "v5e": 0.67, "v5p": 0.65, "v6e": 0.25, "tpu7x": 0.26}
+
+
 @dataclasses.dataclass(frozen=True)
 class Published:
     """A measured speed of whole training runs.

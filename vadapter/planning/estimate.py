@@ -10,7 +10,8 @@ from vadapter.planning.topologies import Topology
 METHOD = (
     "The step time is the TPU compiler's own estimate: its cycles for every operation, bodies of scans times their "
     "trip counts, over the clock of the tensor core; waiting for other devices counts where no computation hides it. "
-    f"Hand-written kernels, of which it says nothing, are taken to reach {KERNEL_SHARE:.0%} of the peak. "
+    f"Hand-written kernels, of which it says nothing, are taken to reach {KERNEL_SHARE:.0%} of the peak, and those of "
+    "fused attention what the compiler's schedule of them says. "
     "It leaves out evaluations, checkpoints and waiting for data."
 )
 

@@ -15,12 +15,17 @@ Operations that share HBM with a transfer are not slowed down by it, so the resu
 import dataclasses
 import re
 
+from vadapter.models.attention import FUSED
 from vadapter.planning import collectives, hlo
+from vadapter.planning.calibration import FUSED_SHARES
 from vadapter.planning.collectives import Exchange, Network
 from vadapter.planning.costs import FREE, NAMING, Costs, hbm_bytes, kernel_flops, target
 
 KERNEL_SHARE = 0.35
-"""Of the peak, that a hand-written kernel is taken to reach: an assumption, as nothing is published for short rows."""
+"""Of the peak, that a hand-written kernel is taken to reach: an assumption, as nothing is published for short rows.
+
+Of fused attention more is known: `calibration.FUSED_SHARES`.
+"""
 
 SUMS = ("flops", "hbm_bytes", "matmul", "other", "kernels", "copies", "exposed")
 
@@ -139,13 +144,17 @@ class _Play:
         if cycles is None:
             is_kernel = target(instruction) == "tpu_custom_call"
             self.cost.unknown_kernels += is_kernel and kernel_flops(self.computation, instruction) is None
-            share = KERNEL_SHARE if instruction.opcode == "custom-call" else 1.0
+            share = self._kernel_share(instruction) if instruction.opcode == "custom-call" else 1.0
             cycles = max(flops / self.flops_per_cycle / share, traffic / self.bytes_per_cycle)
         kinds = {"custom-call": "kernels", "copy": "copies"}
         kind = kinds.get(instruction.opcode, "matmul" if flops else "other")
         for name, value in (("flops", flops), ("hbm_bytes", traffic), (kind, cycles)):
             setattr(self.cost, name, getattr(self.cost, name) + value)
         self.now += cycles
+
+    def _kernel_share(self, instruction: hlo.Instruction) -> float:
+        known = FUSED_SHARES.get(self.network.type.name) if instruction.name.startswith(FUSED) else None
+        return known or KERNEL_SHARE
 
     def _communicates(self, instruction: hlo.Instruction) -> bool:
         """Collectives: at once, or from a start to a done."""

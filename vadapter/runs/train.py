@@ -17,6 +17,7 @@ from vadapter.base.host_memory import keep_freed_memory
 from vadapter.data import tasks
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.rows import formats
+from vadapter.models.decoder import DecoderConfig
 from vadapter.models.stacks import layer_stacks
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import MeshConfig
@@ -77,6 +78,10 @@ def _run(experiment: Experiment, accepted: Callable[[str], None] | None) -> loop
     if not finished:
         left = experiment.train.steps - (checkpoints.newest(experiment.model_dir) or 0)
         account.tell(parts.program, _useful_flops(parts), left, say)
+        if any(isinstance(c, DecoderConfig) and c.is_fused for c in layer_stacks(experiment.model).values()):
+            from vadapter.models import fused  # its kernels are of jax's experimental modules
+
+            fused.check()
     start = initialize.begin(
         parts.program,
         experiment.model_dir,

@@ -136,6 +136,25 @@ def test_rows_have_the_same_text_in_both_tokenisers(world):
     assert kinds == {CAPTION, QUESTION[1]}
 
 
+def test_training_from_python_keeps_the_loss(world, tmp_path):
+    vadapter.train(
+        MODEL,
+        world / "pairs.jsonl",
+        tmp_path / "run",
+        weights={part: world / part for part in ("encoder", "decoder")},
+        vocabulary="scenes",
+        stage1=world / "stage1",
+        tiny_loss=1.0,
+        validation=world / "pairs.jsonl",
+        steps=4,
+        batch_size=8,
+        lengths=LENGTHS,
+        optimizer=OptimizerConfig(warmup_steps=0, learning_rate=1e-2),
+    )
+    (measured,) = curve(tmp_path / "run", "val")
+    assert 0 < measured["tiny_loss"] < 6
+
+
 def test_conversations_with_two_pictures_are_written_too(world):
     (batch,) = first_batches(experiment(world, "unused", "tiny_chats"))
     own = load_vocabulary(str(world / "tiny"))

@@ -18,6 +18,7 @@ from vadapter.data import tasks
 from vadapter.data.order.config import LoaderConfig
 from vadapter.data.rows import formats
 from vadapter.models.decoder import DecoderConfig
+from vadapter.models.losses import ObjectiveConfig
 from vadapter.models.stacks import layer_stacks
 from vadapter.models.vlm import VLMConfig
 from vadapter.partitioning import MeshConfig
@@ -200,6 +201,7 @@ def train(
     vocabulary: str,
     stage1: str | os.PathLike[str] | None = None,
     handoff: Handoff | None = None,
+    tiny_loss: float = 0.0,
     validation: str | os.PathLike[str] | None = None,
     trainable: Sequence[str] = ("adapter/.*",),
     steps: int = 1000,
@@ -228,6 +230,8 @@ def train(
         stage1: MODEL_DIR of stage 1, for an adapter that goes on from it.
         handoff: how the adapter's first values fit the language models on both of its sides; its source is `stage1`
             where it names none.
+        tiny_loss: factor of the captioning loss that the tiny LM in the adapter keeps from stage 1, by the tokeniser of
+            `stage1` (`ObjectiveConfig.tiny_loss`); 0 is none.
         validation: another JSONL file; default 5% of the media of `data` are held out.
         trainable: regexes of whole paths of the parameters to train; all others are frozen.
         steps: updates in all.
@@ -278,6 +282,8 @@ def train(
         mesh=mesh or MeshConfig(),
         seed=seed,
         handoff=started,
+        objective=ObjectiveConfig(tiny_loss=tiny_loss),
+        tiny_lm=None if stage1 is None or not tiny_loss else os.fspath(stage1),
     )
     if run(experiment).interrupted:
         raise KeyboardInterrupt

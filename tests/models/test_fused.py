@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from tests.models.test_splash import packed
 from vadapter.base.errors import UserError
-from vadapter.models import fused, splash
+from vadapter.models import decoder, fused, splash
 from vadapter.models.decoder import Decoder, DecoderConfig
 from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
 
@@ -82,15 +82,20 @@ def test_cached_decoding_is_xlas():
     np.testing.assert_array_equal(last(config), last(SMALL))
 
 
+def assert_is_xlas(config):
+    params, *inputs = rows(config, [[24]])
+    implementations = (dataclasses.replace(config, attention_impl=impl) for impl in ("xla", "fused"))
+    np.testing.assert_array_equal(*[Decoder(c).apply({"params": params}, *inputs)[0] for c in implementations])
+
+
 @pytest.mark.parametrize("more", [{"head_dim": 64}, {"rope_dim": 64}, {"attention_softcap": 5.0}])
 def test_what_the_kernel_cannot_do_is_xlas(more):
-    config = dataclasses.replace(SMALL, **more)
-    params, *inputs = rows(config, [[24]])
-    outs = [
-        Decoder(dataclasses.replace(config, attention_impl=impl)).apply({"params": params}, *inputs)[0]
-        for impl in ("xla", "fused")
-    ]
-    np.testing.assert_array_equal(*outs)
+    assert_is_xlas(dataclasses.replace(SMALL, **more))
+
+
+def test_longer_rows_are_xlas(monkeypatch):
+    monkeypatch.setattr(decoder, "FUSED_SLOTS", 16)
+    assert_is_xlas(SMALL)
 
 
 def test_a_device_that_computes_otherwise_is_refused(monkeypatch):

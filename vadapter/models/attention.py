@@ -17,6 +17,7 @@ AttentionImpl = Literal["xla", "cudnn", "splash"]
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu", "fused": "tpu"}
 
 FUSED = "fused_attention"  # what the names of the kernels of `vadapter.models.fused` begin with
+FUSED_SLOTS = 512  # the longest rows whose logits fit the memory of any TPU's core beside what the kernels need
 LANES = 128  # of a TPU: the columns that its memory is made of
 
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from vadapter.base.array_types import Array, Float, Int
 from vadapter.base.errors import UserError
 from vadapter.models import layers
-from vadapter.models.attention import LANES, AttentionImpl, attend, prepare, soft_cap
+from vadapter.models.attention import FUSED_SLOTS, LANES, AttentionImpl, attend, prepare, soft_cap
 from vadapter.models.configuration import configuration
 from vadapter.models.flops import FlopCounter
 from vadapter.models.kv_cache import KVCache, write
@@ -69,8 +69,8 @@ class DecoderConfig:
         causal: whether slots see earlier ones only.
         attention_impl: `xla` everywhere, `cudnn` on NVIDIA GPUs, `splash` on TPUs, see `attention.attend`; `fused` on
             TPUs for short rows, see `vadapter.models.fused`. Decoding with a cache leaves both to `xla`, and so does
-            `fused` what its kernel cannot do: heads that are not multiples of 128 channels, all of them rotated, caps
-            and biases of the logits.
+            `fused` what its kernel cannot do: rows of more than 512 slots, heads that are not multiples of 128
+            channels, all of them rotated, caps and biases of the logits.
         dtype: of the computation: `float32` or `bfloat16`.
         remat: what the backward pass recomputes: `none`, `full` or `dots`.
         lora: small trained maps beside those of the layers; None has none.
@@ -245,7 +245,7 @@ class Attention(nn.Module):
         names = (None if c.num_kv_heads == 1 else "embed", "kv_heads", "kv")
         key = dense((c.num_kv_heads, c.head_dim), names, name="key", **common)(x)
         value = dense((c.num_kv_heads, c.head_dim), names, name="value", **common)(x)
-        fused = c.is_fused and own.key is None
+        fused = c.is_fused and own.key is None and x.shape[1] <= FUSED_SLOTS
         if not fused:
             query = constrain(query, "batch", "length", "activation_heads", None)
         if c.qk_norm:

@@ -14,7 +14,7 @@ from vadapter.base.errors import UserError
 from vadapter.data.order import packing as packing_lib
 from vadapter.data.order.config import PackingConfig
 from vadapter.data.rows.sizes import Layout
-from vadapter.models import splash
+from vadapter.models import tpu_kernels
 
 ROOMY = PackingConfig(samples=2, tokens=160, window=2)
 
@@ -179,7 +179,7 @@ def test_the_kernel_of_tpus_gives_the_loss_and_gradients_of_plain_attention(deco
     config = small.vlm("mlp", decoder=decoder)
     _, packed = _packed(config)
     params, loss = _losses(config, packed)
-    with splash.interpreted():
+    with tpu_kernels.interpreted():
         kernel = dataclasses.replace(decoder, attention_impl="splash")
         _, with_kernel = _losses(small.vlm("mlp", decoder=kernel), packed)
         assert_near(with_kernel(params, packed), loss(params, packed))

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from tests.models.test_splash import packed
 from vadapter.base.errors import UserError
-from vadapter.models import decoder, fused, splash
+from vadapter.models import decoder, fused, tpu_kernels
 from vadapter.models.decoder import Decoder, DecoderConfig
 from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
 
@@ -31,7 +31,7 @@ def results(config, params, x, segments, positions):
         out, _ = Decoder(config).apply({"params": params}, x, segments, positions)
         return jnp.sum(jnp.sin(out) * (segments > 0)[..., None]), out
 
-    with splash.interpreted():
+    with tpu_kernels.interpreted():
         (_, out), gradients = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(params, x)
     return out * (segments > 0)[..., None], gradients
 
@@ -93,18 +93,23 @@ def test_what_the_kernel_cannot_do_is_xlas(more):
     assert_is_xlas(dataclasses.replace(SMALL, **more))
 
 
+def test_an_unknown_implementation_names_those_of_a_decoder():
+    with pytest.raises(UserError, match="'flash'.*xla, cudnn, splash, fused"):
+        dataclasses.replace(SMALL, attention_impl="flash")
+
+
 def test_longer_rows_are_xlas(monkeypatch):
     monkeypatch.setattr(decoder, "FUSED_SLOTS", 16)
     assert_is_xlas(SMALL)
 
 
 def test_a_device_that_computes_otherwise_is_refused(monkeypatch):
-    with splash.interpreted():
-        fused.check()
+    with tpu_kernels.interpreted():
+        fused.check(heads=4, groups=2, dim=128)
         right = fused._rotate
         monkeypatch.setattr(fused, "_rotate", lambda x, cos, sin: right(x, cos, -sin))
         with pytest.raises(UserError, match="'fused' computes results that differ from plain attention by .*'xla'"):
-            fused.check()
+            fused.check(heads=4, groups=2, dim=128)
 
 
 def test_other_platforms_are_refused():

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from tests.models import small
 from vadapter.base.errors import UserError
-from vadapter.models import splash
+from vadapter.models import splash, tpu_kernels
 from vadapter.models.attention import attend
 from vadapter.models.decoder import Decoder
 from vadapter.models.layers import remat
@@ -45,7 +45,7 @@ def outcome(impl, inputs, mask, weights, **options):
         out = attend(*inputs, mask, scale=0.3, impl=impl, **options)
         return jnp.sum(jnp.sin(out) * weights), out
 
-    with splash.interpreted():
+    with tpu_kernels.interpreted():
         (_, out), gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(*inputs)
     assert np.isfinite(out).all()
     return out * weights, *gradients
@@ -99,7 +99,7 @@ def test_decoder_of_local_and_global_layers_trains_alike():
         hidden, _ = model.apply(params, x, segments, positions)
         return jnp.sum(hidden**3 * (segments > 0)[..., None])
 
-    with splash.interpreted():
+    with tpu_kernels.interpreted():
         gradients = [jax.jit(jax.grad(lambda p, impl=impl: loss(impl, p)))(params) for impl in ("splash", "xla")]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3), *gradients)
 
@@ -133,7 +133,7 @@ def test_encoder_and_pooler_take_it():
     visual = jnp.ones((1, 1, 5, 12))
     for module, plain, x in ((ViT, small.vit(depth=1), frames), (AttentionalPooler, small.pooler(), visual)):
         params = jax.jit(module(plain).init)(jax.random.key(0), x)
-        with splash.interpreted():
+        with tpu_kernels.interpreted():
             out = jax.jit(module(dataclasses.replace(plain, attention_impl="splash")).apply)(params, x)
         np.testing.assert_allclose(out, jax.jit(module(plain).apply)(params, x), atol=1e-5)
 
@@ -155,4 +155,4 @@ def test_a_policy_saves_the_kernels_results(policy, computed_again):
     layer = remat(Attends, policy)()
     equations = jax.make_jaxpr(jax.grad(lambda x: layer.apply({}, x).sum()))(jnp.ones((1, 8, 2, 8))).eqns
     [backward] = [e for e in equations if "policy" in e.params]
-    assert (f"name={splash.RESIDUALS}" in str(backward.params["jaxpr"])) == computed_again
+    assert (f"name={tpu_kernels.RESIDUALS}" in str(backward.params["jaxpr"])) == computed_again

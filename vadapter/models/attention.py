@@ -16,10 +16,6 @@ AttentionImpl = Literal["xla", "cudnn", "splash"]
 # What has a kernel of its own runs on one platform; `xla` runs on all. `fused` is for decoders (`DecoderConfig`).
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu", "fused": "tpu"}
 
-FUSED = "fused_attention"  # what the names of the kernels of `vadapter.models.fused` begin with
-FUSED_SLOTS = 512  # the longest rows whose logits fit the memory of any TPU's core beside what the kernels need
-LANES = 128  # of a TPU: the columns that its memory is made of
-
 
 def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
     """Returns cap * tanh(x / cap) (Gemma 2), or `x` where `cap` is None."""

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ from flax import linen as nn
 from vadapter.base.array_types import Array, Float, Int
 from vadapter.base.errors import UserError
 from vadapter.models import layers
-from vadapter.models.attention import FUSED_SLOTS, LANES, AttentionImpl, attend, prepare, soft_cap
+from vadapter.models.attention import AttentionImpl, attend, prepare, soft_cap
 from vadapter.models.configuration import configuration
 from vadapter.models.flops import FlopCounter
 from vadapter.models.kv_cache import KVCache, write
@@ -22,6 +22,7 @@ from vadapter.models.lora import DROPOUT, LoraConfig
 from vadapter.models.masks import Visibility
 from vadapter.models.positions import RopeScaling, apply_rope, rope_frequencies, rope_rotation
 from vadapter.models.relative_positions import RelativeBias
+from vadapter.models.tpu_kernels import FUSED_SLOTS, LANES
 from vadapter.partitioning import constrain
 
 
@@ -127,6 +128,7 @@ class DecoderConfig:
         self._check_relative()
         if self.lora is not None:
             self.lora.check(self._maps, "the decoder")
+        layers.known("attention_impl", self.attention_impl, (*get_args(AttentionImpl), "fused"))
         layers.known("qk_norm_over", self.qk_norm_over, ("head", "all_heads"))
         if unknown := set(self.attention_pattern) - {"global", "local"}:
             raise UserError(
@@ -174,11 +176,15 @@ class DecoderConfig:
         return attention | {"attention/out": (heads, self.width)} | wide | {"mlp/down": (self.mlp_dim, self.width)}
 
     @property
-    def is_fused(self) -> bool:
-        """Whether attention without a cache is the fused kernel's."""
+    def fusable(self) -> bool:
+        """Whether the fused kernel can compute this attention."""
         whole = self.head_dim % LANES == 0 and self.rotated == self.head_dim
-        plain = self.attention_softcap is None and self.relative_buckets is None
-        return self.attention_impl == "fused" and whole and plain
+        return whole and self.attention_softcap is None and self.relative_buckets is None
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the fused kernel computes it, where there is no cache."""
+        return self.attention_impl == "fused" and self.fusable
 
     @property
     def unfused_impl(self) -> AttentionImpl:

@@ -4,9 +4,6 @@ Between products XLA passes over [heads, queries, keys] several times, and lays 
 Where the logits of a row fit the chip's own memory, none of that is needed: each program of the kernel takes one head
 of one row whole, from the array that the map to queries wrote, [rows, slots, heads x channels]. It keeps nothing for
 the backward pass, which computes the weights again.
-
-XLA cannot partition a kernel. Under a mesh each device runs it on its own rows and heads, by the rules for `batch` and
-`activation_heads`.
 """
 
 import dataclasses
@@ -22,9 +19,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from vadapter.base.array_types import Array, Bool, Float
 from vadapter.base.errors import UserError
-from vadapter.models import splash
-from vadapter.models.attention import FUSED, LANES, attend
+from vadapter.models.attention import attend
 from vadapter.models.positions import Rotation, apply_rope, rope_frequencies, rope_rotation
+from vadapter.models.tpu_kernels import FUSED, RESIDUALS, check_platform, is_interpreted, sharded
 
 _TOLERANCE = 0.03  # of an array's norm, between two ways in bfloat16
 _HIDDEN = -1e30  # added to what is not seen; finite, so that a query that sees nothing has finite weights
@@ -42,7 +39,7 @@ def attention(
     """Attention among the slots of a row as `attention.attend` has it, after a rotation of queries and keys.
 
     Args:
-        query: queries, not rotated; H is a multiple of `attention.LANES`, as a program takes whole columns of memory.
+        query: queries, not rotated; H is a multiple of `tpu_kernels.LANES`, as a program takes whole columns of memory.
         key: keys, not rotated; query head n reads head n // (N / K).
         value: values.
         mask: True where attention is allowed.
@@ -52,31 +49,36 @@ def attention(
     Raises:
         UserError: the active mesh is not of TPUs.
     """
-    splash.check_platform("fused")
-    run = functools.partial(_run, dim=query.shape[3], scale=scale, interpret=splash.is_interpreted())
+    check_platform("fused")
+    run = functools.partial(_run, dim=query.shape[3], scale=scale, interpret=is_interpreted())
     key, value = key.astype(query.dtype), value.astype(query.dtype)
-    return checkpoint_name(splash.sharded(run, query, key, value, (mask, rotation), flat=True), splash.RESIDUALS)
+    return checkpoint_name(sharded(run, query, key, value, (mask, rotation), flat=True), RESIDUALS)
 
 
-def check() -> None:
+def check(heads: int, groups: int, dim: int) -> None:
     """Compares the kernels with plain attention on this process's first device, in bfloat16 and on two short rows.
 
     What a chip or a compiler computes otherwise than expected must not become a wrong model. Where the device is no
     TPU it does nothing.
 
+    Args:
+        heads: of queries.
+        groups: heads of keys and values.
+        dim: channels of a head.
+
     Raises:
         UserError: results or gradients differ.
     """
-    if jax.default_backend() != "tpu" and not splash.is_interpreted():
+    if jax.default_backend() != "tpu" and not is_interpreted():
         return
-    rows, length, heads = 2, 48, 4
+    rows, length = 2, 336
     keys = jax.random.split(jax.random.key(0), 4)
-    shapes = [(rows, length, n, LANES) for n in (heads, 2, 2, heads)]
+    shapes = [(rows, length, n, dim) for n in (heads, groups, groups, heads)]
     *inputs, gradient = (jax.random.normal(k, shape, jnp.bfloat16) for k, shape in zip(keys, shapes, strict=True))
     positions = jnp.tile(jnp.arange(length), (rows, 1))
-    rotation = rope_rotation(positions, rope_frequencies(LANES, 10_000.0))
+    rotation = rope_rotation(positions, rope_frequencies(dim, 10_000.0))
     mask = jnp.tile(jnp.tril(jnp.ones((length, length), bool)), (rows, 1, 1, 1))
-    scale = LANES**-0.5
+    scale = dim**-0.5
 
     def plain(query: Array, key: Array, value: Array) -> Array:
         return attend(apply_rope(query, rotation), apply_rope(key, rotation), value, mask, scale=scale)

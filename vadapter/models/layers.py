@@ -14,13 +14,12 @@ from vadapter.base.array_types import Array, Float
 from vadapter.base.errors import UserError
 from vadapter.models import lora as lora_lib
 from vadapter.models.lora import LoraConfig
+from vadapter.models.tpu_kernels import RESIDUALS
 from vadapter.partitioning import constrain, is_one_cpu
 
 NormKind = Literal["rms", "rms_plus_one", "layer", "layer_no_bias"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 Remat = Literal["none", "full", "dots"]
-
-_ATTENTION = "attention"  # vadapter.models.splash.RESIDUALS; not imported, as that module needs jax's experimental ones
 
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
@@ -56,7 +55,7 @@ def remat(module: type[nn.Module], policy: Remat) -> type[nn.Module]:
     if known("Remat policy", policy, get_args(Remat)) == "none":
         return module
     dots = policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(_ATTENTION)
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(RESIDUALS)
     )
     return nn.remat(module, policy=policies.nothing_saveable if policy == "full" else dots, prevent_cse=False)
 

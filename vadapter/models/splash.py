@@ -7,49 +7,20 @@ are not repeated. The output and the log-sum-exp of each query carry the name `R
 
 Order in the row stands for order in a segment (see `vadapter.models.masks`). Padding, segment 0, attends to padding, so
 that all values are finite.
-
-XLA cannot partition a kernel. Under a mesh each device runs it on its own rows and heads, by the rules for `batch` and
-`activation_heads`.
 """
 
-import contextlib
-import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
-from jax.sharding import PartitionSpec
 
 from vadapter.base.array_types import Array, Float, Int
-from vadapter.base.errors import UserError
 from vadapter.models.masks import Visibility
-from vadapter.partitioning import rules
+from vadapter.models.tpu_kernels import LANES, RESIDUALS, check_platform, is_interpreted, sharded
 
-RESIDUALS = "attention"
-
-_LANES = 128
 _MAX_BLOCK = 512
-
-_interpreted: contextvars.ContextVar[bool] = contextvars.ContextVar("interpreted", default=False)
-
-
-@contextlib.contextmanager
-def interpreted() -> Iterator[None]:
-    """Kernels traced inside are interpreted, slowly and on any platform: for tests."""
-    token = _interpreted.set(True)
-    try:
-        yield
-    finally:
-        _interpreted.reset(token)
-
-
-def is_interpreted() -> bool:
-    """Returns whether kernels are interpreted."""
-    return _interpreted.get()
 
 
 def attention(
@@ -89,51 +60,6 @@ def attention(
     return jax.lax.cond(visibility.is_local, near, far, query, key, value, segments)
 
 
-def check_platform(impl: str) -> None:
-    """Raises a `UserError` if the active mesh is not of TPUs; `impl` is the name of the kernel."""
-    state = rules.active_rules()
-    if state is None or is_interpreted():
-        return
-    platform = state[0].devices.flat[0].platform
-    if platform != "tpu":
-        raise UserError(
-            f"attention_impl {impl!r} is a kernel for TPUs, and this mesh is of devices of the platform {platform!r}. "
-            "Set attention_impl to 'xla', which runs everywhere, or on NVIDIA GPUs to 'cudnn'."
-        )
-
-
-def sharded(run: Callable[..., Array], query: Array, key: Array, value: Array, rows: Any, flat: bool = False) -> Array:
-    """Returns `run(query, key, value, rows)`, each device on its rows and its heads, all slots of a row.
-
-    Args:
-        run: a kernel.
-        query: [B, T, N, H].
-        key: [B, S, K, H].
-        value: the same.
-        rows: a tree of arrays whose first axis is that of the rows, or None.
-        flat: `run` takes and returns arrays [B, T, N H] and [B, S, K H].
-    """
-
-    def flattened(x: Array) -> Array:
-        return x.reshape(*x.shape[:2], -1) if flat else x
-
-    state = rules.active_rules()
-    if state is None or state[0].size == 1:
-        return run(flattened(query), flattened(key), flattened(value), rows).reshape(query.shape)
-    mesh, table = state
-    names = ("batch", None, "activation_heads", None)
-    spec = rules.partition_spec(names, query.shape, mesh, table, f"attention's queries {names}")
-    heads = (spec[2],) if isinstance(spec[2], str) else spec[2] or ()
-    # Fewer key/value heads than devices along the heads: repeated, so that each device has the one its queries read.
-    ways = math.prod(mesh.shape[axis] for axis in heads)
-    copies = ways // math.gcd(ways, key.shape[2])
-    key, value = (jnp.repeat(x, copies, axis=2) if copies > 1 else x for x in (key, value))
-    whole = PartitionSpec(*spec[:3])  # of [..., heads] and of [..., heads x channels]
-    specs = (whole, whole, whole, PartitionSpec(spec[0]))
-    mapped = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
-    return mapped(flattened(query), flattened(key), flattened(value), rows).reshape(query.shape)
-
-
 def _run(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
@@ -167,9 +93,9 @@ def _run(
 
 def _blocks(length: int) -> tuple[int, int]:
     # Block size and padded length: as few blocks of at most _MAX_BLOCK as hold the length, in whole lanes.
-    lanes = math.ceil(length / _LANES)
-    blocks = math.ceil(lanes * _LANES / _MAX_BLOCK)
-    block = math.ceil(lanes / blocks) * _LANES
+    lanes = math.ceil(length / LANES)
+    blocks = math.ceil(lanes * LANES / _MAX_BLOCK)
+    block = math.ceil(lanes / blocks) * LANES
     return block, block * blocks
 
 

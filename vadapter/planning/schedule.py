@@ -15,7 +15,7 @@ Operations that share HBM with a transfer are not slowed down by it, so the resu
 import dataclasses
 import re
 
-from vadapter.models.attention import FUSED
+from vadapter.models.tpu_kernels import FUSED
 from vadapter.planning import collectives, hlo
 from vadapter.planning.calibration import FUSED_SHARES
 from vadapter.planning.collectives import Exchange, Network

@@ -125,7 +125,7 @@ class Planner:
         """Returns what a search may try."""
         everywhere = tuple(name for name in get_args(AttentionImpl) if name != "cudnn")
         attention = {
-            part: (*everywhere, "fused") if isinstance(config, DecoderConfig) else everywhere
+            part: (*everywhere, "fused") if isinstance(config, DecoderConfig) and config.fusable else everywhere
             for part, config in layer_stacks(self.experiment.model).items()
         }
         return search.Space(

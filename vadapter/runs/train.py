@@ -79,10 +79,11 @@ def _run(experiment: Experiment, accepted: Callable[[str], None] | None) -> loop
     if not finished:
         left = experiment.train.steps - (checkpoints.newest(experiment.model_dir) or 0)
         account.tell(parts.program, _useful_flops(parts), left, say)
-        if any(isinstance(c, DecoderConfig) and c.is_fused for c in layer_stacks(experiment.model).values()):
-            from vadapter.models import fused  # its kernels are of jax's experimental modules
+        for stack in layer_stacks(experiment.model).values():
+            if isinstance(stack, DecoderConfig) and stack.is_fused:
+                from vadapter.models import fused  # its kernels are of jax's experimental modules
 
-            fused.check()
+                fused.check(stack.num_heads, stack.num_kv_heads, stack.head_dim)
     start = initialize.begin(
         parts.program,
         experiment.model_dir,

@@ -47,6 +47,7 @@ _PAIRS = (
     ("ridge", "text_ridge", "stage 1, with the regression"),
     ("repaired", "ridge", "the prompt's five vectors"),
     ("repaired", "aligned", "the regression and the prompt's vectors"),
+    ("repaired", "random", "text, stage 1, the regression and the prompt's vectors, or nothing"),
     ("repaired", "text_repaired", "stage 1, with the regression and the prompt's vectors"),
     ("repaired_frozen", "repaired", "the tiny LM frozen"),
     ("words", "repaired", "words of its own"),
@@ -62,6 +63,10 @@ _PAIRS = (
 )
 
 Line = Mapping[str, Any]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def mean_of(values: Sequence[float], digits: int = 3) -> str:
@@ -101,7 +106,7 @@ def main_table(best: Mapping[str, list[Line]]) -> list[str]:
             mean_of([x["final"]["test"] for x in runs]),
             mean_of([x["final"]["new_hand"] for x in runs]),
             mean_of([x["reliance"]["test"] for x in runs]),
-            f"{sum(x['seconds'] for x in runs) / len(runs):.1f}",
+            f"{_mean([x['seconds'] for x in runs if x['device'] == runs[0]['device']]):.1f}",
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
@@ -153,7 +158,7 @@ def curve_table(best: Mapping[str, list[Line]]) -> list[str]:
         cells = []
         for step in steps:
             values = [run["curve"][str(step)]["test"] for run in runs if str(step) in run["curve"]]
-            cells.append(f"{sum(values) / len(values):.2f}" if values else "")
+            cells.append(f"{_mean(values):.2f}" if values else "")
         rows.append(f"| `{arm}` | {' | '.join(cells)} |")
     return rows
 

@@ -4,7 +4,9 @@ python examples/open/arms.py --data examples/open/data/pack --out runs/open_arms
 
 Writes a line of JSON to OUT/results.jsonl when a run ends, the runs that matter most first, and stops when the budget
 (seconds from the start of the process) would not last for one more. `--small` runs every arm for two steps, and
-`--arms` some arms only. `benchmarks/open_tables.py` makes a table and a figure of the lines.
+`--arms` some arms only. `--rates` and `--seeds` repeat arms at rates that an earlier run chose, such as
+`--arms perceiver --rates 3e-4 --seeds 2 --steps 100 --dtype float32 --accumulate 4` on a CPU.
+`benchmarks/open_tables.py` makes a table and a figure of the lines.
 """
 
 import argparse
@@ -21,6 +23,8 @@ import numpy as np
 from bench import Bench, initial_state, regression, set_up
 from clock import say
 from trial import run
+
+from vadapter.base.host_memory import keep_freed_memory
 
 ARMS = (
     *("random", "words", "words_frozen", "perceiver", "random_32", "repaired", "aligned", "ridge", "text_repaired"),
@@ -44,12 +48,21 @@ class Starts:
         self._stage1: dict[int, Any] = {}
         self._text: Any = None
 
-    def stage1(self, seed: int) -> tuple[dict[str, Any], Any]:
+    def stage1(self, seed: int) -> dict[str, Any]:
+        """Returns what stage 1 of a seed trained, from OUT where it was trained before: on a CPU that takes an hour."""
+        kept = self._bench.out / f"stage1_seed{seed}_{self._steps}.npz"
+        if kept.exists():
+            return dict(np.load(kept))
+        own = dict(self._made("stage1", seed))
+        own |= {f"decoder/{p}": x for p, x in self._bench.tiny.items()}
+        _, trained = run(self._bench, "stage1", seed, STAGE1_RATE, self._steps, own, {})
+        np.savez(kept, **jax.device_get(trained))
+        return trained
+
+    def after_stage1(self, seed: int) -> tuple[dict[str, Any], Any]:
         """Returns what stage 1 of a seed trained, and the regression of its LM."""
         if seed not in self._stage1:
-            own = dict(self._made("stage1", seed))
-            own |= {f"decoder/{p}": x for p, x in self._bench.tiny.items()}
-            _, trained = run(self._bench, "stage1", seed, STAGE1_RATE, self._steps, own, {})
+            trained = self.stage1(seed)
             tiny = {p.removeprefix("decoder/"): x for p, x in trained.items() if p.startswith("decoder/")}
             begin = time.perf_counter()
             fitted = regression(self._bench, tiny)
@@ -65,7 +78,7 @@ class Starts:
         bench, name = self._bench, models.KIND_OF[arm]
         kind, maker = bench.built[name], bench.built[models.STARTS_AS.get(name, name)]
         needs_stage1 = arm in models.AFTER_STAGE1
-        stage1, fitted = self.stage1(seed) if needs_stage1 else (None, None)
+        stage1, fitted = self.after_stage1(seed) if needs_stage1 else (None, None)
         if arm in models.TEXT_REGRESSION and self._text is None:
             self._text = regression(bench, bench.tiny)
             say(f"regression of the pretrained tiny LM: {self._text[2]}")
@@ -125,9 +138,10 @@ def further(found: Mapping[float, float]) -> float | None:
 
 def experiment(bench: Bench, args: argparse.Namespace) -> None:
     """All runs, those that matter most first."""
-    timed = seconds_a_step(bench, Starts(bench, 0))
+    # Timing costs a dozen steps of each arm, which a CPU would rather train.
+    timed = {} if args.rates else seconds_a_step(bench, Starts(bench, 0))
     left = args.budget - clock.seconds()
-    steps = 2 if args.small else plan_steps(timed, left, args.steps, args.arms)
+    steps = 2 if args.small else args.steps if args.rates else plan_steps(timed, left, args.steps, args.arms)
     bench.facts |= {"seconds_a_step": {n: round(t, 5) for n, t in timed.items()}, "planned_steps": steps}
     say(f"seconds a step {bench.facts['seconds_a_step']}; {steps} steps a run, {left:.0f} s left")
     starts = Starts(bench, steps)
@@ -138,6 +152,9 @@ def experiment(bench: Bench, args: argparse.Namespace) -> None:
         return args.small or clock.seconds() + need < args.budget
 
     def one(arm: str, seed: int, rate: float) -> None:
+        if arm == "stage1":
+            starts.stage1(seed)
+            return
         if not affordable(arm):
             say(f"no time left for {arm} seed {seed} rate {rate:g}")
             return
@@ -149,23 +166,31 @@ def experiment(bench: Bench, args: argparse.Namespace) -> None:
             if args.small:
                 raise
             return
-        if seed == SEEDS[0]:
+        if seed == args.seeds[0]:
             done[arm][rate] = line["final"]["validation"]
 
+    if args.rates:
+        best = dict(zip(args.arms, args.rates, strict=True))
+        for seed in args.seeds:
+            for arm, rate in best.items():
+                one(arm, seed, rate)
+        return
+    first, *others = args.seeds
     for turn in range(1 if args.small else 3):
         for arm in args.arms:
-            one(arm, SEEDS[0], FIRST_RATES.get(arm, (3e-4, 1e-4, 1e-3))[turn])
+            one(arm, first, FIRST_RATES.get(arm, (3e-4, 1e-4, 1e-3))[turn])
     if not args.small:
         for arm in args.arms:
             if rate := further(done[arm]):
-                one(arm, SEEDS[0], rate)
+                one(arm, first, rate)
     best = {arm: min(found, key=found.__getitem__) for arm, found in done.items() if found}
-    for seed in SEEDS[1:2] if args.small else SEEDS[1:]:
+    for seed in others[:1] if args.small else others:
         for arm in [arm for arm in best if arm == "ridge"] if args.small else best:
             one(arm, seed, best[arm])
 
 
-def main() -> None:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="a pack, as prepare.py makes it")
     parser.add_argument("--out", required=True, type=Path)
@@ -173,10 +198,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of a run at most (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--small", action="store_true", help="two steps of each arm")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="to run (default: all)")
-    args = parser.parse_args()
+    parser.add_argument("--arms", nargs="+", choices=(*ARMS, "stage1"), default=ARMS, help="to run (default: all)")
+    parser.add_argument("--rates", nargs="+", type=float, help="one for each of --arms: nothing is swept")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="the first is swept (default: 0 1 2)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the computation")
+    parser.add_argument(
+        "--accumulate", type=int, default=1, help="parts of a batch and of an evaluation, where memory is small"
+    )
+    parser.add_argument("--last-only", action="store_true", help="evaluate after the last step, and not on the way")
+    args = parser.parse_args(given)
+    if args.rates and len(args.rates) != len(args.arms):
+        parser.error(f"--rates has {len(args.rates)} rates for {len(args.arms)} arms: give one for each of --arms")
+    return args
+
+
+def main() -> None:
+    args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     say(f"{jax.devices()}, {os.cpu_count()} CPUs")
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     bench = set_up(args)
     experiment(bench, args)
     say("done")

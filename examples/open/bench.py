@@ -35,6 +35,7 @@ class Bench:
         table: scaled embeddings of the pieces that the regression wants, f32 [positions, E].
         held_out: positions of the regression that measure it.
         out: where results go.
+        last_only: whether runs are evaluated after their last step alone.
         facts: of machine and experiment, for each line.
     """
 
@@ -46,6 +47,7 @@ class Bench:
     sizes: programs.Sizes
     partitioner: Partitioner
     out: Path
+    last_only: bool
     facts: dict[str, Any]
     sets: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     built: dict[str, programs.Kind] = dataclasses.field(default_factory=dict)
@@ -63,10 +65,14 @@ class Bench:
 def set_up(args: argparse.Namespace) -> Bench:
     """Reads the pack, puts it on the device and compiles everything."""
     index = json.loads((args.data / "index.json").read_text())
-    backbones = models.load_backbones(args.data, index)
+    backbones = models.load_backbones(args.data, index, args.dtype)
     say("weights read")
     pictures = rows_lib.load_pictures(args.data)
-    sizes = programs.Sizes(1, 1, 2) if args.small else programs.Sizes(args.batch, 100)
+    sizes = (
+        programs.Sizes(1, 1, 2)
+        if args.small
+        else programs.Sizes(args.batch, 100 // args.accumulate, accumulate=args.accumulate)
+    )
     partitioner = Partitioner(make_mesh(MeshConfig(), jax.devices()[:1]))
     device = jax.devices()[0]
     facts = {
@@ -78,15 +84,15 @@ def set_up(args: argparse.Namespace) -> Bench:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "small": args.small,
+        "dtype": args.dtype,
     }
     texts = {name: x for name, x in np.load(args.data / "texts.npz").items()}
     if args.small:
         texts = _few(texts, 20)
     texts["tokens"] = np.pad(texts["tokens"], ((0, -len(texts["tokens"]) % 20), (0, 0)))
     put = partitioner.replicated
-    bench = Bench(
-        backbones, pictures, jax.device_put(pictures.pixels, put), index, texts, sizes, partitioner, args.out, facts
-    )
+    pixels = jax.device_put(pictures.pixels, put)
+    bench = Bench(backbones, pictures, pixels, index, texts, sizes, partitioner, args.out, args.last_only, facts)
     for name in rows_lib.SETS:
         bench.sets[name] = pictures.sets[name][: sizes.chunk] if args.small else pictures.sets[name]
     bench.whole = np.concatenate(list(bench.sets.values())).reshape(-1, sizes.chunk)

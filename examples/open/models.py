@@ -97,26 +97,29 @@ class Backbones:
     params: Mapping[str, Mapping[str, np.ndarray]]
 
 
-def load_backbones(pack: Path, index: Mapping[str, Any]) -> Backbones:
-    """Reads the weights of a pack; the ViT's positions are resampled to `IMAGE_SIZE`."""
+def load_backbones(pack: Path, index: Mapping[str, Any], dtype: str) -> Backbones:
+    """Reads the weights of a pack, to compute in `dtype`; the ViT's positions are resampled to `IMAGE_SIZE`."""
     loaded = {name: weights.load(pack / source) for name, source in index["models"].items()}
-    encoder = dataclasses.replace(loaded["vit"][0], image_size=IMAGE_SIZE, position_grid=None)
+    vit, tiny, large = (dataclasses.replace(loaded[n][0], dtype=dtype) for n in ("vit", "smollm2", "gemma3"))
+    encoder = dataclasses.replace(vit, image_size=IMAGE_SIZE, position_grid=None)
     table = loaded["vit"][1]["pos_embedding"].astype(np.float32)
     loaded["vit"][1]["pos_embedding"] = resample(table, encoder.num_patches + 1, 1).astype(weights.BF16)
     params = {"encoder": loaded["vit"][1], "tiny": loaded["smollm2"][1], "large": loaded["gemma3"][1]}
-    return Backbones(encoder, loaded["smollm2"][0], loaded["gemma3"][0], params)
+    return Backbones(encoder, tiny, large, params)
 
 
 def adapter_of(kind: str, backbones: Backbones, prompt: Mapping[str, Sequence[int]]) -> AdapterConfig:
     """Returns the adapter of a kind. `prompt` has the ids `before` and `after` the visual tokens in stage 1."""
+    dtype = backbones.tiny.dtype
     if kind == "perceiver":
-        return PerceiverConfig(num_layers=6, num_queries=NUM_QUERIES, num_frames=1)
+        return PerceiverConfig(num_layers=6, num_queries=NUM_QUERIES, num_frames=1, dtype=dtype)
     if kind in ("mlp", "pixel_shuffle", "stage1"):
-        return MlpConfig(depth=2 if kind == "mlp" else 1, pixel_shuffle=2 if kind == "pixel_shuffle" else 1)
+        shuffle = 2 if kind == "pixel_shuffle" else 1
+        return MlpConfig(depth=2 if kind == "mlp" else 1, pixel_shuffle=shuffle, dtype=dtype)
     bare, speaks = kind.startswith("queries"), kind.startswith("words")
     return LMAdapterConfig(
         lm=backbones.tiny,
-        front=MlpConfig(depth=1),
+        front=MlpConfig(depth=1, dtype=dtype),
         readout="appended",
         num_queries=NUM_QUERIES + (NUM_WORDS if kind == "queries_32" else 0),
         query_init="positions",

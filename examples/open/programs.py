@@ -91,11 +91,13 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Shapes of the experiment: rows of a training batch, pictures of a part of an evaluation, ids of a caption."""
+    """Shapes of the experiment: rows of a training batch, pictures of a part of an evaluation, ids of a caption, and
+    parts that a batch is computed in."""
 
     batch: int
     chunk: int
     new_ids: int = rows_lib.LENGTH
+    accumulate: int = 1
 
 
 def struct(x: Any, partitioner: Partitioner) -> Any:
@@ -176,7 +178,7 @@ def build(
         objective=make_objective(model, ObjectiveConfig(tiny_loss=float(keeps_loss))),
         partitioner=partitioner,
         trainable=models.TRAINABLE.get(name, ("adapter/.*",)),
-        optimizer=OPTIMIZER,
+        optimizer=dataclasses.replace(OPTIMIZER, accumulate=sizes.accumulate),
     )
     trainable, kept = program.abstract_params
     trained = trees.flatten(trainable)

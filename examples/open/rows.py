@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from models import IMAGE_SIZE
 
-from vadapter.base.batch import Batch, TinyText
+from vadapter.base.batch import Batch, Text
 
 LENGTH = 16  # targets of a row
 SETS = ("validation", "test", "new_hand")
@@ -95,7 +95,7 @@ def batch_of(rows: Mapping[str, Any], pixels: jax.Array, index: jax.Array, media
     """
     taken = jax.tree.map(lambda x: x[index], dict(rows))
     if "tiny" in taken:
-        taken["tiny"] = TinyText(**taken["tiny"])
+        taken["tiny"] = Text(**taken["tiny"])
     return Batch(media=pixels[media][:, None, None], **taken)
 
 

@@ -18,8 +18,10 @@ from vadapter.generation.config import EMPTY
 POINTS = 5  # evaluations of a run, but for the early ones
 
 
-def points(steps: int) -> list[int]:
-    """Returns the steps after which a run is evaluated: a few early ones, then evenly."""
+def points(steps: int, last_only: bool) -> list[int]:
+    """Returns the steps after which a run is evaluated: a few early ones, then evenly; or the last alone."""
+    if last_only:
+        return [steps]
     if steps < POINTS:
         return [0, steps]
     early = [s for s in (20, 40) if s < steps]
@@ -52,7 +54,7 @@ def run(
     put = bench.partitioner.replicated
     whole = jax.device_put(bench.whole, put)
     drawn = rows_lib.order(bench.pictures.sets["train"], seed, steps, bench.sizes.batch)
-    at, evaluated, logged = points(steps), {}, []
+    at, evaluated, logged = points(steps, bench.last_only), {}, []
     for step in range(steps + 1):
         if step in at:
             evaluated[step] = kind.evaluate(state.params, frozen, kind.rows, bench.pixels, whole, whole)

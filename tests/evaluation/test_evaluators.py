@@ -34,7 +34,7 @@ def make_batch(shades, weights=None, media=1):
     text = np.zeros((rows, 4), np.int32)
     targets = np.array(shades, np.int32)[:, None]
     weights = np.ones((rows, 1), np.float32) if weights is None else np.array(weights, np.float32)[:, None]
-    return Batch(text, text, text, text - 1, images.copy(), targets * 0, targets, weights)
+    return Batch(text, text, text, text - 1, targets * 0, targets, weights, images.copy())
 
 
 def rows_of(batch, valid=None):

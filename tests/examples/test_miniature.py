@@ -101,4 +101,4 @@ def _batch(media, slots):
         media_index[row, len(before) : len(before) + slots] = np.arange(slots)
         at[row], ids[row] = [len(words) - 3, len(words) - 2], words[-2:]
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
-    return Batch(tokens, segments, positions, media_index, media, at, ids, np.ones((2, 2), np.float32))
+    return Batch(tokens, segments, positions, media_index, at, ids, np.ones((2, 2), np.float32), media)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,6 +64,42 @@ def test_steps_are_as_many_as_the_budget_allows(example):
     assert arms.plan_steps(times, 400.0, 5000, ["mlp"]) > steps
 
 
+def test_stage_1_of_a_seed_is_trained_once(example, tmp_path, monkeypatch):
+    arms, trained = example("arms"), []
+
+    def run(bench, arm, seed, rate, steps, own, facts):
+        trained.append((seed, steps))
+        return {}, {"adapter/dense_0/kernel": np.full(2, seed)}
+
+    monkeypatch.setattr(arms, "run", run)
+    bench = SimpleNamespace(out=tmp_path, tiny={}, built={"stage1": SimpleNamespace(make=lambda key: {})})
+    for _ in range(2):
+        assert arms.Starts(bench, 100).stage1(2)["adapter/dense_0/kernel"].tolist() == [2, 2]
+    arms.Starts(bench, 160).stage1(2)
+    arms.Starts(bench, 100).stage1(1)
+    assert trained == [(2, 100), (2, 160), (1, 100)]
+
+
+def test_rates_that_are_given_are_not_swept(example, monkeypatch):
+    arms, done = example("arms"), []
+
+    def run(bench, arm, seed, rate, steps, own, facts):
+        done.append((arm, seed, rate, steps))
+        return {"final": {"validation": 1.0}}, {}
+
+    monkeypatch.setattr(arms, "run", run)
+    monkeypatch.setattr(arms.Starts, "of", lambda *_: ({}, {}))
+    settings = ("--arms", "perceiver", "mlp", "--rates", "3e-4", "1e-2", "--seeds", "2", "3", "--steps", "100")
+    arms.experiment(SimpleNamespace(facts={}), arms.arguments(["--data=pack", "--out=out", *settings]))
+    assert done == [(arm, seed, rate, 100) for seed in (2, 3) for arm, rate in (("perceiver", 3e-4), ("mlp", 1e-2))]
+
+
+def test_a_rate_is_given_for_each_arm(example, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        example("arms").arguments(["--data=pack", "--out=out", "--arms", "perceiver", "mlp", "--rates", "1e-3"])
+    assert "give one for each of --arms" in capsys.readouterr().err
+
+
 def run_line(arm, seed, rate, test, validation, **more):
     losses = {"test": test, "validation": validation, "new_hand": test + 0.5}
     return {
@@ -73,6 +110,7 @@ def run_line(arm, seed, rate, test, validation, **more):
         "steps": 40,
         "trained_parameters": 1200,
         "seconds": 3.0,
+        "device": "a GPU",
         "final": losses,
         "reliance": {"test": 1.0},
         "curve": {"0": {"test": 9.0}, "40": {"test": test}},
@@ -83,7 +121,7 @@ def run_line(arm, seed, rate, test, validation, **more):
 def test_the_tables_show_each_arm_at_the_rate_that_validation_chose(tables, tmp_path, monkeypatch):
     lines = [
         run_line("perceiver", 0, 1e-3, test=4.0, validation=3.0),
-        run_line("perceiver", 1, 1e-3, test=4.2, validation=3.9),
+        run_line("perceiver", 1, 1e-3, test=4.2, validation=3.9, device="a CPU", seconds=5000.0),
         run_line("perceiver", 0, 1e-4, test=3.0, validation=3.5),  # the best on the test set, which chooses nothing
         run_line("repaired", 0, 1e-3, test=3.5, validation=3.0),
         run_line("repaired", 1, 1e-3, test=3.9, validation=3.0),

@@ -12,7 +12,7 @@ from flax import linen as nn
 from tests.models import small
 from tests.training.small import partitioner
 from vadapter.base import trees
-from vadapter.base.batch import Features, TinyText
+from vadapter.base.batch import Features, Text
 from vadapter.base.errors import UserError
 from vadapter.models.losses import ObjectiveConfig
 from vadapter.models.vlm import VLM, VLMConfig
@@ -29,7 +29,7 @@ HALF = ObjectiveConfig(tiny_loss=0.5)
 def tiny_text(rows=8, media=1, frames=1):
     """Rows as stage 1 has them, of other ids and lengths than the decoder's."""
     batch = small.batch(STAGE1, rows, media, frames, seed=1)
-    return TinyText(**{f.name: getattr(batch, f.name) for f in dataclasses.fields(TinyText)})
+    return Text(**{f.name: getattr(batch, f.name) for f in dataclasses.fields(Text)})
 
 
 def stage2_batch(rows=8, media=1, frames=1):

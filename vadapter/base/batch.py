@@ -37,54 +37,48 @@ class Features:
 
 
 @flax.struct.dataclass
-class TinyText:
-    """The text of each row as the tiny LM in the adapter reads it in training, for its own loss.
-
-    It has the row's prompt and targets in that LM's ids. In the place of a medium stand as many slots as the adapter's
-    front makes tokens of it, as in stage 1. Fields as of `Batch`; S and K are its lengths of rows and of targets.
-    """
-
-    tokens: Int[Array, "B S"]
-    segment_ids: Int[Array, "B S"]
-    positions: Int[Array, "B S"]
-    media_index: Int[Array, "B S"]
-    target_positions: Int[Array, "B K"]
-    target_ids: Int[Array, "B K"]
-    target_weights: Float[Array, "B K"]
-
-
-@flax.struct.dataclass
-class Batch:
-    """Text rows with media, ready for a device. Every leaf has the batch as its first axis.
+class Text:
+    """Rows of text with places for visual tokens. Every leaf has the batch as its first axis.
 
     A row is text of one or more segments. Slots that a visual token fills have `media_index >= 0`; the row's visual
     tokens are numbered through its media: medium m, token r is `m * R + r`. The loss is taken at `target_positions`
     only, so the vocabulary head never runs over a whole row.
-
-    Text-only batches have M = 0. A still image has F = 1 whatever the adapter's number of frames: the model encodes
-    it once and broadcasts its tokens over the frames.
 
     Attributes:
         tokens: input ids; 0 in slots of visual tokens and of padding.
         segment_ids: 1, 2, ... for the row's segments, 0 for padding. A slot attends within its segment only.
         positions: position of the slot in its segment, from 0.
         media_index: which of the row's visual tokens fills the slot, or -1 where the slot holds text.
-        media: RGB pixels 0..255, at the encoder's resolution; or what the encoder made of them.
         target_positions: slot whose hidden state predicts the target.
         target_ids: the id to predict there.
         target_weights: weight of the target in the loss; 0 for padding and for rows that were skipped.
-        tiny: the same text for the tiny LM's own loss (`ObjectiveConfig.tiny_loss`); None where it was not asked for.
     """
 
     tokens: Int[Array, "B T"]
     segment_ids: Int[Array, "B T"]
     positions: Int[Array, "B T"]
     media_index: Int[Array, "B T"]
-    media: UInt8[Array, "B M F h w C"] | Features
     target_positions: Int[Array, "B L"]
     target_ids: Int[Array, "B L"]
     target_weights: Float[Array, "B L"]
-    tiny: TinyText | None = None
+
+
+@flax.struct.dataclass
+class Batch(Text):
+    """Text rows with media, ready for a device.
+
+    Text-only batches have M = 0. A still image has F = 1 whatever the adapter's number of frames: the model encodes
+    it once and broadcasts its tokens over the frames.
+
+    Attributes:
+        media: RGB pixels 0..255, at the encoder's resolution; or what the encoder made of them.
+        tiny: the same text in the ids of the tiny LM in the adapter, for its own loss in training
+            (`ObjectiveConfig.tiny_loss`): the row's prompt and targets, and in the place of a medium as many slots as
+            the adapter's front makes tokens of it, as in stage 1. None where it was not asked for.
+    """
+
+    media: UInt8[Array, "B M F h w C"] | Features
+    tiny: Text | None = None
 
     @property
     def pixels(self) -> UInt8[Array, "B M F h w C"]:

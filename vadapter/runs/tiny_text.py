@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from vadapter.base.batch import TinyText
+from vadapter.base.batch import Text
 from vadapter.base.errors import UserError
 from vadapter.data import mixture_description
 from vadapter.data.rows import prompts
@@ -96,4 +96,4 @@ def example(experiment: "Experiment", batch: Any) -> Any:
         return jax.ShapeDtypeStruct((rows, size), dtype)
 
     row, target, weights = shape(slots), shape(lengths["targets"]), shape(lengths["targets"], "float32")
-    return batch.replace(tiny=TinyText(row, row, row, row, target, target, weights))
+    return batch.replace(tiny=Text(row, row, row, row, target, target, weights))

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from vadapter.base.batch import Batch, TinyText
+from vadapter.base.batch import Batch, Text
 from vadapter.data.rows.prompts import MEDIA_ID
 from vadapter.data.rows.sizes import Layout, check_lengths
 from vadapter.data.rows.text_vocabulary import TextVocabulary
@@ -22,8 +22,8 @@ SIZES = "sizes"
 Example = dict[str, Any]
 Arrays = dict[str, np.ndarray]  # of a row, or of the rows of a batch
 TINY = "tiny/"
-"""Stands before the names of arrays of a row's `TinyText`, see `tiny_text`."""
-_FIELDS = tuple(f.name for f in dataclasses.fields(TinyText))
+"""Stands before the names of the arrays of a row's `Batch.tiny`, see `tiny_text`."""
+_FIELDS = tuple(f.name for f in dataclasses.fields(Text))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +208,7 @@ class TextRows:
         fields: dict[str, Any] = {k: arrays[k] for k in _FIELDS} | {"target_weights": weights, "media": media}
         if TINY + "tokens" in arrays:
             own: dict[str, Any] = {k: arrays[TINY + k] for k in _FIELDS}
-            fields["tiny"] = TinyText(**own)
+            fields["tiny"] = Text(**own)
         return Batch(**fields)
 
     def shown(self, example: Example, arrays: Arrays) -> tuple[list[Token], list[Token]]:

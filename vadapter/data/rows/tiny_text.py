@@ -10,7 +10,7 @@ from vadapter.data.rows.text_vocabulary import TextVocabulary
 
 @dataclasses.dataclass(frozen=True)
 class TinyWriter:
-    """Writes the fields of `vadapter.base.batch.TinyText`.
+    """Writes the fields of `vadapter.base.batch.Text`.
 
     Attributes:
         vocabulary: of the tiny LM, with the prompt format of its stage 1.

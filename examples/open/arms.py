@@ -5,7 +5,7 @@ python examples/open/arms.py --data examples/open/data/pack --out runs/open_arms
 Writes a line of JSON to OUT/results.jsonl when a run ends, the runs that matter most first, and stops when the budget
 (seconds from the start of the process) would not last for one more. `--small` runs every arm for two steps, and
 `--arms` some arms only. `--rates` and `--seeds` repeat arms at rates that an earlier run chose, such as
-`--arms perceiver --rates 3e-4 --seeds 2 --steps 100 --dtype float32 --accumulate 4` on a CPU.
+`--arms perceiver --rates 3e-4 --seeds 2 --steps 100 --dtype float32 --accumulate 4` on a CPU, without a budget.
 `benchmarks/open_tables.py` makes a table and a figure of the lines.
 """
 
@@ -149,7 +149,7 @@ def experiment(bench: Bench, args: argparse.Namespace) -> None:
 
     def affordable(arm: str) -> bool:
         need = steps * timed.get(models.KIND_OF[arm], 0.0) * 1.1 + 2
-        return args.small or clock.seconds() + need < args.budget
+        return args.small or bool(args.rates) or clock.seconds() + need < args.budget
 
     def one(arm: str, seed: int, rate: float) -> None:
         if arm == "stage1":
@@ -199,7 +199,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--small", action="store_true", help="two steps of each arm")
     parser.add_argument("--arms", nargs="+", choices=(*ARMS, "stage1"), default=ARMS, help="to run (default: all)")
-    parser.add_argument("--rates", nargs="+", type=float, help="one for each of --arms: nothing is swept")
+    parser.add_argument("--rates", nargs="+", type=float, help="one for each of --arms: no sweep, no budget")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="the first is swept (default: 0 1 2)")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the computation")
     parser.add_argument(

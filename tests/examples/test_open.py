@@ -89,7 +89,21 @@ def test_rates_that_are_given_are_not_swept(example, monkeypatch):
 
     monkeypatch.setattr(arms, "run", run)
     monkeypatch.setattr(arms.Starts, "of", lambda *_: ({}, {}))
-    settings = ("--arms", "perceiver", "mlp", "--rates", "3e-4", "1e-2", "--seeds", "2", "3", "--steps", "100")
+    settings = (
+        "--arms",
+        "perceiver",
+        "mlp",
+        "--rates",
+        "3e-4",
+        "1e-2",
+        "--seeds",
+        "2",
+        "3",
+        "--steps",
+        "100",
+        "--budget",
+        "0",
+    )
     arms.experiment(SimpleNamespace(facts={}), arms.arguments(["--data=pack", "--out=out", *settings]))
     assert done == [(arm, seed, rate, 100) for seed in (2, 3) for arm, rate in (("perceiver", 3e-4), ("mlp", 1e-2))]
 
@@ -152,7 +166,8 @@ def test_the_document_has_the_tables_of_the_recorded_results(tables):
 
 
 def test_the_document_has_the_tables_of_the_run_with_words(tables):
-    lines = [json.loads(line) for line in (RESULTS.parent / "h200_words.jsonl").read_text().splitlines()]
+    files = [RESULTS.parent / name for name in ("h200_words.jsonl", "cpu_words.jsonl")]
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     best = tables.best_runs(lines)
     text = (ROOT / "docs" / "open.md").read_text().partition("## Words")[2].partition("## On a laptop")[0]
     makers = (tables.main_table, tables.seed_table, tables.paired_table, tables.curve_table)

@@ -20,7 +20,7 @@ import clock  # first: it counts the seconds of the other imports too
 import jax
 import models
 import numpy as np
-from bench import Bench, initial_state, regression, set_up
+from bench import CHUNK, Bench, initial_state, regression, set_up
 from clock import say
 from trial import run
 
@@ -50,7 +50,9 @@ class Starts:
 
     def stage1(self, seed: int) -> dict[str, Any]:
         """Returns what stage 1 of a seed trained, from OUT where it was trained before: on a CPU that takes an hour."""
-        kept = self._bench.out / f"stage1_seed{seed}_{self._steps}.npz"
+        facts = self._bench.facts
+        name = f"stage1_seed{seed}_{self._steps}x{facts['batch']}_{facts['dtype']}.npz"
+        kept = self._bench.out / name
         if kept.exists():
             return dict(np.load(kept))
         own = dict(self._made("stage1", seed))
@@ -207,6 +209,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--last-only", action="store_true", help="evaluate after the last step, and not on the way")
     args = parser.parse_args(given)
+    if args.batch % args.accumulate or CHUNK % args.accumulate:
+        parser.error(f"--accumulate is {args.accumulate}: it must divide --batch ({args.batch}) and {CHUNK}")
     if args.rates and len(args.rates) != len(args.arms):
         parser.error(f"--rates has {len(args.rates)} rates for {len(args.arms)} arms: give one for each of --arms")
     return args

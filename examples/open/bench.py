@@ -20,6 +20,8 @@ from vadapter.base import trees
 from vadapter.partitioning import MeshConfig, Partitioner, make_mesh
 from vadapter.training.state import TrainState
 
+CHUNK = 100  # pictures of a part of an evaluation; divides the sets
+
 
 @dataclasses.dataclass
 class Bench:
@@ -68,11 +70,9 @@ def set_up(args: argparse.Namespace) -> Bench:
     backbones = models.load_backbones(args.data, index, args.dtype)
     say("weights read")
     pictures = rows_lib.load_pictures(args.data)
-    sizes = (
-        programs.Sizes(1, 1, 2)
-        if args.small
-        else programs.Sizes(args.batch, 100 // args.accumulate, accumulate=args.accumulate)
-    )
+    sizes = programs.Sizes(args.batch, CHUNK // args.accumulate, accumulate=args.accumulate)
+    if args.small:
+        sizes = programs.Sizes(1, 1, 2)
     partitioner = Partitioner(make_mesh(MeshConfig(), jax.devices()[:1]))
     device = jax.devices()[0]
     facts = {

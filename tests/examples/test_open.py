@@ -72,12 +72,15 @@ def test_stage_1_of_a_seed_is_trained_once(example, tmp_path, monkeypatch):
         return {}, {"adapter/dense_0/kernel": np.full(2, seed)}
 
     monkeypatch.setattr(arms, "run", run)
-    bench = SimpleNamespace(out=tmp_path, tiny={}, built={"stage1": SimpleNamespace(make=lambda key: {})})
+    facts = {"batch": 64, "dtype": "float32"}
+    bench = SimpleNamespace(out=tmp_path, facts=facts, tiny={}, built={"stage1": SimpleNamespace(make=lambda key: {})})
     for _ in range(2):
         assert arms.Starts(bench, 100).stage1(2)["adapter/dense_0/kernel"].tolist() == [2, 2]
     arms.Starts(bench, 160).stage1(2)
     arms.Starts(bench, 100).stage1(1)
-    assert trained == [(2, 100), (2, 160), (1, 100)]
+    facts["dtype"] = "bfloat16"
+    arms.Starts(bench, 100).stage1(1)
+    assert trained == [(2, 100), (2, 160), (1, 100), (1, 100)]
 
 
 def test_rates_that_are_given_are_not_swept(example, monkeypatch):
@@ -108,10 +111,13 @@ def test_rates_that_are_given_are_not_swept(example, monkeypatch):
     assert done == [(arm, seed, rate, 100) for seed in (2, 3) for arm, rate in (("perceiver", 3e-4), ("mlp", 1e-2))]
 
 
-def test_a_rate_is_given_for_each_arm(example, capsys):
+def test_rates_and_parts_that_do_not_fit_are_refused(example, capsys):
     with pytest.raises(SystemExit, match="2"):
         example("arms").arguments(["--data=pack", "--out=out", "--arms", "perceiver", "mlp", "--rates", "1e-3"])
     assert "give one for each of --arms" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        example("arms").arguments(["--data=pack", "--out=out", "--accumulate=3"])
+    assert "must divide --batch (64) and 100" in capsys.readouterr().err
 
 
 def run_line(arm, seed, rate, test, validation, **more):

@@ -65,10 +65,6 @@ _PAIRS = (
 Line = Mapping[str, Any]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def mean_of(values: Sequence[float], digits: int = 3) -> str:
     """Returns a mean with its 95% interval, such as `4.812 ± 0.031`; one value alone has none."""
     found = estimate(values)
@@ -106,7 +102,7 @@ def main_table(best: Mapping[str, list[Line]]) -> list[str]:
             mean_of([x["final"]["test"] for x in runs]),
             mean_of([x["final"]["new_hand"] for x in runs]),
             mean_of([x["reliance"]["test"] for x in runs]),
-            f"{_mean([x['seconds'] for x in runs if x['device'] == runs[0]['device']]):.1f}",
+            f"{estimate([x['seconds'] for x in runs if x['device'] == runs[0]['device']]).mean:.1f}",
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
@@ -158,7 +154,7 @@ def curve_table(best: Mapping[str, list[Line]]) -> list[str]:
         cells = []
         for step in steps:
             values = [run["curve"][str(step)]["test"] for run in runs if str(step) in run["curve"]]
-            cells.append(f"{_mean(values):.2f}" if values else "")
+            cells.append(f"{estimate(values).mean:.2f}" if values else "")
         rows.append(f"| `{arm}` | {' | '.join(cells)} |")
     return rows
 

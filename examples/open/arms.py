@@ -140,10 +140,9 @@ def further(found: Mapping[float, float]) -> float | None:
 
 def experiment(bench: Bench, args: argparse.Namespace) -> None:
     """All runs, those that matter most first."""
-    # Timing costs a dozen steps of each arm, which a CPU would rather train.
-    timed = {} if args.rates else seconds_a_step(bench, Starts(bench, 0))
+    timed = seconds_a_step(bench, Starts(bench, 0))
     left = args.budget - clock.seconds()
-    steps = 2 if args.small else args.steps if args.rates else plan_steps(timed, left, args.steps, args.arms)
+    steps = 2 if args.small else plan_steps(timed, left, args.steps, args.arms)
     bench.facts |= {"seconds_a_step": {n: round(t, 5) for n, t in timed.items()}, "planned_steps": steps}
     say(f"seconds a step {bench.facts['seconds_a_step']}; {steps} steps a run, {left:.0f} s left")
     starts = Starts(bench, steps)
@@ -151,12 +150,9 @@ def experiment(bench: Bench, args: argparse.Namespace) -> None:
 
     def affordable(arm: str) -> bool:
         need = steps * timed.get(models.KIND_OF[arm], 0.0) * 1.1 + 2
-        return args.small or bool(args.rates) or clock.seconds() + need < args.budget
+        return args.small or clock.seconds() + need < args.budget
 
     def one(arm: str, seed: int, rate: float) -> None:
-        if arm == "stage1":
-            starts.stage1(seed)
-            return
         if not affordable(arm):
             say(f"no time left for {arm} seed {seed} rate {rate:g}")
             return
@@ -171,12 +167,6 @@ def experiment(bench: Bench, args: argparse.Namespace) -> None:
         if seed == args.seeds[0]:
             done[arm][rate] = line["final"]["validation"]
 
-    if args.rates:
-        best = dict(zip(args.arms, args.rates, strict=True))
-        for seed in args.seeds:
-            for arm, rate in best.items():
-                one(arm, seed, rate)
-        return
     first, *others = args.seeds
     for turn in range(1 if args.small else 3):
         for arm in args.arms:
@@ -191,16 +181,28 @@ def experiment(bench: Bench, args: argparse.Namespace) -> None:
             one(arm, seed, best[arm])
 
 
+def repeat(bench: Bench, args: argparse.Namespace) -> None:
+    """Each arm at its given rate, from each seed, whatever time that takes."""
+    steps = 2 if args.small else args.steps
+    starts = Starts(bench, steps)
+    for seed in args.seeds:
+        for arm, rate in zip(args.arms, args.rates, strict=True):
+            own, facts = starts.of(arm, seed)
+            run(bench, arm, seed, rate, steps, own, facts)
+
+
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="a pack, as prepare.py makes it")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--budget", type=float, default=330.0, help="seconds (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=400, help="of a run at most (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=400, help="of a run, at most where rates are swept (default: %(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--small", action="store_true", help="two steps of each arm")
-    parser.add_argument("--arms", nargs="+", choices=(*ARMS, "stage1"), default=ARMS, help="to run (default: all)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="to run (default: all)")
     parser.add_argument("--rates", nargs="+", type=float, help="one for each of --arms: no sweep, no budget")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="the first is swept (default: 0 1 2)")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the computation")
@@ -223,7 +225,7 @@ def main() -> None:
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     bench = set_up(args)
-    experiment(bench, args)
+    (repeat if args.rates else experiment)(bench, args)
     say("done")
 
 

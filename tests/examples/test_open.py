@@ -86,28 +86,10 @@ def test_stage_1_of_a_seed_is_trained_once(example, tmp_path, monkeypatch):
 def test_rates_that_are_given_are_not_swept(example, monkeypatch):
     arms, done = example("arms"), []
 
-    def run(bench, arm, seed, rate, steps, own, facts):
-        done.append((arm, seed, rate, steps))
-        return {"final": {"validation": 1.0}}, {}
-
-    monkeypatch.setattr(arms, "run", run)
+    monkeypatch.setattr(arms, "run", lambda bench, *line: done.append(line[:4]))
     monkeypatch.setattr(arms.Starts, "of", lambda *_: ({}, {}))
-    settings = (
-        "--arms",
-        "perceiver",
-        "mlp",
-        "--rates",
-        "3e-4",
-        "1e-2",
-        "--seeds",
-        "2",
-        "3",
-        "--steps",
-        "100",
-        "--budget",
-        "0",
-    )
-    arms.experiment(SimpleNamespace(facts={}), arms.arguments(["--data=pack", "--out=out", *settings]))
+    given = "--data=pack --out=out --arms perceiver mlp --rates 3e-4 1e-2 --seeds 2 3 --steps 100"
+    arms.repeat(None, arms.arguments(given.split()))
     assert done == [(arm, seed, rate, 100) for seed in (2, 3) for arm, rate in (("perceiver", 3e-4), ("mlp", 1e-2))]
 
 

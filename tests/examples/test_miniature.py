@@ -53,6 +53,18 @@ def test_the_page_and_the_demo_say_what_the_results_say():
         assert text == TABLES["estimate_text"](arms[name].test)
 
 
+def test_the_readme_has_the_figures_of_the_page():
+    page = (ROOT / "docs" / "experiments.md").read_text().partition("### Arms")[2].partition("###")[0]
+    lines = (ROOT / "README.md").read_text().partition("## Python")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    assert len(rows) == 5
+    for what, parameters, loss, fewer, seeds in rows:
+        arm = what.partition(":")[0]
+        found = next(line for line in page.splitlines() if line.startswith(f"| {arm} | {parameters} | {loss} |"))
+        assert f"| {fewer} |" in found if fewer else arm == "`perceiver`"
+        assert found.endswith(f"| {seeds} |")
+
+
 def test_a_crossing_lies_between_two_measurements():
     crossing = TABLES["crossing"]
     assert crossing([(30, 1.0), (60, 0.5)], 0.75) == pytest.approx(45)

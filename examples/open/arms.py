@@ -202,6 +202,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--small", action="store_true", help="two steps of each arm")
+    parser.add_argument(
+        "--pictures", type=int, help="of the training set, drawn by seed, for stage 2; stage 1 has all (default: all)"
+    )
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="to run (default: all)")
     parser.add_argument("--rates", nargs="+", type=float, help="one for each of --arms: no sweep, no budget")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="the first is swept (default: 0 1 2)")
@@ -215,6 +218,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--accumulate is {args.accumulate}: it must divide --batch ({args.batch}) and {CHUNK}")
     if args.rates and len(args.rates) != len(args.arms):
         parser.error(f"--rates has {len(args.rates)} rates for {len(args.arms)} arms: give one for each of --arms")
+    if args.pictures is not None and args.pictures < 1:
+        parser.error(f"--pictures is {args.pictures}: give at least 1")
     return args
 
 

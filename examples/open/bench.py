@@ -75,6 +75,9 @@ def set_up(args: argparse.Namespace) -> Bench:
         sizes = programs.Sizes(1, 1, 2)
     partitioner = Partitioner(make_mesh(MeshConfig(), jax.devices()[:1]))
     device = jax.devices()[0]
+    train = len(pictures.sets["train"])
+    if args.pictures is not None and args.pictures > train:
+        raise SystemExit(f"--pictures is {args.pictures:,}, and the training set has {train:,}: give at most that.")
     facts = {
         "batch": sizes.batch,
         "image_size": models.IMAGE_SIZE,
@@ -85,6 +88,7 @@ def set_up(args: argparse.Namespace) -> Bench:
         "python": platform.python_version(),
         "small": args.small,
         "dtype": args.dtype,
+        "stage2_pictures": train if args.pictures is None else args.pictures,
     }
     texts = {name: x for name, x in np.load(args.data / "texts.npz").items()}
     if args.small:

@@ -99,6 +99,11 @@ def batch_of(rows: Mapping[str, Any], pixels: jax.Array, index: jax.Array, media
     return Batch(media=pixels[media][:, None, None], **taken)
 
 
+def some(train: np.ndarray, seed: int, count: int) -> np.ndarray:
+    """Returns `count` of the training pictures, drawn by a seed: a smaller set lies within a larger one."""
+    return np.sort(np.random.default_rng(seed).permutation(train)[:count])
+
+
 def order(train: np.ndarray, seed: int, steps: int, batch: int) -> np.ndarray:
     """Returns the pictures of each step, [steps, batch]: epoch after epoch, each in an order of its own."""
     rng, drawn = np.random.default_rng(seed), []

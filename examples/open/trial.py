@@ -53,7 +53,10 @@ def run(
     state, frozen = initial_state(bench, kind, own, rate, steps)
     put = bench.partitioner.replicated
     whole = jax.device_put(bench.whole, put)
-    drawn = rows_lib.order(bench.pictures.sets["train"], seed, steps, bench.sizes.batch)
+    train = bench.pictures.sets["train"]
+    if arm != "stage1":
+        train = rows_lib.some(train, seed, bench.facts["stage2_pictures"])
+    drawn = rows_lib.order(train, seed, steps, bench.sizes.batch)
     at, evaluated, logged = points(steps, bench.last_only), {}, []
     for step in range(steps + 1):
         if step in at:

@@ -100,6 +100,9 @@ def test_rates_and_parts_that_do_not_fit_are_refused(example, capsys):
     with pytest.raises(SystemExit, match="2"):
         example("arms").arguments(["--data=pack", "--out=out", "--accumulate=3"])
     assert "must divide --batch (64) and 100" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        example("arms").arguments(["--data=pack", "--out=out", "--pictures=0"])
+    assert "give at least 1" in capsys.readouterr().err
 
 
 def run_line(arm, seed, rate, test, validation, **more):

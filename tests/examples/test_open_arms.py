@@ -63,6 +63,18 @@ def test_what_an_arm_trains_leaves_its_table_of_words_alone(example):
         assert {"adapter/prefix", "adapter/suffix", "adapter/queries"} <= set(trained)
 
 
+def test_a_smaller_training_set_lies_within_a_larger_one(example):
+    rows = example("rows")
+    train = np.arange(3, 103, dtype=np.int32)
+    few, more = rows.some(train, 1, 10), rows.some(train, 1, 30)
+    assert len(few) == 10
+    assert set(few) < set(more) < set(train)
+    assert set(few) != set(rows.some(train, 2, 10))
+    np.testing.assert_array_equal(rows.some(train, 1, 100), train)
+    drawn = rows.order(few, 1, 5, 4)
+    assert set(drawn[:2].ravel()) < set(drawn[:3].ravel()) == set(few)  # each comes once before any comes again
+
+
 def test_rows_in_both_tokenisers_become_one_batch(example):
     rows = example("rows")
     records = [{"ids": {"gemma3": [11, 12, 1], "smollm2": [21, 22, 23, 2]}} for _ in range(3)]

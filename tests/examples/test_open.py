@@ -174,8 +174,8 @@ def test_the_readme_has_the_figures_of_the_page():
     for _, parameters, loss, seeds in rows:
         assert any(parameters in line and f"| {seeds.rstrip(' |')} | {loss} |" in line for line in page.splitlines())
     words = readme.partition("In a second run")[2]
-    for less in ("perceiver", "random_32"):
-        row = next(line for line in page.splitlines() if line.startswith(f"| `words` - `{less}`"))
+    for arm, less in (("words", "perceiver"), ("words", "random_32"), ("words_frozen", "perceiver")):
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{arm}` - `{less}`"))
         assert row.split(" | ")[3].lstrip("-") in words
 
 

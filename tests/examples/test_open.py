@@ -160,9 +160,18 @@ def test_the_document_has_the_tables_of_the_run_with_words(tables):
     files = [RESULTS.parent / name for name in ("h200_words.jsonl", "cpu_words.jsonl")]
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     best = tables.best_runs(lines)
-    text = (ROOT / "docs" / "open.md").read_text().partition("## Words")[2].partition("## On a laptop")[0]
+    text = (ROOT / "docs" / "open.md").read_text().partition("## Words")[2].partition("## Fewer pictures")[0]
     makers = (tables.main_table, tables.seed_table, tables.paired_table, tables.curve_table)
     for row in [*(row for make in makers for row in make(best)), *tables.rate_table(lines)]:
+        assert row in text
+
+
+def test_the_document_has_the_tables_of_the_run_with_fewer_pictures(tables):
+    lines = [json.loads(line) for line in (RESULTS.parent / "cpu_few.jsonl").read_text().splitlines()]
+    best = tables.best_runs(lines)
+    assert {line["stage2_pictures"] for line in lines} == {500}
+    text = (ROOT / "docs" / "open.md").read_text().partition("## Fewer pictures")[2].partition("## On a laptop")[0]
+    for row in [row for make in (tables.main_table, tables.paired_table, tables.curve_table) for row in make(best)]:
         assert row in text
 
 

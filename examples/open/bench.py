@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import platform
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def set_up(args: argparse.Namespace) -> Bench:
     device = jax.devices()[0]
     train = len(pictures.sets["train"])
     if args.pictures is not None and args.pictures > train:
-        raise SystemExit(f"--pictures is {args.pictures:,}, and the training set has {train:,}: give at most that.")
+        print(f"--pictures is {args.pictures:,}, and the training set has {train:,}: give fewer", file=sys.stderr)
+        raise SystemExit(2)
     facts = {
         "batch": sizes.batch,
         "image_size": models.IMAGE_SIZE,

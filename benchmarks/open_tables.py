@@ -34,7 +34,7 @@ _COLOURS = (
 )
 _ORDER = (
     *("perceiver", "mlp", "pixel_shuffle", "random", "text", "aligned", "ridge", "text_ridge", "text_repaired"),
-    *("repaired", "repaired_frozen", "words", "words_frozen", "random_32"),
+    *("repaired", "repaired_frozen", "words", "words_frozen", "words_supervised", "random_32"),
 )
 
 # An arm, the arm that it is compared with, and what sets them apart.
@@ -54,6 +54,7 @@ _PAIRS = (
     ("words", "random", "text, stage 1, the repairs and words, or nothing"),
     ("words", "random_32", "text, stage 1, the repairs and words, or as many soft tokens"),
     ("words_frozen", "words", "the tiny LM frozen"),
+    ("words_supervised", "words", "the tiny LM keeps its captioning loss"),
     ("words", "perceiver", "the adapter"),
     ("words_frozen", "perceiver", "the adapter"),
     ("repaired", "perceiver", "the adapter"),
@@ -156,6 +157,24 @@ def curve_table(best: Mapping[str, list[Line]]) -> list[str]:
             values = [run["curve"][str(step)]["test"] for run in runs if str(step) in run["curve"]]
             cells.append(f"{estimate(values).mean:.2f}" if values else "")
         rows.append(f"| `{arm}` | {' | '.join(cells)} |")
+    return rows
+
+
+def short_table(lines: Sequence[Line], longer: Sequence[Line]) -> list[str]:
+    """Returns short runs by their steps, and their test loss less that of a longer run of the same seed."""
+    rows = [
+        "| arm | steps of stage 1 | steps of stage 2 | seeds | test loss | less the longer run's, by seed |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    reached = {x["seed"]: x["final"]["test"] for x in longer}
+    groups: dict[tuple[Any, ...], list[Line]] = {}
+    for x in lines:
+        if x["kind"] == "stage2":
+            groups.setdefault((_place(x["arm"]), x["steps"], x.get("stage1_steps", 0)), []).append(x)
+    for ((_, arm), steps, stage1), runs in sorted(groups.items()):
+        losses = mean_of([x["final"]["test"] for x in runs])
+        less = ", ".join(f"{x['final']['test'] - reached[x['seed']]:+.3f}" for x in runs if x["seed"] in reached)
+        rows.append(f"| `{arm}` | {stage1 or 'none'} | {steps} | {len(runs)} | {losses} | {less} |")
     return rows
 
 

@@ -96,7 +96,8 @@ class Starts:
             put = bench.partitioner.replicated
             own[models.QUERIES] = maker.places({p: jax.device_put(x, put) for p, x in own.items()}, encoder)
         fact = self._text if arm in models.TEXT_REGRESSION else fitted if arm != "aligned" else None
-        return own, dict(fact[2]) if fact else {}
+        facts = {"stage1_steps": self._steps} if needs_stage1 else {}
+        return own, {**facts, **fact[2]} if fact else facts
 
 
 def seconds_a_step(bench: Bench, starts: Starts) -> dict[str, float]:
@@ -184,7 +185,7 @@ def experiment(bench: Bench, args: argparse.Namespace) -> None:
 def repeat(bench: Bench, args: argparse.Namespace) -> None:
     """Each arm at its given rate, from each seed, whatever time that takes."""
     steps = 2 if args.small else args.steps
-    starts = Starts(bench, steps)
+    starts = Starts(bench, steps if args.small else args.stage1_steps or steps)
     for seed in args.seeds:
         for arm, rate in zip(args.arms, args.rates, strict=True):
             own, facts = starts.of(arm, seed)
@@ -200,6 +201,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, default=400, help="of a run, at most where rates are swept (default: %(default)s)"
     )
+    parser.add_argument("--stage1-steps", type=int, help="of stage 1, with --rates (default: --steps)")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--small", action="store_true", help="two steps of each arm")
     parser.add_argument(
@@ -218,6 +220,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--accumulate is {args.accumulate}: it must divide --batch ({args.batch}) and {CHUNK}")
     if args.rates and len(args.rates) != len(args.arms):
         parser.error(f"--rates has {len(args.rates)} rates for {len(args.arms)} arms: give one for each of --arms")
+    if args.stage1_steps is not None and (args.stage1_steps < 1 or not args.rates):
+        parser.error(f"--stage1-steps is {args.stage1_steps}: give 1 or more, with --rates: a sweep has --steps")
     if args.pictures is not None and args.pictures < 1:
         parser.error(f"--pictures is {args.pictures}: give at least 1")
     return args

@@ -93,6 +93,24 @@ def test_rates_that_are_given_are_not_swept(example, monkeypatch):
     assert done == [(arm, seed, rate, 100) for seed in (2, 3) for arm, rate in (("perceiver", 3e-4), ("mlp", 1e-2))]
 
 
+def test_stage_1_can_have_steps_of_its_own(example, monkeypatch):
+    arms, made = example("arms"), []
+
+    class Starts(arms.Starts):
+        def __init__(self, bench, steps):
+            made.append(steps)
+
+        def of(self, arm, seed):
+            return {}, {}
+
+    monkeypatch.setattr(arms, "run", lambda bench, arm, seed, rate, steps, *_: made.append(steps))
+    monkeypatch.setattr(arms, "Starts", Starts)
+    given = "--data=pack --out=out --arms words --rates 3e-4 --seeds 2 --steps 25"
+    arms.repeat(None, arms.arguments(given.split()))
+    arms.repeat(None, arms.arguments([*given.split(), "--stage1-steps", "100"]))
+    assert made == [25, 25, 100, 25]
+
+
 def test_rates_and_parts_that_do_not_fit_are_refused(example, capsys):
     with pytest.raises(SystemExit, match="2"):
         example("arms").arguments(["--data=pack", "--out=out", "--arms", "perceiver", "mlp", "--rates", "1e-3"])
@@ -103,6 +121,9 @@ def test_rates_and_parts_that_do_not_fit_are_refused(example, capsys):
     with pytest.raises(SystemExit, match="2"):
         example("arms").arguments(["--data=pack", "--out=out", "--pictures=0"])
     assert "give at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        example("arms").arguments(["--data=pack", "--out=out", "--stage1-steps=25"])
+    assert "give 1 or more, with --rates" in capsys.readouterr().err
 
 
 def run_line(arm, seed, rate, test, validation, **more):
@@ -147,7 +168,8 @@ def test_the_tables_show_each_arm_at_the_rate_that_validation_chose(tables, tmp_
 
 
 def test_the_document_has_the_tables_of_the_recorded_results(tables):
-    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    files = [RESULTS, RESULTS.parent / "cpu.jsonl"]
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     best = tables.best_runs(lines)
     text = (ROOT / "docs" / "open.md").read_text()
     makers = (tables.main_table, tables.seed_table, tables.paired_table, tables.curve_table)
@@ -173,6 +195,29 @@ def test_the_document_has_the_tables_of_the_run_with_fewer_pictures(tables):
     text = (ROOT / "docs" / "open.md").read_text().partition("## Fewer pictures")[2].partition("## On a laptop")[0]
     for row in [row for make in (tables.main_table, tables.paired_table, tables.curve_table) for row in make(best)]:
         assert row in text
+
+
+def test_the_document_has_the_table_of_the_short_runs(tables):
+    read = {name: (RESULTS.parent / name).read_text().splitlines() for name in ("h200_words.jsonl", "cpu_short.jsonl")}
+    longer, short = ([json.loads(line) for line in lines] for lines in read.values())
+    text = (ROOT / "docs" / "open.md").read_text().partition("## A quarter of the steps")[2]
+    for row in tables.short_table(short, tables.best_runs(longer)["perceiver"]):
+        assert row in text.partition("## Fewer pictures")[0]
+
+
+def test_short_runs_stand_beside_a_longer_one_of_the_same_seed(tables):
+    short = [
+        run_line("words", 0, 3e-4, test=4.5, validation=4.0, stage1_steps=100),
+        run_line("words", 1, 3e-4, test=4.7, validation=4.0, stage1_steps=100),
+        run_line("words", 0, 3e-4, test=5.0, validation=4.0, stage1_steps=25),
+        run_line("perceiver", 0, 3e-4, test=6.0, validation=4.0),
+    ]
+    longer = [run_line("perceiver", 0, 1e-3, test=4.75, validation=4.0)]
+    assert tables.short_table(short, longer)[2:] == [
+        "| `perceiver` | none | 40 | 1 | 6.000 | +1.250 |",
+        "| `words` | 25 | 40 | 1 | 5.000 | +0.250 |",
+        "| `words` | 100 | 40 | 2 | 4.600 ± 1.271 | -0.250 |",  # no longer run of seed 1
+    ]
 
 
 def test_the_readme_has_the_figures_of_the_page():

@@ -5,7 +5,8 @@ python benchmarks/open_tables.py runs/open_arms/results.jsonl --out runs/open_ar
 Writes OUT/results.md and OUT/curves.svg. Each arm is shown at the learning rate with the lowest validation loss of
 seed 0; losses are of the test set, which chose nothing. Intervals are 95% Student intervals over seeds: they say how
 much a repetition would differ, stage 1 and data order included, and nothing about other pictures. With `--pack` a
-gallery of captions follows, by number: every tenth picture of the test set, or every n-th with `--every`.
+gallery of captions follows, by number: every tenth picture of the test set, or every n-th with `--every`. With
+`--short` come runs of fewer steps, beside the perceiver of the same seed.
 """
 
 import argparse
@@ -262,6 +263,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pack", type=Path, help="the pack of the runs, for a gallery")
     parser.add_argument("--every", type=int, default=10, help="pictures of the gallery (default: %(default)s)")
+    parser.add_argument("--short", type=Path, help="lines of runs of fewer steps, to compare with the perceiver's")
     args = parser.parse_args()
     lines = [json.loads(line) for line in args.results.read_text().splitlines()]
     best = best_runs(lines)
@@ -275,6 +277,9 @@ def main() -> None:
     text += ["", "## Stage 1", ""]
     for x in stage1:
         text.append(f"- seed {x['seed']}: {x['steps']} steps, test loss {x['final']['test']:.3f}, {x['seconds']:.1f} s")
+    if args.short:
+        short = [json.loads(line) for line in args.short.read_text().splitlines()]
+        text += ["", "## Fewer steps", "", *short_table(short, best.get("perceiver", ()))]
     if args.pack:
         text += ["", "## Captions", "", *gallery(best, args.pack, args.every)]
     args.out.mkdir(parents=True, exist_ok=True)

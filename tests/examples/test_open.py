@@ -205,7 +205,7 @@ def test_the_document_has_the_table_of_the_short_runs(tables):
         assert row in text.partition("## Fewer pictures")[0]
 
 
-def test_short_runs_stand_beside_a_longer_one_of_the_same_seed(tables):
+def test_short_runs_stand_beside_a_longer_one_of_the_same_seed(tables, tmp_path, monkeypatch):
     short = [
         run_line("words", 0, 3e-4, test=4.5, validation=4.0, stage1_steps=100),
         run_line("words", 1, 3e-4, test=4.7, validation=4.0, stage1_steps=100),
@@ -213,7 +213,13 @@ def test_short_runs_stand_beside_a_longer_one_of_the_same_seed(tables):
         run_line("perceiver", 0, 3e-4, test=6.0, validation=4.0),
     ]
     longer = [run_line("perceiver", 0, 1e-3, test=4.75, validation=4.0)]
-    assert tables.short_table(short, longer)[2:] == [
+    for name, lines in {"short": short, "longer": longer}.items():
+        (tmp_path / name).write_text("\n".join(map(json.dumps, lines)))
+    given = [str(tmp_path / "longer"), "--short", str(tmp_path / "short"), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["open_tables.py", *given])
+    tables.main()
+    rows = (tmp_path / "results.md").read_text().partition("## Fewer steps")[2].split("\n")[4:-1]
+    assert rows == [
         "| `perceiver` | none | 40 | 1 | 6.000 | +1.250 |",
         "| `words` | 25 | 40 | 1 | 5.000 | +0.250 |",
         "| `words` | 100 | 40 | 2 | 4.600 ± 1.271 | -0.250 |",  # no longer run of seed 1

@@ -214,7 +214,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--accumulate", type=int, default=1, help="parts of a batch and of an evaluation, where memory is small"
     )
-    parser.add_argument("--last-only", action="store_true", help="evaluate after the last step, and not on the way")
+    parser.add_argument(
+        "--evaluate", nargs="+", type=int, help="after these steps and the last (default: a few on the way and the last)"
+    )
     args = parser.parse_args(given)
     if args.batch % args.accumulate or CHUNK % args.accumulate:
         parser.error(f"--accumulate is {args.accumulate}: it must divide --batch ({args.batch}) and {CHUNK}")
@@ -224,6 +226,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--stage1-steps is {args.stage1_steps}: give 1 or more, with --rates: a sweep has --steps")
     if args.pictures is not None and args.pictures < 1:
         parser.error(f"--pictures is {args.pictures}: give at least 1")
+    if args.evaluate and (wrong := [step for step in args.evaluate if not 0 <= step <= args.steps]):
+        parser.error(f"--evaluate has {wrong[0]}: steps are 0 to --steps ({args.steps})")
     return args
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import platform
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Bench:
         table: scaled embeddings of the pieces that the regression wants, f32 [positions, E].
         held_out: positions of the regression that measure it.
         out: where results go.
-        last_only: whether runs are evaluated after their last step alone.
+        evaluate: steps after which runs are evaluated, beside the last; None is a few on the way.
         facts: of machine and experiment, for each line.
     """
 
@@ -50,7 +50,7 @@ class Bench:
     sizes: programs.Sizes
     partitioner: Partitioner
     out: Path
-    last_only: bool
+    evaluate: Sequence[int] | None
     facts: dict[str, Any]
     sets: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     built: dict[str, programs.Kind] = dataclasses.field(default_factory=dict)
@@ -98,7 +98,7 @@ def set_up(args: argparse.Namespace) -> Bench:
     texts["tokens"] = np.pad(texts["tokens"], ((0, -len(texts["tokens"]) % 20), (0, 0)))
     put = partitioner.replicated
     pixels = jax.device_put(pictures.pixels, put)
-    bench = Bench(backbones, pictures, pixels, index, texts, sizes, partitioner, args.out, args.last_only, facts)
+    bench = Bench(backbones, pictures, pixels, index, texts, sizes, partitioner, args.out, args.evaluate, facts)
     for name in rows_lib.SETS:
         bench.sets[name] = pictures.sets[name][: sizes.chunk] if args.small else pictures.sets[name]
     bench.whole = np.concatenate(list(bench.sets.values())).reshape(-1, sizes.chunk)

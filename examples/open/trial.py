@@ -1,7 +1,7 @@
 """One run: an arm trained at one rate from one seed, evaluated on the way, and its line of results."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,10 +18,10 @@ from vadapter.generation.config import EMPTY
 POINTS = 5  # evaluations of a run, but for the early ones
 
 
-def points(steps: int, last_only: bool) -> list[int]:
-    """Returns the steps after which a run is evaluated: a few early ones, then evenly; or the last alone."""
-    if last_only:
-        return [steps]
+def points(steps: int, chosen: Sequence[int] | None) -> list[int]:
+    """Returns the steps after which a run is evaluated: the chosen ones, or a few early ones and then evenly."""
+    if chosen is not None:
+        return sorted({*(s for s in chosen if s < steps), steps})
     if steps < POINTS:
         return [0, steps]
     early = [s for s in (20, 40) if s < steps]
@@ -57,7 +57,7 @@ def run(
     if arm != "stage1":
         train = rows_lib.some(train, seed, bench.facts["stage2_pictures"])
     drawn = rows_lib.order(train, seed, steps, bench.sizes.batch)
-    at, evaluated, logged = points(steps, bench.last_only), {}, []
+    at, evaluated, logged = points(steps, bench.evaluate), {}, []
     for step in range(steps + 1):
         if step in at:
             evaluated[step] = kind.evaluate(state.params, frozen, kind.rows, bench.pixels, whole, whole)

@@ -124,6 +124,18 @@ def test_rates_and_parts_that_do_not_fit_are_refused(example, capsys):
     with pytest.raises(SystemExit, match="2"):
         example("arms").arguments(["--data=pack", "--out=out", "--stage1-steps=25"])
     assert "give 1 or more, with --rates" in capsys.readouterr().err
+    for step in ("-1", "101"):
+        with pytest.raises(SystemExit, match="2"):
+            example("arms").arguments(["--data=pack", "--out=out", "--steps=100", "--evaluate", "60", step])
+        assert f"--evaluate has {step}: steps are 0 to --steps (100)" in capsys.readouterr().err
+
+
+def test_a_run_is_evaluated_where_asked_and_at_its_end(example):
+    points = example("trial").points
+    assert points(100, None) == [0, 20, 40, 60, 80, 100]
+    assert points(160, None) == [0, 20, 32, 40, 64, 96, 128, 160]
+    assert points(100, [60, 20]) == [20, 60, 100]
+    assert points(100, [100]) == [100]
 
 
 def run_line(arm, seed, rate, test, validation, **more):

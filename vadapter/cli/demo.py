@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="VALUE",
-        help="a setting over those of every part's gin file, such as --gin.TRAIN_STEPS=20 for a rehearsal",
+        help="a setting over those of every part's gin file, such as --gin.TRAIN_STEPS=60 for a rehearsal",
     )
 
 

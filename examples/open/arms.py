@@ -215,7 +215,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         "--accumulate", type=int, default=1, help="parts of a batch and of an evaluation, where memory is small"
     )
     parser.add_argument(
-        "--evaluate", nargs="+", type=int, help="after these steps and the last (default: a few on the way and the last)"
+        "--evaluate", nargs="+", type=int, help="steps of a run to evaluate after, beside the last (default: a few)"
     )
     args = parser.parse_args(given)
     if args.batch % args.accumulate or CHUNK % args.accumulate:

@@ -136,6 +136,7 @@ def test_a_run_is_evaluated_where_asked_and_at_its_end(example):
     assert points(160, None) == [0, 20, 32, 40, 64, 96, 128, 160]
     assert points(100, [60, 20]) == [20, 60, 100]
     assert points(100, [100]) == [100]
+    assert points(25, [60]) == [25]  # a stage 1 that is shorter than stage 2
 
 
 def run_line(arm, seed, rate, test, validation, **more):

@@ -35,7 +35,7 @@ _COLOURS = (
 )
 _ORDER = (
     *("perceiver", "mlp", "pixel_shuffle", "random", "text", "aligned", "ridge", "text_ridge", "text_repaired"),
-    *("repaired", "repaired_frozen", "words", "words_frozen", "words_supervised", "random_32"),
+    *("repaired", "repaired_frozen", "words", "words_frozen", "words_supervised", "text_words", "random_32"),
 )
 
 # An arm, the arm that it is compared with, and what sets them apart.
@@ -52,6 +52,7 @@ _PAIRS = (
     ("repaired", "text_repaired", "stage 1, with the regression and the prompt's vectors"),
     ("repaired_frozen", "repaired", "the tiny LM frozen"),
     ("words", "repaired", "words of its own"),
+    ("words", "text_words", "stage 1, with words"),
     ("words", "random", "text, stage 1, the repairs and words, or nothing"),
     ("words", "random_32", "text, stage 1, the repairs and words, or as many soft tokens"),
     ("words_frozen", "words", "the tiny LM frozen"),
@@ -162,20 +163,31 @@ def curve_table(best: Mapping[str, list[Line]]) -> list[str]:
 
 
 def short_table(lines: Sequence[Line], longer: Sequence[Line]) -> list[str]:
-    """Returns short runs by their steps, and their test loss less that of a longer run of the same seed."""
+    """Returns short runs by steps and rate, and their test loss less that of a longer run of the same seed."""
     rows = [
-        "| arm | steps of stage 1 | steps of stage 2 | seeds | test loss | less the longer run's, by seed |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| arm | steps of stage 1 | steps of stage 2 | rate | seeds | validation loss, by seed | test loss "
+        "| less the longer run's, by seed | mean |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     reached = {x["seed"]: x["final"]["test"] for x in longer}
     groups: dict[tuple[Any, ...], list[Line]] = {}
-    for x in lines:
+    for x in sorted(lines, key=lambda x: x["seed"]):
         if x["kind"] == "stage2":
-            groups.setdefault((_place(x["arm"]), x["steps"], x.get("stage1_steps", 0)), []).append(x)
-    for ((_, arm), steps, stage1), runs in sorted(groups.items()):
-        losses = mean_of([x["final"]["test"] for x in runs])
-        less = ", ".join(f"{x['final']['test'] - reached[x['seed']]:+.3f}" for x in runs if x["seed"] in reached)
-        rows.append(f"| `{arm}` | {stage1 or 'none'} | {steps} | {len(runs)} | {losses} | {less} |")
+            groups.setdefault((_place(x["arm"]), x["steps"], x.get("stage1_steps", 0), x["rate"]), []).append(x)
+    for ((_, arm), steps, stage1, rate), runs in sorted(groups.items()):
+        less = [x["final"]["test"] - reached[x["seed"]] for x in runs if x["seed"] in reached]
+        cells = [
+            f"`{arm}`",
+            str(stage1 or "none"),
+            str(steps),
+            f"{rate:g}",
+            ", ".join(str(x["seed"]) for x in runs),
+            ", ".join(f"{x['final']['validation']:.3f}" for x in runs),
+            mean_of([x["final"]["test"] for x in runs]),
+            ", ".join(f"{x:+.3f}" for x in less),
+            mean_of(less) if less else "",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 

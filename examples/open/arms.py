@@ -28,7 +28,7 @@ from vadapter.base.host_memory import keep_freed_memory
 
 ARMS = (
     *("random", "words", "words_frozen", "perceiver", "random_32", "repaired", "aligned", "ridge", "text_repaired"),
-    *("text", "text_ridge", "repaired_frozen", "mlp", "pixel_shuffle", "words_supervised"),
+    *("text", "text_ridge", "repaired_frozen", "mlp", "pixel_shuffle", "words_supervised", "text_words"),
 )
 LADDER = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 # Arms that train a whole language model take lower rates than those that train new parameters only.

@@ -16,6 +16,7 @@ All arms stand between the same frozen ViT and the same frozen Gemma 3 270M:
     words            repaired, and the tiny LM writes words of its own, which are soft tokens beside the queries
     words_frozen     words, the tiny LM frozen
     words_supervised words, and the tiny LM keeps its captioning loss of stage 1, in its own tokens
+    text_words       text_repaired, and the tiny LM writes words of its own: words without stage 1
     random_32        random, with as many soft tokens as words has
 
 Queries start at positions in every arm with queries (`query_init = "positions"`, as open_stage2 has it).
@@ -62,9 +63,10 @@ KIND_OF = {
     "words": "words",
     "words_frozen": "words_frozen",
     "words_supervised": "words_supervised",
+    "text_words": "words",
     "random_32": "queries_32",
 }
-TEXT_REGRESSION = ("text_ridge", "text_repaired")
+TEXT_REGRESSION = ("text_ridge", "text_repaired", "text_words")
 AFTER_STAGE1 = ("aligned", "ridge", "repaired", "repaired_frozen", "words", "words_frozen", "words_supervised")
 QUERIES = "adapter/queries"  # starts from other parameters
 STARTS_AS = {"frozen": "prefixed", "words_frozen": "words", "words_supervised": "words"}  # kinds with the same adapter

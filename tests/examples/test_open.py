@@ -221,12 +221,14 @@ def test_the_document_has_the_table_of_the_short_runs(tables):
 
 def test_short_runs_stand_beside_a_longer_one_of_the_same_seed(tables, tmp_path, monkeypatch):
     short = [
+        run_line("words", 1, 3e-4, test=4.7, validation=4.25, stage1_steps=100),
         run_line("words", 0, 3e-4, test=4.5, validation=4.0, stage1_steps=100),
-        run_line("words", 1, 3e-4, test=4.7, validation=4.0, stage1_steps=100),
+        run_line("words", 0, 1e-3, test=4.6, validation=4.1, stage1_steps=100),
         run_line("words", 0, 3e-4, test=5.0, validation=4.0, stage1_steps=25),
+        run_line("words", 2, 3e-4, test=5.0, validation=4.0, stage1_steps=10),
         run_line("perceiver", 0, 3e-4, test=6.0, validation=4.0),
     ]
-    longer = [run_line("perceiver", 0, 1e-3, test=4.75, validation=4.0)]
+    longer = [run_line("perceiver", seed, 1e-3, test=4.75, validation=4.0) for seed in (0, 1)]
     for name, lines in {"short": short, "longer": longer}.items():
         (tmp_path / name).write_text("\n".join(map(json.dumps, lines)))
     given = [str(tmp_path / "longer"), "--short", str(tmp_path / "short"), "--out", str(tmp_path)]
@@ -234,9 +236,11 @@ def test_short_runs_stand_beside_a_longer_one_of_the_same_seed(tables, tmp_path,
     tables.main()
     rows = (tmp_path / "results.md").read_text().partition("## Fewer steps")[2].split("\n")[4:-1]
     assert rows == [
-        "| `perceiver` | none | 40 | 1 | 6.000 | +1.250 |",
-        "| `words` | 25 | 40 | 1 | 5.000 | +0.250 |",
-        "| `words` | 100 | 40 | 2 | 4.600 ± 1.271 | -0.250 |",  # no longer run of seed 1
+        "| `perceiver` | none | 40 | 0.0003 | 0 | 4.000 | 6.000 | +1.250 | 1.250 |",
+        "| `words` | 10 | 40 | 0.0003 | 2 | 4.000 | 5.000 |  |  |",  # no longer run of seed 2
+        "| `words` | 25 | 40 | 0.0003 | 0 | 4.000 | 5.000 | +0.250 | 0.250 |",
+        "| `words` | 100 | 40 | 0.0003 | 0, 1 | 4.000, 4.250 | 4.600 ± 1.271 | -0.250, -0.050 | -0.150 ± 1.271 |",
+        "| `words` | 100 | 40 | 0.001 | 0 | 4.100 | 4.600 | -0.150 | -0.150 |",
     ]
 
 

@@ -35,7 +35,8 @@ _COLOURS = (
 )
 _ORDER = (
     *("perceiver", "mlp", "pixel_shuffle", "random", "text", "aligned", "ridge", "text_ridge", "text_repaired"),
-    *("repaired", "repaired_frozen", "words", "words_frozen", "words_supervised", "text_words", "random_32"),
+    *("repaired", "repaired_frozen", "words", "words_frozen", "words_supervised", "words_slow_lm", "text_words"),
+    "random_32",
 )
 
 # An arm, the arm that it is compared with, and what sets them apart.
@@ -57,6 +58,7 @@ _PAIRS = (
     ("words", "random_32", "text, stage 1, the repairs and words, or as many soft tokens"),
     ("words_frozen", "words", "the tiny LM frozen"),
     ("words_supervised", "words", "the tiny LM keeps its captioning loss"),
+    ("words_slow_lm", "words", "the tiny LM at a tenth of the learning rate"),
     ("words", "perceiver", "the adapter"),
     ("words_frozen", "perceiver", "the adapter"),
     ("repaired", "perceiver", "the adapter"),

@@ -28,12 +28,13 @@ from vadapter.base.host_memory import keep_freed_memory
 
 ARMS = (
     *("random", "words", "words_frozen", "perceiver", "random_32", "repaired", "aligned", "ridge", "text_repaired"),
-    *("text", "text_ridge", "repaired_frozen", "mlp", "pixel_shuffle", "words_supervised", "text_words"),
+    *("text", "text_ridge", "repaired_frozen", "mlp", "pixel_shuffle", "words_supervised", "words_slow_lm"),
+    "text_words",
 )
 LADDER = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 # Arms that train a whole language model take lower rates than those that train new parameters only.
 NEW_ONLY = (1e-3, 3e-4, 3e-3)
-FIRST_RATES = dict.fromkeys(("words_frozen", "repaired_frozen", "mlp", "pixel_shuffle"), NEW_ONLY)
+FIRST_RATES = dict.fromkeys(("words_frozen", "words_slow_lm", "repaired_frozen", "mlp", "pixel_shuffle"), NEW_ONLY)
 STAGE1_RATE = 3e-4
 SEEDS = (0, 1, 2)
 RUNS_AN_ARM = 5.4  # three rates, the other seeds, and for some arms a fourth rate

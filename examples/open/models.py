@@ -16,6 +16,7 @@ All arms stand between the same frozen ViT and the same frozen Gemma 3 270M:
     words            repaired, and the tiny LM writes words of its own, which are soft tokens beside the queries
     words_frozen     words, the tiny LM frozen
     words_supervised words, and the tiny LM keeps its captioning loss of stage 1, in its own tokens
+    words_slow_lm    words, the tiny LM at a tenth of the learning rate
     text_words       text_repaired, and the tiny LM writes words of its own: words without stage 1
     random_32        random, with as many soft tokens as words has
 
@@ -63,19 +64,26 @@ KIND_OF = {
     "words": "words",
     "words_frozen": "words_frozen",
     "words_supervised": "words_supervised",
+    "words_slow_lm": "words_slow_lm",
     "text_words": "words",
     "random_32": "queries_32",
 }
 TEXT_REGRESSION = ("text_ridge", "text_repaired", "text_words")
-AFTER_STAGE1 = ("aligned", "ridge", "repaired", "repaired_frozen", "words", "words_frozen", "words_supervised")
+AFTER_STAGE1 = (
+    *("aligned", "ridge", "repaired", "repaired_frozen"),
+    *("words", "words_frozen", "words_supervised", "words_slow_lm"),
+)
 QUERIES = "adapter/queries"  # starts from other parameters
-STARTS_AS = {"frozen": "prefixed", "words_frozen": "words", "words_supervised": "words"}  # kinds with the same adapter
+# Kinds with the same adapter.
+STARTS_AS = {"frozen": "prefixed"} | dict.fromkeys(("words_frozen", "words_supervised", "words_slow_lm"), "words")
 TRAINABLE = {
     "stage1": (r"adapter/.*", r"decoder/.*"),
     "frozen": (r"adapter/(prefix|queries)", r"adapter/(front|projection)/.*"),
     "words": (r"adapter/(?!lm/(embedder|head)/).*",),
+    "words_slow_lm": (r"adapter/(?!lm/(embedder|head)/).*",),
     "words_frozen": (r"adapter/(prefix|suffix|queries)", r"adapter/(front|projection)/.*"),
 }
+LR_MULTIPLIERS = {"words_slow_lm": ((r"adapter/lm/.*", 0.1),)}
 
 
 def kinds_of(arms: Sequence[str]) -> list[str]:

@@ -178,7 +178,9 @@ def build(
         objective=make_objective(model, ObjectiveConfig(tiny_loss=float(keeps_loss))),
         partitioner=partitioner,
         trainable=models.TRAINABLE.get(name, ("adapter/.*",)),
-        optimizer=dataclasses.replace(OPTIMIZER, accumulate=sizes.accumulate),
+        optimizer=dataclasses.replace(
+            OPTIMIZER, accumulate=sizes.accumulate, lr_multipliers=models.LR_MULTIPLIERS.get(name, ())
+        ),
     )
     trainable, kept = program.abstract_params
     trained = trees.flatten(trainable)

@@ -15,7 +15,7 @@ PROMPT = {"before": [1, 5, 7], "after": [9]}
 
 
 STARTED = (
-    *("words", "words_frozen", "words_supervised", "text_words", "random_32"),
+    *("words", "words_frozen", "words_supervised", "words_slow_lm", "text_words", "random_32"),
     *("repaired", "text_repaired", "aligned"),
 )
 
@@ -64,6 +64,7 @@ def test_what_an_arm_trains_leaves_its_table_of_words_alone(example):
         assert not any("embedder" in path for path in trained)
         assert any(path.startswith("adapter/lm/") for path in trained) == lm_moves
         assert {"adapter/prefix", "adapter/suffix", "adapter/queries"} <= set(trained)
+    assert models.TRAINABLE["words_slow_lm"] == models.TRAINABLE["words"]
 
 
 def test_a_smaller_training_set_lies_within_a_larger_one(example):

@@ -10,6 +10,7 @@ from flax import linen as nn
 from tests.models import small
 from vadapter.base import trees
 from vadapter.training import freezing
+from vadapter.training.optimizers import OptimizerConfig, lr_factors
 
 PROMPT = {"before": [1, 5, 7], "after": [9]}
 
@@ -53,18 +54,19 @@ def test_an_arm_starts_from_what_its_name_says(example, arm):
     assert model.config.num_visual_tokens(1) == (32 if "words" in arm or arm == "random_32" else 16)
 
 
-def test_what_an_arm_trains_leaves_its_table_of_words_alone(example):
+def test_what_an_arm_trains_and_how_fast_leaves_its_table_of_words_alone(example):
     models = example("models")
     backbones = SimpleNamespace(encoder=small.vit(), tiny=small.TINY, large=small.decoder())
-    for kind, lm_moves in (("words", True), ("words_frozen", False)):
+    for kind, lm_moves in (("words", 1.0), ("words_frozen", None), ("words_slow_lm", 0.1)):
         model = models.model_of(kind, backbones, PROMPT)
         example_batch = small.batch(model.config)
         shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), example_batch)["params"])
-        trained = trees.flatten(freezing.partition(shapes, models.TRAINABLE[kind])[0])
+        part = freezing.partition(shapes, models.TRAINABLE[kind])[0]
+        trained = lr_factors(OptimizerConfig(lr_multipliers=models.LR_MULTIPLIERS.get(kind, ())), part)
         assert not any("embedder" in path for path in trained)
-        assert any(path.startswith("adapter/lm/") for path in trained) == lm_moves
-        assert {"adapter/prefix", "adapter/suffix", "adapter/queries"} <= set(trained)
-    assert models.TRAINABLE["words_slow_lm"] == models.TRAINABLE["words"]
+        rates = {rate for path, rate in trained.items() if path.startswith("adapter/lm/")}
+        assert rates == (set() if lm_moves is None else {lm_moves})
+        assert {trained[f"adapter/{part}"] for part in ("prefix", "suffix", "queries")} == {1.0}
 
 
 def test_a_smaller_training_set_lies_within_a_larger_one(example):

@@ -54,18 +54,18 @@ def test_an_arm_starts_from_what_its_name_says(example, arm):
     assert model.config.num_visual_tokens(1) == (32 if "words" in arm or arm == "random_32" else 16)
 
 
-def test_what_an_arm_trains_and_how_fast_leaves_its_table_of_words_alone(example):
+def test_an_arm_trains_the_tiny_lm_at_its_rate_and_never_its_table_of_words(example):
     models = example("models")
     backbones = SimpleNamespace(encoder=small.vit(), tiny=small.TINY, large=small.decoder())
-    for kind, lm_moves in (("words", 1.0), ("words_frozen", None), ("words_slow_lm", 0.1)):
+    for kind, lm_rate in (("words", 1.0), ("words_frozen", None), ("words_slow_lm", 0.1)):
         model = models.model_of(kind, backbones, PROMPT)
         example_batch = small.batch(model.config)
         shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), example_batch)["params"])
-        part = freezing.partition(shapes, models.TRAINABLE[kind])[0]
-        trained = lr_factors(OptimizerConfig(lr_multipliers=models.LR_MULTIPLIERS.get(kind, ())), part)
+        trainable = freezing.partition(shapes, models.TRAINABLE[kind])[0]
+        trained = lr_factors(OptimizerConfig(lr_multipliers=models.LR_MULTIPLIERS.get(kind, ())), trainable)
         assert not any("embedder" in path for path in trained)
         rates = {rate for path, rate in trained.items() if path.startswith("adapter/lm/")}
-        assert rates == (set() if lm_moves is None else {lm_moves})
+        assert rates == (set() if lm_rate is None else {lm_rate})
         assert {trained[f"adapter/{part}"] for part in ("prefix", "suffix", "queries")} == {1.0}
 
 

@@ -53,6 +53,8 @@ PAIRS = (
     ("words", "queries", "16 words of its own"),
     ("words", "queries_random", "text, stage 1, hand-off and words, or nothing"),
     ("words", "queries_random_32", "text, stage 1, hand-off and words, or as many soft tokens"),
+    ("words", "text_words", "stage 1, with words"),
+    ("text_words", "queries_random_32", "text and words, or as many soft tokens"),
     ("queries_frozen", "perceiver", "the adapter"),
     ("words_frozen", "perceiver", "the adapter"),
     ("words_frozen", "words", "the tiny LM frozen"),
@@ -194,6 +196,7 @@ ALONE = (
     "slow_lm_random",
     "text",
     "text_handoff",
+    "text_words",
 )
 
 

@@ -59,11 +59,7 @@ RECIPES = {
     "text": Arm((QUERIES, f"{GIN}/text_only.gin"), {"STAGE1_RUN": "tiny", **BARE}, RATE),
     # A language model that saw no pictures has no prompt to stand before them: the map alone.
     "text_handoff": Arm((QUERIES, f"{GIN}/text_only.gin"), {"STAGE1_RUN": "tiny", "NUM_PREFIX": "0"}, RATE),
-    "text_words": Arm(
-        (WORDS, f"{GIN}/text_words.gin"),
-        {"STAGE1_RUN": "tiny", "NUM_PREFIX": "0", "NUM_SUFFIX": "0"},
-        f"3e-4,{RATES}",
-    ),
+    "text_words": Arm((WORDS, f"{GIN}/text_words.gin"), {"STAGE1_RUN": "tiny"}, f"3e-4,{RATES}"),
     "map_only": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "NUM_PREFIX": "0"}, RATE),
     "prompt_only": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "Handoff.output": "'random'"}, RATE),
     "scale": Arm((QUERIES,), {"STAGE1_RUN": "stage1", "Handoff.output": "'scale'"}, RATE),

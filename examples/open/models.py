@@ -76,11 +76,12 @@ AFTER_STAGE1 = (
 QUERIES = "adapter/queries"  # starts from other parameters
 # Kinds with the same adapter.
 STARTS_AS = {"frozen": "prefixed"} | dict.fromkeys(("words_frozen", "words_supervised", "words_slow_lm"), "words")
+_WORDS = (r"adapter/(?!lm/(embedder|head)/).*",)  # the table of words stays as stage 1 left it
 TRAINABLE = {
     "stage1": (r"adapter/.*", r"decoder/.*"),
     "frozen": (r"adapter/(prefix|queries)", r"adapter/(front|projection)/.*"),
-    "words": (r"adapter/(?!lm/(embedder|head)/).*",),
-    "words_slow_lm": (r"adapter/(?!lm/(embedder|head)/).*",),
+    "words": _WORDS,
+    "words_slow_lm": _WORDS,
     "words_frozen": (r"adapter/(prefix|suffix|queries)", r"adapter/(front|projection)/.*"),
 }
 LR_MULTIPLIERS = {"words_slow_lm": ((r"adapter/lm/.*", 0.1),)}
